@@ -1,0 +1,159 @@
+"""Where each data set's categories, lists and frames lie below `--root_path`.
+
+The layout is that of TRN-pytorch and of the GST authors' code:
+
+    <root_path>/<dataset>/category.txt                  one class name a line; its line is its label
+    <root_path>/<dataset>/train_videofolder.txt         folder  frames  label
+    <root_path>/<dataset>/val_videofolder.txt
+    <root_path>/<dataset>/<frames>/<folder>/00001.jpg   frames are numbered from 1
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from errors import InputError
+
+# dataset name -> (folder of the frame folders, file name of a frame)
+LAYOUTS = {
+    "somethingv1": ("20bn-something-something-v1", "{:05d}.jpg"),
+    "somethingv2": ("20bn-something-something-v2-frames", "{:06d}.jpg"),
+    "diving48": ("frames", "{:05d}.jpg"),
+}
+
+# TRN-pytorch's file names, then the GST authors'. Fields may be separated by spaces or tabs in both.
+TRAIN_LISTS = ("train_videofolder.txt", "train.txt")
+VAL_LISTS = ("val_videofolder.txt", "valid.txt")
+
+# "pulling it right out" says how, not where to: the adverb is no direction.
+_DIRECTION = re.compile(r"\b(left|right)\b(?! out\b)", re.IGNORECASE)
+
+
+class DatasetPaths(NamedTuple):
+    """What `return_dataset` finds, in the order of TRN-pytorch's tuple."""
+
+    categories: list[str]
+    train_list: Path | None
+    val_list: Path
+    root_data: Path
+    prefix: str
+
+
+def return_dataset(
+    dataset: str,
+    root_path: str | Path,
+    train_list: str | None = None,
+    val_list: str | None = None,
+    image_tmpl: str | None = None,
+    for_training: bool = True,
+) -> DatasetPaths:
+    """Find a data set's files.
+
+    Args:
+        dataset: a key of `LAYOUTS`.
+        root_path: the folder that holds a folder for each data set.
+        train_list: the training list, instead of the one in the data set's folder.
+        val_list: the validation list, likewise.
+        image_tmpl: the file name of a frame, such as `{:05d}.jpg`, instead of the data set's own.
+        for_training: whether the training list is needed; it is not looked for otherwise.
+
+    Raises:
+        InputError: something is not there, is ambiguous or cannot be read.
+    """
+    folder = Path(root_path) / dataset
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; --root_path must name the folder that holds '{dataset}'")
+    frames, template = LAYOUTS[dataset]
+    if not (folder / frames).is_dir():
+        raise InputError(f"{folder / frames}: no such folder; the frame folders of {dataset} belong there")
+    return DatasetPaths(
+        categories=read_categories(folder / "category.txt"),
+        train_list=_find_list(folder, TRAIN_LISTS, "--train_list", train_list) if for_training else None,
+        val_list=_find_list(folder, VAL_LISTS, "--val_list", val_list),
+        root_data=folder / frames,
+        prefix=_check_template(image_tmpl) if image_tmpl else template,
+    )
+
+
+def read_categories(path: Path) -> list[str]:
+    """Read class names, one a line, the first line being label 0.
+
+    Raises:
+        InputError: the file is missing or empty, or a name is blank or stands twice.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; it holds the class names, one a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not names:
+        raise InputError(f"{path}: is empty; it holds the class names, one a line")
+    first_seen: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise InputError(f"{path}, line {number}: blank; every line is the name of one class")
+        if name in first_seen:
+            raise InputError(f"{path}, line {number}: '{name}' stands on line {first_seen[name]} already")
+        first_seen[name] = number
+    return names
+
+
+def flip_label_map(categories: list[str]) -> dict[int, int]:
+    """Which labels change into which when a clip is mirrored, from the class names alone.
+
+    Exchanging the words left and right in a name gives the mirrored class, if there is one.
+    Published code wires in label numbers instead (86/87, 93/94 and 166/167 for Something-v1),
+    which mislabel mirrored clips for any other order of the classes.
+
+    Returns:
+        `{label: label of the mirrored class}`, each pair in both directions; classes that
+        mirroring does not change are not in it.
+    """
+    label_of = {name: label for label, name in enumerate(categories)}
+    swaps = {label: label_of.get(_mirrored(name), label) for name, label in label_of.items()}
+    return {label: partner for label, partner in swaps.items() if partner != label}
+
+
+def unflippable_labels(categories: list[str]) -> list[int]:
+    """The labels whose clips must never be mirrored, because no class describes the result.
+
+    These are the classes with a direction in their name but no partner. Where no name has
+    a letter in it (a list of numbers), nothing says what mirroring would do: all of them.
+    """
+    if not any(character.isalpha() for name in categories for character in name):
+        return list(range(len(categories)))
+    partners = flip_label_map(categories)
+    return [
+        label for label, name in enumerate(categories) if label not in partners and _mirrored(name) != name
+    ]
+
+
+def _mirrored(name: str) -> str:
+    def other(match: re.Match) -> str:
+        word = match.group()
+        swapped = "right" if word.lower() == "left" else "left"
+        return swapped.capitalize() if word[0].isupper() else swapped
+
+    return _DIRECTION.sub(other, name)
+
+
+def _find_list(folder: Path, names: tuple[str, ...], option: str, given: str | None) -> Path:
+    if given:
+        return Path(given)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise InputError(f"{folder}: has neither {' nor '.join(names)}; give {option} FILE")
+    if len(found) > 1:
+        raise InputError(f"{folder}: has both {' and '.join(names)}; say which with {option} FILE")
+    return found[0]
+
+
+def _check_template(template: str) -> str:
+    try:
+        works = template.format(1) != template.format(2)
+    except (IndexError, KeyError, ValueError):
+        works = False
+    if not works:
+        raise InputError(f"--image_tmpl {template}: must hold one number, as '{{:05d}}.jpg' does")
+    return template

@@ -1,0 +1,27 @@
+"""Mistakes in what a user gave: told in one line, without a traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(Exception):
+    """An option, list, folder, image or checkpoint that cannot be used.
+
+    The message is one line that names the culprit and says what to do about it.
+    """
+
+    def __init__(self, message: str):
+        # A DataLoader worker's exception comes back with the worker's traceback as its message;
+        # the line that the user needs is the last one.
+        last_line = message.rstrip().splitlines()[-1]
+        super().__init__(last_line.removeprefix("errors.InputError: "))
+
+
+def run_program(main: Callable[[], int | None]) -> None:
+    """Run a program's `main`, and end the process: bad input is one line on stderr and status 1."""
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,122 @@
+"""`TemporalModel`: a GST backbone under TSN's segments and consensus."""
+
+import torch
+from torch import nn
+
+from resnet_gst import build_resnet
+
+
+class TemporalModel(nn.Module):
+    """Classify a clip of `num_segments` frames: the mean over the frames' logits (TSN, arXiv 1608.00859).
+
+    Input:  batch x (num_segments * 3) x height x width, or batch x num_segments x 3 x height x width;
+            frames in time order, RGB, normalised by `input_mean` and `input_std`
+    Output: batch x num_class logits
+
+    Building it downloads nothing and loads no weights.
+
+    Args:
+        num_class: number of classes.
+        num_segments: frames per clip.
+        model: the type of block; 'GST' is the only one.
+        backbone: an arch of `resnet_gst.BLOCKS`.
+        alpha: one in alpha of a block's channels is temporal.
+        beta: 2 for GST, 1 for GST-Large.
+        dropout: probability before the classifier, drawn for each frame. Above 0 the classifier is
+            `new_fc` and `base_model.fc` a Dropout, at 0 it is `base_model.fc` (TSN-pytorch).
+        target_transforms: `{label: label of the mirrored class}` for whoever flips clips for this model.
+        input_size: height and width of the crops it is meant for, in pixels.
+        zero_init_residual: see `resnet_gst.ResNet`.
+
+    Raises:
+        ValueError: an argument that cannot work, named by the option that sets it.
+    """
+
+    input_mean = (0.485, 0.456, 0.406)
+    input_std = (0.229, 0.224, 0.225)
+
+    def __init__(
+        self,
+        num_class: int,
+        num_segments: int,
+        model: str = "GST",
+        backbone: str = "resnet50",
+        alpha: int = 4,
+        beta: int = 2,
+        dropout: float = 0.3,
+        target_transforms: dict[int, int] | None = None,
+        input_size: int = 224,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if model != "GST":
+            raise ValueError(f"type {model} is not known: GST is the only one (GST-Large is GST with beta 1)")
+        if num_class < 1 or num_segments < 1:
+            raise ValueError(f"num_class {num_class} and num_segments {num_segments} must be 1 or more")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout {dropout} is no probability below 1")
+        if input_size < 32:
+            raise ValueError(f"input_size {input_size} is too small: the network divides it by 32")
+        self.num_segments = num_segments
+        self.target_transforms = target_transforms or {}
+        self.input_size = input_size
+
+        self.base_model = build_resnet(backbone, alpha, beta, zero_init_residual)
+        classifier = nn.Linear(self.base_model.fc.in_features, num_class)
+        nn.init.normal_(classifier.weight, 0, 0.001)
+        nn.init.zeros_(classifier.bias)
+        self.base_model.fc = nn.Dropout(dropout) if dropout > 0 else classifier
+        self.new_fc = classifier if dropout > 0 else None
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the square that the network sees, in pixels."""
+        return self.input_size
+
+    @property
+    def scale_size(self) -> int:
+        """Short side to which evaluation scales a frame before it crops the centre, in pixels."""
+        return self.input_size * 256 // 224
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        clips = clips.view(clips.shape[0], self.num_segments, 3, *clips.shape[-2:])
+        logits = self.base_model(clips.transpose(1, 2))
+        if self.new_fc is not None:
+            logits = self.new_fc(logits)
+        return logits.view(-1, self.num_segments, logits.shape[-1]).mean(dim=1)
+
+    def get_optim_policies(self) -> list[dict]:
+        """The optimizer's parameter groups, with TSN-pytorch's names.
+
+        Returns:
+            Groups with `params`, `lr_mult` and `decay_mult`, the factors on learning rate and weight decay.
+
+        Raises:
+            TypeError: a module with parameters that no group is meant for.
+        """
+        conv_weights: list[nn.Parameter] = []
+        linear_weights: list[nn.Parameter] = []
+        biases: list[nn.Parameter] = []
+        norm: list[nn.Parameter] = []
+        for module in self.modules():
+            parameters = list(module.parameters(recurse=False))
+            if isinstance(module, nn.Conv3d):
+                conv_weights += parameters
+            elif isinstance(module, nn.Linear):
+                linear_weights.append(module.weight)
+                biases.append(module.bias)
+            elif isinstance(module, nn.BatchNorm3d):
+                norm += parameters
+            elif parameters:
+                raise TypeError(f"no parameter group for {type(module).__name__}")
+        groups = (
+            ("first_conv_weight", conv_weights[:3], 1, 1),
+            ("first_conv_bias", [], 2, 0),  # no convolution has one; kept for the published layout
+            ("normal_weight", conv_weights[3:] + linear_weights, 1, 1),
+            ("normal_bias", biases, 2, 0),
+            ("BN scale/shift", norm, 1, 0),
+        )
+        return [
+            {"name": name, "params": params, "lr_mult": lr_mult, "decay_mult": decay_mult}
+            for name, params, lr_mult, decay_mult in groups
+        ]

@@ -1,0 +1,128 @@
+"""ResNets built of GST bottlenecks, and their start from a 2D ResNet's ImageNet weights."""
+
+import torch
+from torch import nn
+
+from gst import GSTBottleneck, check_split
+
+# Bottlenecks in each of the four stages. 14 and 26 are for small machines; no ImageNet weights exist.
+BLOCKS = {
+    "resnet14": (1, 1, 1, 1),
+    "resnet26": (2, 2, 2, 2),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+
+
+class ResNet(nn.Module):
+    """A ResNet of GST bottlenecks, applied to every frame of a clip.
+
+    Input:  batch x 3 x frames x height x width
+    Output: (batch * frames) x num_classes, a clip's frames following each other
+
+    Args:
+        layers: the number of bottlenecks in each stage.
+        alpha: see `gst.GSTBottleneck`.
+        beta: see `gst.GSTBottleneck`.
+        num_classes: outputs of the classifier `fc`.
+        zero_init_residual: start the last batch norm of every block at zero, so that each
+            block starts as the identity (Goyal et al., arXiv 1706.02677).
+    """
+
+    def __init__(
+        self,
+        layers: tuple[int, int, int, int],
+        alpha: int,
+        beta: int,
+        num_classes: int = 1000,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inplanes = 64
+        self.conv1 = nn.Conv3d(3, 64, kernel_size=(1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
+        self.bn1 = nn.BatchNorm3d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool3d(kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.layer1 = self._make_layer(64, layers[0], alpha, beta, stride=1)
+        self.layer2 = self._make_layer(128, layers[1], alpha, beta, stride=2)
+        self.layer3 = self._make_layer(256, layers[2], alpha, beta, stride=2)
+        self.layer4 = self._make_layer(512, layers[3], alpha, beta, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512 * GSTBottleneck.expansion, num_classes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, GSTBottleneck):
+                    nn.init.zeros_(module.bn3.weight)
+
+    def _make_layer(self, planes: int, blocks: int, alpha: int, beta: int, stride: int) -> nn.Sequential:
+        outputs = planes * GSTBottleneck.expansion
+        downsample = nn.Sequential(
+            nn.Conv3d(self.inplanes, outputs, kernel_size=1, stride=(1, stride, stride), bias=False),
+            nn.BatchNorm3d(outputs),
+        )
+        first = GSTBottleneck(self.inplanes, planes, alpha, beta, stride, downsample)
+        self.inplanes = outputs
+        return nn.Sequential(first, *(GSTBottleneck(outputs, planes, alpha, beta) for _ in range(blocks - 1)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        frames = x.transpose(1, 2).flatten(0, 1)
+        return self.fc(self.avgpool(frames).flatten(1))
+
+
+def build_resnet(arch: str, alpha: int, beta: int, zero_init_residual: bool = False) -> ResNet:
+    """Build an untrained ResNet of GST bottlenecks.
+
+    Raises:
+        ValueError: an arch that is not in `BLOCKS`, or an alpha or beta that cannot work.
+    """
+    if arch not in BLOCKS:
+        raise ValueError(f"arch {arch} is not one of {', '.join(BLOCKS)}")
+    check_split(alpha, beta)
+    return ResNet(BLOCKS[arch], alpha, beta, zero_init_residual=zero_init_residual)
+
+
+def load_2d_weights(model: ResNet, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
+    """Start from the weights of a 2D ResNet, as torchvision's `IMAGENET1K_V1` (paper, section 4.2).
+
+    Kernels gain a time axis of length 1. `conv2` takes the first of the 2D kernel's output filters
+    and input channels, as many as it has. `Tconv` and the classifier keep their initialisation.
+
+    Args:
+        model: changed in place.
+        weights: a 2D ResNet's state dict with the same blocks.
+
+    Returns:
+        The names of the tensors that were loaded, and of the model's tensors that were not.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape; the model is not changed then.
+    """
+    converted: dict[str, torch.Tensor] = {}
+    kept: list[str] = []
+    for name, own in model.state_dict().items():
+        if ".Tconv." in name or name.startswith("fc.") or name.endswith("num_batches_tracked"):
+            kept.append(name)
+            continue
+        if name not in weights:
+            raise ValueError(f"has no tensor '{name}'")
+        value = weights[name]
+        if value.ndim == 4:
+            value = value.unsqueeze(2)
+        if name.endswith(".conv2.weight") and value.ndim == 5:
+            value = value[: own.shape[0], : own.shape[1]]
+        if value.shape != own.shape:
+            raise ValueError(f"has '{name}' with shape {tuple(weights[name].shape)}, which does not fit")
+        converted[name] = value
+    extra = [name for name in weights if name not in converted and not name.startswith("fc.")]
+    extra = [name for name in extra if not name.endswith("num_batches_tracked")]
+    if extra:
+        raise ValueError(f"has a tensor '{extra[0]}' that this arch does not have")
+    model.load_state_dict(converted, strict=False)
+    return list(converted), kept
