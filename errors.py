@@ -19,6 +19,7 @@ class InputError(Exception):
 
 def run_program(main: Callable[[], int | None]) -> None:
     """Run a program's `main`, and end the process: bad input is one line on stderr and status 1."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log that is followed in a file, too
     try:
         sys.exit(main())
     except InputError as error:

@@ -1,0 +1,206 @@
+"""Checkpoints: save them whole or not at all, and load what others saved."""
+
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+import torchvision
+
+from errors import InputError
+from models import TemporalModel
+from resnet_gst import BLOCKS
+
+
+class ModelSpec(NamedTuple):
+    """What a state dict's shapes say about its model."""
+
+    arch: str
+    alpha: int
+    beta: int
+    num_class: int
+    has_dropout: bool
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file so that at every moment the old one or the new one is there, whole.
+
+    Args:
+        path: the file.
+        write: writes the content to an open file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Save a checkpoint atomically, in the form that `load_checkpoint` reads."""
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """Read a file that torch saved, new or old format, onto the CPU and without running code in it.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it needs code to be run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise InputError(
+                f"{path}: refused, because loading it would run code in it ({code.group(1)}); "
+                "save its state_dict alone and use that"
+            ) from None
+        raise InputError(f"{path}: is no checkpoint, or is damaged") from None
+    except Exception as error:  # whatever bytes can make torch.load raise; the file is at fault
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputError(
+            f"{path}: is no checkpoint, or is damaged ({type(error).__name__}: {reason})"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint: this code's, one that the GST authors released, or a bare state dict.
+
+    Returns:
+        The published form, `state_dict` with keys without `module.`, and `best_prec1`, if there, a float.
+
+    Raises:
+        InputError: see `read_tensors`; or there is no state dict in it.
+    """
+    content = read_tensors(path)
+    if "state_dict" not in content:
+        content = {"state_dict": content}
+    state_dict = content["state_dict"]
+    if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise InputError(f"{path}: has no state dict of tensors")
+    content["state_dict"] = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    if "best_prec1" in content:
+        content["best_prec1"] = float(content["best_prec1"])
+    return content
+
+
+def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """Get a 2D ResNet's weights to start from.
+
+    Args:
+        choice: 'imagenet' for torchvision's `IMAGENET1K_V1`, from its cache or the network; or a file.
+        arch: which ResNet, for 'imagenet'.
+
+    Returns:
+        Where they came from, and the state dict.
+
+    Raises:
+        InputError: they cannot be had.
+    """
+    if choice != "imagenet":
+        return choice, read_tensors(choice)
+    weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        # The file is fetched (where it is not there yet) and its check sum verified by torchvision.
+        tensors = weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"ImageNet weights of {arch} cannot be loaded ({reason}): "
+            f"fetch {weights.url} and put it at {cached}, "
+            "or give --pretrained FILE, or --pretrained none for a random start"
+        ) from None
+    return f"ImageNet weights {cached.name}", tensors
+
+
+def describe_model(state_dict: dict[str, torch.Tensor], path: str | Path) -> ModelSpec:
+    """Read from the tensors' shapes which model they are of.
+
+    Args:
+        state_dict: keys without `module.`.
+        path: the file it came from, for the message.
+
+    Raises:
+        InputError: they are not a GST model's.
+    """
+    stem = state_dict.get("base_model.conv1.weight")
+    spatial = state_dict.get("base_model.layer1.0.conv2.weight")
+    temporal = state_dict.get("base_model.layer1.0.Tconv.weight")
+    head = "new_fc" if "new_fc.weight" in state_dict else "base_model.fc"
+    classifier = state_dict.get(f"{head}.weight")
+    for name, tensor, dims in (
+        ("base_model.conv1.weight", stem, 5),
+        ("base_model.layer1.0.conv2.weight", spatial, 5),
+        ("base_model.layer1.0.Tconv.weight", temporal, 5),
+        (f"{head}.weight", classifier, 2),
+    ):
+        if tensor is None or tensor.ndim != dims or 0 in tensor.shape:
+            raise InputError(f"{path}: is no GST model: it has no {dims}-dimensional tensor '{name}'")
+    blocks = tuple(
+        len({name.split(".")[2] for name in state_dict if name.startswith(f"base_model.layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    arch = next((arch for arch, layers in BLOCKS.items() if layers == blocks), None)
+    if arch is None:
+        raise InputError(f"{path}: its {blocks} blocks are those of no known arch ({', '.join(BLOCKS)})")
+    planes = spatial.shape[0] + temporal.shape[0]
+    return ModelSpec(
+        arch=arch,
+        alpha=planes // temporal.shape[0],
+        beta=planes // temporal.shape[1],
+        num_class=classifier.shape[0],
+        has_dropout=head == "new_fc",
+    )
+
+
+def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Load a state dict whole, or say what does not fit.
+
+    Raises:
+        InputError: a tensor is missing, is not the model's, or has another shape.
+    """
+    own = model.state_dict()
+    for name in own:
+        if name not in state_dict:
+            raise InputError(f"{path}: has no tensor '{name}'")
+        if state_dict[name].shape != own[name].shape:
+            raise InputError(
+                f"{path}: '{name}' has shape {tuple(state_dict[name].shape)}, not {tuple(own[name].shape)}"
+            )
+    for name in state_dict:
+        if name not in own:
+            raise InputError(f"{path}: has a tensor '{name}' that the model does not have")
+    model.load_state_dict(state_dict)
+
+
+def check_categories(saved: dict[str, Any], categories: list[str], path: str | Path) -> None:
+    """Check that a checkpoint's classes are the data set's.
+
+    Args:
+        saved: what `load_checkpoint` gave.
+        categories: the data set's class names.
+        path: the checkpoint's file, for the message.
+
+    Raises:
+        InputError: they differ in number or, where the checkpoint knows them, in names or order.
+    """
+    num_class = describe_model(saved["state_dict"], path).num_class
+    if num_class != len(categories):
+        raise InputError(f"{path} is for {num_class} classes, but category.txt has {len(categories)}")
+    for label, (old, new) in enumerate(zip(saved.get("categories", categories), categories, strict=True)):
+        if old != new:
+            raise InputError(f"{path} has '{old}' as class {label}, but category.txt has '{new}'")

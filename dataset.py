@@ -1,0 +1,291 @@
+"""From a list file to clips: records, sampled frames, decoded and transformed."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from errors import InputError
+from transforms import Compose
+
+# As published: in a shorter video nothing moves.
+MIN_FRAMES = 3
+
+
+class VideoRecord(NamedTuple):
+    """One video: the folder of its frames, how many there are (numbered from 1), and its label."""
+
+    path: str
+    num_frames: int
+    label: int
+
+
+def read_list(list_file: str | Path, num_class: int) -> list[VideoRecord]:
+    """Read a list file of lines `folder  frames  label`, separated by spaces or tabs.
+
+    The last two fields are the numbers; a folder's name may contain spaces.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or has a line that cannot be right.
+    """
+    try:
+        lines = Path(list_file).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{list_file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{list_file}: cannot be read ({error})") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{list_file}, line {number}"
+        fields = line.strip().rsplit(None, 2)
+        if len(fields) < 3:
+            raise InputError(f"{where}: '{line.strip()}' is not 'folder frames label'")
+        folder, frames, label = fields
+        if not frames.isdecimal():
+            raise InputError(f"{where}: number of frames '{frames}' is not a whole number")
+        if not label.isdecimal():
+            raise InputError(f"{where}: label '{label}' is not a whole number")
+        if int(label) >= num_class:
+            raise InputError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
+        records.append(VideoRecord(folder, int(frames), int(label)))
+    if not records:
+        raise InputError(f"{list_file}: is empty; it holds a line 'folder frames label' for each video")
+    return records
+
+
+class VideoDataSet(Dataset):
+    """Clips of a frame-folder data set.
+
+    Indexed by a clip's number, or by `(epoch, number)` as `ClipSampler` gives it: everything
+    random about a clip is drawn from a generator of seed, epoch and number alone.
+
+    Args:
+        root_path: the folder that holds the frame folders.
+        list_file: see `read_list`.
+        num_segments: equal segments that a video is cut into; one place is sampled in each.
+        image_tmpl: file name of a frame, such as `{:05d}.jpg`.
+        new_length: consecutive frames taken at each place (1 for RGB).
+        transform: makes the clip of the frames; see `transforms`.
+        random_shift: sample a random place in each segment (training), not the middle one.
+        test_mode: sample as the published test program: like validation, except that videos
+            that are not longer than the number of segments are spread over the clip too.
+        num_class: labels must be below it.
+        seed: of all that is random.
+
+    Raises:
+        InputError: see `read_list`; or no video has `MIN_FRAMES` frames.
+    """
+
+    def __init__(
+        self,
+        root_path: str | Path,
+        list_file: str | Path,
+        num_segments: int,
+        image_tmpl: str,
+        new_length: int = 1,
+        transform: Compose | None = None,
+        random_shift: bool = True,
+        test_mode: bool = False,
+        *,
+        num_class: int,
+        seed: int = 0,
+    ) -> None:
+        self.root_path = str(root_path)
+        self.list_file = str(list_file)
+        self.num_segments = num_segments
+        self.image_tmpl = image_tmpl
+        self.new_length = new_length
+        self.transform = transform
+        self.random_shift = random_shift
+        self.test_mode = test_mode
+        self.seed = seed
+        records = read_list(list_file, num_class)
+        self.num_listed = len(records)
+        long_enough = [record for record in records if record.num_frames >= MIN_FRAMES]
+        self.num_short = len(records) - len(long_enough)
+        if not long_enough:
+            raise InputError(
+                f"{list_file}: none of its {len(records)} videos has {MIN_FRAMES} frames or more"
+            )
+        # Arrays, not Python objects: a worker that only reads them shares the memory of its parent.
+        self.paths = np.array([record.path.encode() for record in long_enough])
+        self.num_frames = np.array([record.num_frames for record in long_enough], dtype=np.int32)
+        self.labels = np.array([record.label for record in long_enough], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def record(self, index: int) -> VideoRecord:
+        """The record of clip number `index`."""
+        return VideoRecord(self.paths[index].decode(), int(self.num_frames[index]), int(self.labels[index]))
+
+    def coverage(self) -> str:
+        """What a result must say if videos of the list are left out of it; empty if none are."""
+        return f" ({len(self)} of {self.num_listed} videos)" if len(self) < self.num_listed else ""
+
+    def keep(self, indices: np.ndarray | list[int]) -> None:
+        """Keep only the clips with these numbers, and number them anew."""
+        self.paths = self.paths[indices]
+        self.num_frames = self.num_frames[indices]
+        self.labels = self.labels[indices]
+
+    def frame_path(self, record: VideoRecord, number: int) -> str:
+        """Path of a video's frame; numbers start at 1."""
+        return f"{self.root_path}/{record.path}/{self.image_tmpl.format(number)}"
+
+    def sample_indices(self, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+        """Sample the first frame number (from 1) of each segment (paper, section 4.2; TSN-pytorch).
+
+        Args:
+            num_frames: of the video.
+            rng: used with `random_shift` only.
+
+        Returns:
+            `num_segments` whole numbers, in time order.
+        """
+        segments = np.arange(self.num_segments)
+        places = num_frames - self.new_length + 1
+        if self.random_shift:
+            length = places // self.num_segments
+            if length > 0:
+                return 1 + segments * length + rng.integers(length, size=self.num_segments)
+            if num_frames > self.num_segments:
+                return 1 + np.sort(rng.integers(places, size=self.num_segments))
+            return np.ones_like(segments)
+        if not self.test_mode and num_frames <= self.num_segments + self.new_length - 1:
+            return np.ones_like(segments)
+        length = places / self.num_segments
+        return 1 + (length / 2 + length * segments).astype(int)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, int]:
+        """Load a clip.
+
+        Returns:
+            What `transform` makes of the frames (uint8, frames x height x width x channel) and the label.
+
+        Raises:
+            InputError: a frame cannot be read, or differs in size from the clip's other frames.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.record(index)
+        rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
+        starts = self.sample_indices(record.num_frames, rng)
+        numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
+        frames = {number: _read_image(self.frame_path(record, number)) for number in set(numbers)}
+        for number, frame in frames.items():
+            if frame.size != frames[numbers[0]].size:
+                raise InputError(
+                    f"{self.frame_path(record, number)}: is {frame.width} x {frame.height}, not "
+                    f"{frames[numbers[0]].width} x {frames[numbers[0]].height} like the clip's other frames"
+                )
+        clip = [frames[number] for number in numbers]
+        return self.transform(clip, record.label, rng) if self.transform else (clip, record.label)
+
+    def find_missing(self) -> list[tuple[int, str]]:
+        """Look for every video's folder, first and last frame, in parallel.
+
+        Returns:
+            The number of each clip that is not whole, and the path that is not there.
+        """
+        chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 500))
+        with ThreadPoolExecutor(16) as pool:  # threads: the time goes into waiting for the file system
+            found = tqdm(
+                pool.map(self._missing_in, chunks),
+                total=len(chunks),
+                desc=f"checking {Path(self.list_file).name}",
+                unit_scale=len(self) / len(chunks),
+                unit=" videos",
+                disable=None,
+                leave=False,
+            )
+            return [problem for problems in found for problem in problems]
+
+    def _missing_in(self, indices: np.ndarray) -> list[tuple[int, str]]:
+        missing = []
+        for index in indices:
+            record = self.record(index)
+            for path in (self.frame_path(record, 1), self.frame_path(record, record.num_frames)):
+                if not os.path.exists(path):  # noqa: PTH110 - half a million of these
+                    folder = os.path.dirname(path)  # noqa: PTH120
+                    missing.append((int(index), path if os.path.isdir(folder) else folder))  # noqa: PTH112
+                    break
+        return missing
+
+
+def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
+    """Check that every listed video is there, and tell what was left out.
+
+    Args:
+        dataset: with `skip_missing`, the videos that are not there are taken out of it.
+        skip_missing: go on without them.
+
+    Raises:
+        InputError: videos are missing, or all of them.
+    """
+    if dataset.num_short:
+        print(f"{dataset.list_file}: left out {dataset.num_short} videos with under {MIN_FRAMES} frames")
+    missing = dataset.find_missing()
+    if not missing:
+        return
+    named = ", ".join(path for _, path in missing[:10]) + (", …" if len(missing) > 10 else "")
+    count = f"{dataset.list_file}: {len(missing)} of {len(dataset)} videos are not there or not whole"
+    if not skip_missing:
+        raise InputError(f"{count} (--skip_missing goes on without them): {named}")
+    if len(missing) == len(dataset):
+        raise InputError(f"{count}: {named}")
+    print(f"{count}, left out: {named}")
+    dataset.keep(np.delete(np.arange(len(dataset)), [index for index, _ in missing]))
+
+
+class ClipSampler(Sampler):
+    """Give the clips of an epoch in an order that depends on seed and epoch alone.
+
+    Yields:
+        `(epoch, number of the clip)`, so that a clip's augmentation is known to any worker.
+    """
+
+    def __init__(self, num_clips: int, seed: int) -> None:
+        self.num_clips = num_clips
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.num_clips)
+        return ((self.epoch, int(index)) for index in order)
+
+
+def make_loader(
+    dataset: VideoDataSet, batch_size: int, workers: int, sampler: ClipSampler | None = None
+) -> DataLoader:
+    """A DataLoader of (batch x frames x height x width x channel uint8, batch labels).
+
+    Without a `sampler` the clips come in the order of the list.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+
+
+def _read_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from None

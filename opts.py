@@ -1,0 +1,305 @@
+"""Every command-line option of `main.py` and `test_models.py`."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+TRAINING_EXAMPLES = """\
+the paper's GST and GST-Large:
+  python main.py --root_path DATA --dataset somethingv1 --type GST --arch resnet50 --num_segments 8 \\
+      --alpha 4 --beta 2
+  python main.py --root_path DATA --dataset somethingv1 --type GST --arch resnet50 --num_segments 8 \\
+      --alpha 4 --beta 1
+"""
+TESTING_EXAMPLES = """\
+example:
+  python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
+"""
+
+DATASETS = ("somethingv1", "somethingv2", "diving48")
+ARCHS = ("resnet14", "resnet26", "resnet50", "resnet101", "resnet152")
+PUBLISHED_LR = 0.01
+PUBLISHED_BATCH_SIZE = 24
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """The options of `main.py`."""
+    parser = _Parser("Train GST on a data set of frame folders.", TRAINING_EXAMPLES)
+    data = _add_data_options(parser)
+    data.add_argument("--train_list", metavar="FILE", help="training list, instead of the data set's own")
+
+    model = _add_model_options(parser, is_training=True)
+    model.add_argument(
+        "--dropout",
+        "--dp",
+        type=_number(float, 0, 1, "a probability below 1", below=True),
+        default=0.3,
+        metavar="P",
+        help="dropout before the classifier",
+    )
+    model.add_argument(
+        "--pretrained",
+        metavar="imagenet|none|FILE",
+        help="start from torchvision's ImageNet weights, from random ones, or from a file with a 2D ResNet's "
+        "weights (default: imagenet; none for resnet14 and resnet26, which have no such weights)",
+    )
+    model.add_argument(
+        "--zero_init_residual",
+        action="store_true",
+        help="start the last batch norm of each block at zero, which helps to train without --pretrained",
+    )
+
+    recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
+    recipe.add_argument("--epochs", type=_positive_int, default=70, metavar="N", help="number of epochs")
+    recipe.add_argument(
+        "-b",
+        "--batch-size",
+        type=_positive_int,
+        default=PUBLISHED_BATCH_SIZE,
+        metavar="N",
+        help="clips in a step, over all GPUs",
+    )
+    recipe.add_argument(
+        "--lr",
+        "--learning-rate",
+        type=_positive_float,
+        default=PUBLISHED_LR,
+        metavar="LR",
+        help="learning rate",
+    )
+    recipe.add_argument(
+        "--lr_schedule",
+        choices=("step", "cosine"),
+        default="step",
+        help="divide the rate by 10 at --lr_steps, or let it fall to 0 on half a cosine",
+    )
+    recipe.add_argument(
+        "--lr_steps",
+        type=_positive_int,
+        nargs="+",
+        default=[50, 60],
+        metavar="EPOCH",
+        help="epochs at which the rate is divided by 10",
+    )
+    recipe.add_argument(
+        "--warmup_epochs",
+        type=_non_negative_float,
+        default=0.0,
+        metavar="N",
+        help="epochs over which the rate rises from 0 at the start",
+    )
+    recipe.add_argument(
+        "--momentum",
+        type=_number(float, 0, 1, "a number from 0 to below 1", below=True),
+        default=0.9,
+        metavar="M",
+        help="momentum of SGD",
+    )
+    recipe.add_argument(
+        "--weight_decay", "--wd", type=_non_negative_float, default=3e-4, metavar="W", help="weight decay"
+    )
+    recipe.add_argument(
+        "--clip-gradient",
+        "--gd",
+        type=_positive_float,
+        default=20.0,
+        metavar="NORM",
+        help="the gradient's norm is clipped at this",
+    )
+    recipe.add_argument(
+        "--seed",
+        type=_non_negative_int,
+        default=0,
+        metavar="N",
+        help="of all that is random: order, frames, crops, flips, initialisation, dropout",
+    )
+
+    run = _add_run_options(parser)
+    run.add_argument("--store_name", default="", metavar="NAME", help="added to the run's name")
+    run.add_argument(
+        "--checkpoint_dir",
+        default="runs",
+        metavar="DIR",
+        help="where checkpoint/, log/ and tensorboard/ are written",
+    )
+    run.add_argument("--resume", metavar="FILE", help="go on from this checkpoint")
+    run.add_argument("--overwrite", action="store_true", help="delete an older run of the same name first")
+    run.add_argument(
+        "--start-epoch",
+        type=_non_negative_int,
+        metavar="N",
+        help="epoch to start at (default: the one after the checkpoint's, or 0)",
+    )
+    run.add_argument(
+        "-e",
+        "--evaluate",
+        action="store_true",
+        help="only evaluate the checkpoint that --resume names, on the validation list",
+    )
+    run.add_argument(
+        "--eval-freq",
+        "-ef",
+        type=_positive_int,
+        default=1,
+        metavar="N",
+        help="evaluate every N epochs, and after the last",
+    )
+    return parser
+
+
+def testing_parser() -> argparse.ArgumentParser:
+    """The options of `test_models.py`."""
+    parser = _Parser(
+        "Evaluate a checkpoint: one clip of each video, one centre crop.\n"
+        "What the model is, is read from the checkpoint; an option that contradicts it is refused.",
+        TESTING_EXAMPLES,
+    )
+    weights = parser.add_argument_group("checkpoint")
+    weights.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a checkpoint of main.py, a released one, or a bare state dict",
+    )
+    _add_data_options(parser)
+    _add_model_options(parser, is_training=False)
+    run = _add_run_options(parser)
+    run.add_argument(
+        "-b",
+        "--batch-size",
+        type=_positive_int,
+        default=PUBLISHED_BATCH_SIZE,
+        metavar="N",
+        help="clips evaluated together",
+    )
+    run.add_argument("--max_num", type=_positive_int, metavar="N", help="evaluate the first N videos only")
+    run.add_argument(
+        "--save_scores",
+        metavar="FILE.npz",
+        help="write scores (clips x classes, before any softmax), labels, and videos (their names)",
+    )
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", required=True, choices=DATASETS, help="the data set")
+    group.add_argument(
+        "--root_path", required=True, metavar="DIR", help="the folder that holds a folder for each data set"
+    )
+    group.add_argument("--val_list", metavar="FILE", help="validation list, instead of the data set's own")
+    group.add_argument(
+        "--image_tmpl",
+        metavar="TEMPLATE",
+        help="a frame's file name, as {:05d}.jpg, instead of the data set's own",
+    )
+    group.add_argument(
+        "--skip_missing", action="store_true", help="go on without the videos whose frames are not there"
+    )
+    return group
+
+
+def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("model")
+
+    def add(name: str, value: Any, help_text: str, **kwargs: Any) -> None:
+        group.add_argument(name, default=value if is_training else None, help=help_text, **kwargs)
+
+    add("--type", "GST", "the kind of block", choices=("GST",))
+    add("--arch", "resnet50", "the backbone; resnet14 and resnet26 are for small machines", choices=ARCHS)
+    add("--alpha", 4, "one in ALPHA of a block's channels is temporal", type=int, metavar="ALPHA")
+    add(
+        "--beta",
+        2,
+        "each path reads one in BETA of the channels: 2 is GST, 1 is GST-Large",
+        type=int,
+        metavar="BETA",
+    )
+    unknown = "" if is_training else "; 8 where the checkpoint does not say"
+    add("--num_segments", 8, f"frames in a clip{unknown}", type=_positive_int, metavar="N")
+    unknown = "" if is_training else "; 224 where the checkpoint does not say"
+    add(
+        "--input_size",
+        224,
+        f"height and width that the network sees, in pixels{unknown}",
+        type=_number(int, 32, math.inf, "a whole number of 32 or more"),
+        metavar="N",
+    )
+    return group
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=_non_negative_int,
+        default=min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        metavar="N",
+        help="processes that load clips; the default is this machine's cores, 16 at the most",
+    )
+    group.add_argument(
+        "--gpus",
+        type=_non_negative_int,
+        nargs="+",
+        metavar="N",
+        help="numbers of the GPUs to use (default: all that are visible; the CPU where there is none)",
+    )
+    group.add_argument(
+        "--amp",
+        choices=("off", "bf16"),
+        default="off",
+        help="mixed precision: off is float32, as published; bf16 is faster where the hardware has it",
+    )
+    group.add_argument(
+        "--print-freq", "-p", type=_positive_int, default=20, metavar="N", help="log a line every N batches"
+    )
+    return group
+
+
+def _number(
+    kind: type, low: float, high: float, what: str, above: bool = False, below: bool = False
+) -> Callable[[str], float]:
+    """A type for argparse: a number from `low` to `high`, without the ends if `above` or `below`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        inside = (value > low if above else value >= low) and (value < high if below else value <= high)
+        if not inside:
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
+        return value
+
+    return parse
+
+
+_positive_int = _number(int, 1, math.inf, "a whole number above 0")
+_non_negative_int = _number(int, 0, math.inf, "a whole number, 0 or more")
+_positive_float = _number(float, 0, math.inf, "a number above 0", above=True, below=True)
+_non_negative_float = _number(float, 0, math.inf, "a number, 0 or more", below=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, not a page of usage with a line at its end."""
+
+    def __init__(self, description: str, epilog: str) -> None:
+        super().__init__(
+            description=description, epilog=epilog, formatter_class=_HelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (for help: python {self.prog} -h)\n")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Ends each help text with the option's default, where it has one and does not tell it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, "", argparse.SUPPRESS) or isinstance(action.default, bool):
+            return action.help
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {default})"

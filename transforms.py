@@ -1,0 +1,141 @@
+"""Clip transforms: each takes a clip's frames, its label and a random generator, and gives frames and label.
+
+The label travels along because mirroring a clip can change its class. Randomness comes from the
+caller's generator, so that a clip's augmentation depends on nothing else.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+Frames = list[Image.Image]
+Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
+
+
+class GroupScale:
+    """Scale the frames' short side to `size` pixels, bilinearly (torchvision's `Resize`)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
+        width, height = frames[0].size
+        short = min(width, height)
+        size = (self.size * width // short, self.size * height // short)
+        return [frame.resize(size, Image.Resampling.BILINEAR) for frame in frames], label
+
+
+class GroupCenterCrop:
+    """Cut a square of `size` pixels out of the frames' centre (torchvision's `CenterCrop`)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
+        width, height = frames[0].size
+        left = round((width - self.size) / 2)
+        top = round((height - self.size) / 2)
+        return [frame.crop((left, top, left + self.size, top + self.size)) for frame in frames], label
+
+
+class GroupMultiScaleCrop:
+    """Cut one of 13 fixed places, at one of several scales, and resize it to a square (TSN, section 3.2).
+
+    Width and height are each one of `scales` times the frame's short side, at most one step of
+    the list apart, so that the aspect changes a little too.
+
+    Args:
+        input_size: height and width of the result, in pixels.
+        scales: fractions of the short side.
+    """
+
+    def __init__(self, input_size: int, scales: tuple[float, ...] = (1, 0.875, 0.75, 0.66)) -> None:
+        self.input_size = input_size
+        self.scales = scales
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
+        box = self.sample_box(*frames[0].size, rng)
+        size = (self.input_size, self.input_size)
+        return [frame.crop(box).resize(size, Image.Resampling.BILINEAR) for frame in frames], label
+
+    def sample_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Draw a crop.
+
+        Args:
+            width: of the frame, in pixels.
+            height: of the frame, in pixels.
+            rng: where the draw comes from.
+
+        Returns:
+            Left, top, right and bottom, in pixels; inside the frame.
+        """
+        sizes = [self._snap(int(min(width, height) * scale), min(width, height)) for scale in self.scales]
+        pairs = [(w, h) for i, h in enumerate(sizes) for j, w in enumerate(sizes) if abs(i - j) <= 1]
+        crop_width, crop_height = pairs[rng.integers(len(pairs))]
+        places = self._places(width - crop_width, height - crop_height)
+        left, top = places[rng.integers(len(places))]
+        return left, top, left + crop_width, top + crop_height
+
+    def _snap(self, size: int, limit: int) -> int:
+        # As published: a crop within 2 pixels of the network's input is taken at that size, unscaled.
+        return min(self.input_size, limit) if abs(size - self.input_size) < 3 else size
+
+    @staticmethod
+    def _places(free_width: int, free_height: int) -> list[tuple[int, int]]:
+        x, y = free_width // 4, free_height // 4  # TSN's grid: quarters of the room that is left
+        corners_and_edges = [(i * x, j * y) for i in (0, 2, 4) for j in (0, 2, 4)]
+        quarters = [(i * x, j * y) for i in (1, 3) for j in (1, 3)]
+        return corners_and_edges + quarters
+
+
+class GroupRandomHorizontalFlip:
+    """Mirror every second clip, and change its label where mirroring changes its class.
+
+    Args:
+        target_transforms: `{label: label of the mirrored class}` (`datasets_video.flip_label_map`).
+        never: labels whose clips are not mirrored (`datasets_video.unflippable_labels`).
+    """
+
+    def __init__(self, target_transforms: dict[int, int], never: list[int]) -> None:
+        self.target_transforms = target_transforms
+        self.never = frozenset(never)
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
+        if rng.random() >= 0.5 or label in self.never:
+            return frames, label
+        mirrored = [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
+        return mirrored, self.target_transforms.get(label, label)
+
+
+class Stack:
+    """Make one uint8 array, frames x height x width x channel (RGB), of the frames."""
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        return np.stack([np.asarray(frame) for frame in frames]), label
+
+
+class Compose:
+    """Apply transforms one after the other."""
+
+    def __init__(self, *transforms: Callable) -> None:
+        self.transforms = transforms
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        for transform in self.transforms:
+            frames, label = transform(frames, label, rng)
+        return frames, label
+
+
+def training_transform(crop_size: int, target_transforms: dict[int, int], never_flip: list[int]) -> Compose:
+    """The published augmentation: multi-scale crop, horizontal flip with the label swap."""
+    return Compose(
+        GroupMultiScaleCrop(crop_size),
+        GroupRandomHorizontalFlip(target_transforms, never_flip),
+        Stack(),
+    )
+
+
+def evaluation_transform(scale_size: int, crop_size: int) -> Compose:
+    """The published evaluation: scale the short side to `scale_size`, one centre crop."""
+    return Compose(GroupScale(scale_size), GroupCenterCrop(crop_size), Stack())
