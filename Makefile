@@ -1,7 +1,11 @@
 # `make demo` and `make test` need nothing but Python 3.10 or newer; `make venv` makes what both use.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := demo
+
+RUN := demo/runs/checkpoint/GST_somethingv1_resnet14_alpha4_beta2_segment8_demo
+DATA := --dataset somethingv1 --root_path demo/data
+MODEL := --arch resnet14 --input_size 48 --amp bf16
+RECIPE := --epochs 8 -b 12 --lr 0.02 --lr_schedule cosine --warmup_epochs 2
 
 .PHONY: venv test demo
 
@@ -17,5 +21,8 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2
 
+# --resume auto: a finished demo is not trained again, an interrupted one goes on.
 demo: venv
-	$(BIN)/python tools/make_demo_data.py $(DEMO)/data
+	$(BIN)/python tools/make_demo_data.py demo/data
+	$(BIN)/python main.py $(DATA) $(MODEL) $(RECIPE) --store_name demo --checkpoint_dir demo/runs --resume auto
+	$(BIN)/python test_models.py --weights $(RUN)_best.pth.tar $(DATA) --amp bf16

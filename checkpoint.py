@@ -1,12 +1,14 @@
 """Checkpoints: save them whole or not at all, and load what others saved."""
 
+import glob
+import io
 import os
 import pickle
 import re
 import sys
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -26,24 +28,82 @@ class ModelSpec(NamedTuple):
     has_dropout: bool
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file so that at every moment the old one or the new one is there, whole.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment, a power cut included, the old or the new one is there, whole.
 
-    Args:
-        path: the file.
-        write: writes the content to an open file.
+    Raises:
+        OSError: it cannot be written; the old file stays.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Save a checkpoint atomically, in the form that `load_checkpoint` reads."""
-    write_atomically(path, lambda file: torch.save(content, file))
+def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1) -> None:
+    """Save a checkpoint atomically.
+
+    Args:
+        path: of the newest checkpoint.
+        content: tensors and plain values.
+        keep: checkpoints to keep; the older ones become `path`.1, `path`.2 and so on.
+
+    Raises:
+        OSError: it cannot be written; the checkpoints that are there stay.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    if path.exists() and keep > 1:
+        # The newest one stays under its name until the new one replaces it.
+        link = path.with_name(path.name + ".tmp")
+        link.unlink(missing_ok=True)
+        link.hardlink_to(path)
+        for number in range(keep - 1, 1, -1):
+            older = _numbered(path, number - 1)
+            if older.exists():
+                older.replace(_numbered(path, number))
+        link.replace(_numbered(path, 1))
+    write_atomically(path, buffer.getvalue())
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+def all_checkpoints(path: Path) -> list[Path]:
+    """Those of `save_checkpoint` that are there, the newest first."""
+    numbered = path.parent.glob(glob.escape(path.name) + ".[0-9]*")
+    older = sorted(numbered, key=lambda file: int(file.suffix[1:]))
+    return ([path] if path.exists() else []) + older
+
+
+def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Load the newest checkpoint that is not damaged; say which are.
+
+    Returns:
+        Its file and content; None if there is no checkpoint at all.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
+    files = all_checkpoints(path)
+    for file in files:
+        try:
+            return file, load_checkpoint(file)
+        except InputError as error:
+            print(f"{error}; looking for the one before it")
+    if files:
+        raise InputError(f"{path}: none of its {len(files)} checkpoints can be loaded")
+    return None
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
@@ -53,6 +113,8 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         InputError: there is no such file, it is damaged, or it needs code to be run.
     """
     try:
+        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
+            raise InputError(f"{path}: is damaged, a check sum in it is wrong")  # torch.load does not look
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -64,6 +126,8 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
                 "save its state_dict alone and use that"
             ) from None
         raise InputError(f"{path}: is no checkpoint, or is damaged") from None
+    except InputError:
+        raise
     except Exception as error:  # whatever bytes can make torch.load raise; the file is at fault
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputError(

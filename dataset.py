@@ -1,6 +1,8 @@
 """From a list file to clips: records, sampled frames, decoded and transformed."""
 
 import os
+import signal
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -132,6 +134,10 @@ class VideoDataSet(Dataset):
         """What a result must say if videos of the list are left out of it; empty if none are."""
         return f" ({len(self)} of {self.num_listed} videos)" if len(self) < self.num_listed else ""
 
+    def fingerprint(self) -> int:
+        """A number that differs for other videos, frame counts, labels, or another order of them."""
+        return zlib.crc32(self.paths.tobytes() + self.num_frames.tobytes() + self.labels.tobytes())
+
     def keep(self, indices: np.ndarray | list[int]) -> None:
         """Keep only the clips with these numbers, and number them anew."""
         self.paths = self.paths[indices]
@@ -247,40 +253,90 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
 
 
 class ClipSampler(Sampler):
-    """Give the clips of an epoch in an order that depends on seed and epoch alone.
+    """The batches of one process in an epoch of training.
+
+    The order depends on seed and epoch alone, and a batch's clips are the same for any number of
+    processes, which share each batch. A last batch with fewer clips than processes is left out.
+
+    Args:
+        num_clips: of the data set.
+        batch_size: clips of a batch, over all processes.
+        seed: of the order.
+        accumulate: batches that make one step of the optimizer.
+        rank: number of this process.
+        size: number of processes.
 
     Yields:
-        `(epoch, number of the clip)`, so that a clip's augmentation is known to any worker.
+        Lists of `(epoch, number of the clip)`, so that any worker knows the clip's augmentation.
     """
 
-    def __init__(self, num_clips: int, seed: int) -> None:
+    def __init__(
+        self, num_clips: int, batch_size: int, seed: int, accumulate: int = 1, rank: int = 0, size: int = 1
+    ) -> None:
         self.num_clips = num_clips
+        self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
+        self.accumulate = accumulate
+        self.rank = rank
+        self.size = size
+        self.start(0)
+
+    def start(self, epoch: int, first_step: int = 0) -> None:
+        """Go to an epoch, and to a step in it."""
+        self.epoch = epoch
+        self.first_step = first_step
+        self._order = np.random.default_rng((self.seed, epoch, 0)).permutation(self.num_clips)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        whole, rest = divmod(self.num_clips, self.batch_size * self.accumulate)
+        return whole + (rest >= self.size)
+
+    def batches_of(self, step: int) -> list[np.ndarray]:
+        """The batches of a step of the optimizer: the numbers of their clips, over all processes."""
+        start = step * self.batch_size * self.accumulate
+        starts = range(start, start + self.batch_size * self.accumulate, self.batch_size)
+        batches = [self._order[start : start + self.batch_size] for start in starts]
+        return [batch for batch in batches if len(batch) >= self.size]
 
     def __len__(self) -> int:
-        return self.num_clips
+        return sum(len(self.batches_of(step)) for step in range(self.first_step, self.num_steps))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.num_clips)
-        return ((self.epoch, int(index)) for index in order)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.num_steps):
+            for batch in self.batches_of(step):
+                share = np.array_split(batch, self.size)[self.rank]
+                yield [(self.epoch, int(number)) for number in share]
 
 
-def make_loader(
-    dataset: VideoDataSet, batch_size: int, workers: int, sampler: ClipSampler | None = None
-) -> DataLoader:
-    """A DataLoader of (batch x frames x height x width x channel uint8, batch labels).
+def evaluation_batches(num_clips: int, batch_size: int, rank: int = 0, size: int = 1) -> list[list[int]]:
+    """The batches of one process in an evaluation: every `size`th of those in the order of the list.
 
-    Without a `sampler` the clips come in the order of the list.
+    Whole batches, not parts of them, so that a clip is computed in the same company, and to the
+    same last digit, for any number of processes.
     """
+    batches = [list(range(start, start + batch_size)) for start in range(0, num_clips, batch_size)]
+    batches[-1] = [number for number in batches[-1] if number < num_clips]
+    return batches[rank::size]
+
+
+def make_loader(dataset: VideoDataSet, batches: ClipSampler | list[list[int]], workers: int) -> DataLoader:
+    """A DataLoader of (clips, labels): batch x frames x height x width x channel (uint8), and batch."""
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_sampler=batches,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_signals,
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    # A stop goes to the whole process group; the training process finishes its step first, and needs clips.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _read_image(path: str) -> Image.Image:

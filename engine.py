@@ -1,9 +1,10 @@
-"""One training epoch and one evaluation pass; where batches reach the device and are normalised."""
+"""One epoch of training, one pass of evaluation; where a batch moves to the device and is normalised."""
 
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -13,56 +14,82 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from distributed import World
+from errors import InputError
 from models import TemporalModel
 
 
 class AverageMeter:
-    """The last value and the average of a quantity, over clips (or steps).
-
-    Tensors are summed where they are, so that updating waits for no device; reading does.
-    """
+    """The last value and the average of a quantity."""
 
     def __init__(self) -> None:
-        self._last: torch.Tensor | float = 0.0
-        self._sum: torch.Tensor | float = 0.0
-        self._count = 0
+        self.val = 0.0
+        self.sum = 0.0
+        self.count = 0
 
-    def update(self, value: torch.Tensor | float, n: int = 1) -> None:
-        """Add a value that is the average over `n` clips."""
-        self._last = value
-        self._sum = self._sum + value * n
-        self._count += n
-
-    @property
-    def val(self) -> float:
-        """The last value."""
-        return float(self._last)
+    def update(self, value: float) -> None:
+        """Add a value."""
+        self.val = value
+        self.sum += value
+        self.count += 1
 
     @property
     def avg(self) -> float:
         """The average so far; 0 before the first value."""
-        return float(self._sum) / max(1, self._count)
+        return self.sum / max(1, self.count)
+
+    def __str__(self) -> str:
+        return f"{self.val:.3f} ({self.avg:.3f})"
 
 
 class ClipMeters:
-    """Loss, top-1 and top-5 accuracy (percent) over clips."""
+    """Loss, top-1 and top-5 accuracy (percent): of the last step, and over all clips so far.
 
-    def __init__(self) -> None:
-        self.loss, self.prec1, self.prec5 = AverageMeter(), AverageMeter(), AverageMeter()
+    The sums stay on the device, so that adding to them waits for nothing; reading them does.
 
-    def update(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a batch: its mean loss, and its logits (batch x classes) and labels for the accuracy."""
-        hits = top_k_hits(logits, labels)
-        self.loss.update(loss.detach().double(), len(labels))
-        self.prec1.update(100 * hits[:, :1].any(1).double().mean(), len(labels))
-        self.prec5.update(100 * hits.any(1).double().mean(), len(labels))
+    Args:
+        world: whose processes' clips are counted together.
+        totals: sums to go on from, as `totals` gave them.
+    """
+
+    def __init__(self, world: World, totals: list[float] | None = None) -> None:
+        self.world = world
+        self.last = torch.zeros(4, dtype=torch.float64, device=world.device)
+        self.total = torch.tensor(totals or [0.0] * 4, dtype=torch.float64, device=world.device)
+
+    def update(self, sums: torch.Tensor) -> None:
+        """Add a step: the sum over its batches of what `batch_sums` gives."""
+        self.last = self.world.sum(sums)
+        self.total += self.last
+
+    @property
+    def totals(self) -> list[float]:
+        """The sums over all clips so far, and the number of clips."""
+        return self.total.tolist()
 
     def __str__(self) -> str:
-        return (
-            f"Loss {self.loss.val:.4f} ({self.loss.avg:.4f})\t"
-            f"Prec@1 {self.prec1.val:.3f} ({self.prec1.avg:.3f})\t"
-            f"Prec@5 {self.prec5.val:.3f} ({self.prec5.avg:.3f})"
-        )
+        names = ("Loss {:.4f} ({:.4f})", "Prec@1 {:.3f} ({:.3f})", "Prec@5 {:.3f} ({:.3f})")
+        pairs = zip(averages(self.last.tolist()), averages(self.totals), strict=True)
+        return "\t".join(name.format(*pair) for name, pair in zip(names, pairs, strict=True))
+
+
+def averages(totals: list[float]) -> tuple[float, float, float]:
+    """Loss, top-1 and top-5 accuracy (percent) over the clips of such sums."""
+    loss, prec1, prec5, count = totals
+    return loss / count, prec1 / count, prec5 / count
+
+
+def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A batch's sums over clips: loss, 100 for each top-1 and each top-5 hit, 1 for each clip."""
+    hits = top_k_hits(logits, labels)
+    ones = torch.ones_like(labels)
+    return torch.stack([loss_sum, 100 * hits[:, 0].sum(), 100 * hits.sum(), ones.sum()]).double()
+
+
+def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Whether each of a clip's five best classes, best first, is its label: batch x min(5, classes), bool."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return best == labels[:, None]
 
 
 class Result(NamedTuple):
@@ -82,12 +109,6 @@ class Result(NamedTuple):
         return f"Testing Results: Prec@1 {self.prec1:.3f} Prec@5 {self.prec5:.3f} Loss {self.loss:.5f}"
 
 
-def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Whether each of a clip's five best classes, best first, is its label: batch x min(5, classes), bool."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    return best == labels[:, None]
-
-
 def to_input(clips: torch.Tensor, model: TemporalModel, device: torch.device) -> torch.Tensor:
     """Move clips to the device and normalise them by ImageNet's mean and standard deviation.
 
@@ -105,6 +126,12 @@ def to_input(clips: torch.Tensor, model: TemporalModel, device: torch.device) ->
     return clips.sub_(mean).div_(std)
 
 
+def autocast(amp: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass: float32 with 'off', else mixed with bfloat16 or float16."""
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+
+
 def learning_rate(options: Namespace, epoch: float) -> float:
     """The rate at a moment of training.
 
@@ -114,8 +141,8 @@ def learning_rate(options: Namespace, epoch: float) -> float:
 
     Returns:
         With 'step', `lr` divided by 10 at each of `lr_steps` (paper, section 4.2); with 'cosine',
-        `lr` falling to 0 on half a cosine (arXiv 1608.03983). Before that a linear warm-up from
-        0 over the first `warmup_epochs`.
+        `lr` falling to 0 on half a cosine (arXiv 1608.03983). Before that a linear rise from 0
+        over the first `warmup_epochs`.
     """
     if epoch < options.warmup_epochs:
         return options.lr * epoch / options.warmup_epochs
@@ -125,118 +152,191 @@ def learning_rate(options: Namespace, epoch: float) -> float:
     return options.lr * 0.1 ** sum(int(epoch) >= step for step in options.lr_steps)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each parameter group its share of the rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_mult"]
+class LossWatch:
+    """Find out, without waiting for the device at every step, that the loss is not finite."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+        self.pending: list[tuple[int, torch.Tensor]] = []
+
+    def add(self, step: int, loss: torch.Tensor) -> None:
+        """Remember a step's loss."""
+        self.pending.append((step, loss))
+
+    def check(self) -> None:
+        """Look at the losses since the last check.
+
+        Raises:
+            InputError: one of them is not finite; names the step and its clips.
+        """
+        losses = torch.stack([loss for _, loss in self.pending]).tolist() if self.pending else []
+        for (step, _), loss in zip(self.pending, losses, strict=True):
+            if not math.isfinite(loss):
+                sampler, dataset = self.loader.batch_sampler, self.loader.dataset
+                clips = [dataset.record(i).path for batch in sampler.batches_of(step) for i in batch]
+                raise InputError(
+                    f"epoch {sampler.epoch}, step {step}: the loss is {loss}, so training stops and nothing "
+                    f"more is saved; try a smaller --lr. The clips of that step: {', '.join(clips)}"
+                )
+        self.pending.clear()
 
 
-def train_epoch(
+def train_steps(
     loader: DataLoader,
     model: nn.Module,
     core: TemporalModel,
     optimizer: torch.optim.Optimizer,
-    epoch: int,
+    scaler: torch.amp.GradScaler,
+    meters: ClipMeters,
+    watch: LossWatch,
     options: Namespace,
-    device: torch.device,
+    world: World,
     report: Callable[[int, dict[str, float]], None],
-) -> ClipMeters:
-    """Train one epoch (paper, section 4.2).
+) -> Iterator[int]:
+    """Train from the step that the loader's sampler stands at to the end of its epoch (paper, section 4.2).
 
     Args:
-        loader: of the epoch's batches.
+        loader: of `ClipSampler`'s batches, `--accumulate` of which make a step.
         model: what to call: `core`, or what shares the work of `core` among devices.
         core: the model itself.
         optimizer: with the groups of `TemporalModel.get_optim_policies`.
-        epoch: counted from 0.
+        scaler: of the loss; enabled for fp16 only.
+        meters: of the epoch.
+        watch: to be checked before the weights are saved.
         options: of the training program.
-        device: where batches go.
-        report: called with the step and named values whenever a line is logged.
+        world: of this process.
+        report: called with the step, over all epochs, and named values for each logged line.
 
-    Returns:
-        Averages over the epoch's clips.
+    Yields:
+        The number of steps of the epoch that are done, after each step.
+
+    Raises:
+        InputError: the loss is not finite.
     """
+    sampler = loader.batch_sampler
+    epoch, steps = sampler.epoch, sampler.num_steps
     batch_time, data_time = AverageMeter(), AverageMeter()
-    meters = ClipMeters()
+    skipped = torch.zeros((), device=world.device)
     model.train()
-    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
+    batches = iter(loader)
+    progress = tqdm(
+        range(sampler.first_step, steps),
+        desc=f"epoch {epoch}",
+        initial=sampler.first_step,
+        total=steps,
+        unit="step",
+        disable=None if world.is_main else True,
+        leave=False,
+    )
     end = time.perf_counter()
-    for step, (clips, labels) in enumerate(bar):
-        data_time.update(time.perf_counter() - end)
-        rate = learning_rate(options, epoch + step / len(loader))
-        set_learning_rate(optimizer, rate)
-        # Dropout depends on seed and step alone, not on how many numbers were drawn before.
-        torch.manual_seed(np.random.SeedSequence((options.seed, epoch, step + 1)).generate_state(1).item())
-        labels = labels.to(device, non_blocking=True)
-        with autocast(options.amp, device):
-            logits = model(to_input(clips, core, device)).float()
-        loss = functional.cross_entropy(logits, labels)
+    for step in progress:
+        rate = learning_rate(options, epoch + step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_mult"]
+        # Dropout depends on seed and step, not on how many numbers were drawn before.
+        torch.manual_seed(derive_seed(options.seed, epoch, step, world.rank))
+        parts = sampler.batches_of(step)
+        num_clips = sum(len(part) for part in parts)
+        sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+        waited = 0.0
         optimizer.zero_grad()
-        loss.backward()
+        for part in range(len(parts)):
+            start = time.perf_counter()
+            clips, labels = next(batches)
+            waited += time.perf_counter() - start
+            labels = labels.to(world.device, non_blocking=True)
+            is_last = part == len(parts) - 1
+            # The processes need not exchange gradients before the step's last batch.
+            with model.no_sync() if world.size > 1 and not is_last else nullcontext():
+                with autocast(options.amp, world.device):
+                    logits = model(to_input(clips, core, world.device)).float()
+                loss = functional.cross_entropy(logits, labels, reduction="sum")
+                # The mean over the step's clips, given that the processes' gradients are averaged.
+                scaler.scale(loss * (world.size / num_clips)).backward()
+            sums += batch_sums(loss.detach(), logits.detach(), labels)
+        scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(core.parameters(), options.clip_gradient)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
 
-        meters.update(loss, logits.detach(), labels)
+        meters.update(sums)
+        if scaler.is_enabled():  # a gradient beyond fp16's range is part of finding the scale
+            skipped += ~norm.isfinite()
+            watch.add(step, meters.last[0])
+        else:
+            watch.add(step, meters.last[0] + norm)
+        data_time.update(waited)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % options.print_freq == 0:
+            watch.check()
+            told = f"\tskipped {int(skipped)}" if scaler.is_enabled() else ""
             tqdm.write(
-                f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {rate:.5f}\t"
-                f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t"
-                f"Data {data_time.val:.3f} ({data_time.avg:.3f})\t{meters}"
+                f"Epoch: [{epoch}][{step}/{steps}], lr: {rate:.5f}\t"
+                f"Time {batch_time}\tData {data_time}\t{meters}{told}"
             )
-            report(
-                epoch * len(loader) + step,
-                {
-                    "train/loss": meters.loss.val,
-                    "train/prec1": meters.prec1.val,
-                    "train/prec5": meters.prec5.val,
-                    "train/lr": rate,
-                    "train/gradient_norm": float(norm),
-                    "time/step": batch_time.avg,
-                    "time/data": data_time.avg,
-                },
-            )
-    return meters
+            loss, prec1, prec5 = averages(meters.last.tolist())
+            values = {"loss": loss, "prec1": prec1, "prec5": prec5, "lr": rate, "gradient_norm": float(norm)}
+            values |= {"step_time": batch_time.avg, "data_time": data_time.avg}
+            report(epoch * steps + step, {f"train/{name}": value for name, value in values.items()})
+        yield step + 1
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed for torch from numbers of which every combination shall give another one."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def evaluate(
     loader: DataLoader,
     model: nn.Module,
     core: TemporalModel,
-    device: torch.device,
-    amp: str = "off",
-    print_freq: int = 20,
-) -> Result:
-    """Score every clip once, one clip per video.
+    world: World,
+    amp: str,
+    print_freq: int,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Result | None:
+    """Score every clip once.
 
     Args:
-        loader: of the clips, in the order in which the scores are wanted.
-        model: what to call: `core`, or what shares the work of `core` among devices.
+        loader: of `dataset.evaluation_batches`.
+        model: what to call: `core`, or what shares the work of `core` among GPUs.
         core: the model itself.
-        device: where batches go.
+        world: of this process.
         amp: see `autocast`.
         print_freq: log a line every so many batches.
+        is_stopped: asked after every batch whether to give up.
+
+    Returns:
+        The same in every process, the clips in the order of the list; None if stopped.
     """
     batch_time = AverageMeter()
-    meters = ClipMeters()
-    scores, labels_seen = [], []
+    meters = ClipMeters(World(0, 1, world.devices))  # a glimpse for the log, of this process's clips
+    scores = []
+    world.share_buffers(core)
     model.eval()
-    bar = tqdm(loader, desc="test", unit="batch", disable=None, leave=False)
+    batches = iter(loader)
+    num_batches = world.max(len(loader))[0]
     end = time.perf_counter()
-    for step, (clips, labels) in enumerate(bar):
-        with torch.inference_mode(), autocast(amp, device):
-            logits = model(to_input(clips, core, device)).float().cpu()
-        meters.update(functional.cross_entropy(logits, labels), logits, labels)
-        scores.append(logits)
-        labels_seen.append(labels)
+    for step in tqdm(
+        range(num_batches), desc="test", unit="batch", disable=None if world.is_main else True, leave=False
+    ):
+        if step < len(loader):  # another process may have one batch more
+            clips, labels = next(batches)
+            with torch.inference_mode(), autocast(amp, world.device):
+                logits = model(to_input(clips, core, world.device)).float().cpu()
+            loss = functional.cross_entropy(logits, labels, reduction="sum")
+            meters.update(batch_sums(loss, logits, labels).to(world.device))
+            scores.append(logits)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % print_freq == 0:
-            tqdm.write(
-                f"Test: [{step}/{len(loader)}]\tTime {batch_time.val:.3f} ({batch_time.avg:.3f})\t{meters}"
-            )
-    return summarise(torch.cat(scores), torch.cat(labels_seen))
+            tqdm.write(f"Test: [{step}/{num_batches}]\tTime {batch_time}\t{meters}")
+        if is_stopped():
+            return None
+    shares = world.gather(scores)
+    in_order = [share[step] for step in range(num_batches) for share in shares if step < len(share)]
+    return summarise(torch.cat(in_order), torch.from_numpy(loader.dataset.labels))
 
 
 def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:
@@ -247,7 +347,7 @@ def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:
         labels: one for each clip.
     """
     hits = top_k_hits(scores, labels).numpy()
-    per_class = [100 * hits[labels == label, 0].mean() for label in labels.unique()]
+    per_class = [100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()]
     return Result(
         scores=scores.numpy(),
         labels=labels.numpy(),
@@ -256,8 +356,3 @@ def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:
         mean_class=float(np.mean(per_class)),
         loss=float(functional.cross_entropy(scores.double(), labels)),
     )
-
-
-def autocast(amp: str, device: torch.device) -> torch.autocast:
-    """The context for a forward pass: float32 with 'off', mixed with bfloat16 with 'bf16'."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")

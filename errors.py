@@ -24,5 +24,10 @@ def run_program(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except InputError as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        first_line = str(error).splitlines()[0].strip()
+        sys.exit(f"error: {first_line} It loads clips; if memory ran out, try fewer --workers")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import os
 import platform
 import shutil
+import signal
+import sys
+import time
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +22,20 @@ from tensorboardX import SummaryWriter
 
 import opts
 from checkpoint import (
+    all_checkpoints,
     check_categories,
     describe_model,
     load_checkpoint,
+    load_newest,
     load_weights,
     read_pretrained,
     save_checkpoint,
     write_atomically,
 )
-from dataset import ClipSampler, VideoDataSet, check_videos, make_loader
+from dataset import ClipSampler, VideoDataSet, check_videos, evaluation_batches, make_loader
 from datasets_video import flip_label_map, return_dataset, unflippable_labels
-from distributed import describe, place, select_devices
-from engine import evaluate, learning_rate, train_epoch
+from distributed import World, start
+from engine import ClipMeters, LossWatch, averages, evaluate, learning_rate, train_steps
 from errors import InputError, run_program
 from gst import check_split
 from models import TemporalModel
@@ -38,8 +44,19 @@ from transforms import evaluation_transform, training_transform
 
 # What may not change between a checkpoint and the run that goes on from it.
 RECIPE = (
-    *("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout", "batch_size"),
-    *("lr", "lr_schedule", "lr_steps", "warmup_epochs", "momentum", "weight_decay", "clip_gradient"),
+    *("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout"),
+    *(
+        "batch_size",
+        "accumulate",
+        "sync_bn",
+        "lr",
+        "lr_schedule",
+        "lr_steps",
+        "warmup_epochs",
+        "momentum",
+        "weight_decay",
+        "clip_gradient",
+    ),
     *("seed", "amp"),
 )
 
@@ -72,8 +89,8 @@ class RunFiles:
 
     def existing(self) -> list[Path]:
         """Those that are there."""
-        paths = (self.checkpoint, self.best, self.csv, self.json, self.tensorboard)
-        return [path for path in paths if path.exists()]
+        others = (self.best, self.csv, self.json, self.tensorboard)
+        return all_checkpoints(self.checkpoint) + [path for path in others if path.exists()]
 
     def prepare(self, overwrite: bool) -> None:
         """Make the folders; with `overwrite`, delete what is there."""
@@ -87,13 +104,75 @@ class RunFiles:
             raise InputError(f"--checkpoint_dir: cannot write there ({error})") from None
 
 
+class Interruption:
+    """Remembers SIGTERM, SIGINT and SIGUSR1 (Slurm's warning), so that a run can finish its step and save."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: object) -> None:
+        if number == self.signal == signal.SIGINT:
+            os._exit(128 + number)  # asked twice; files are replaced whole, so none is harmed
+        self.signal = number
+
+
+class Saver:
+    """Saves a run's checkpoints and log, and bears with one failure.
+
+    Args:
+        files: of the run.
+        keep: checkpoints to keep.
+        is_active: whether this process is the one that writes.
+    """
+
+    def __init__(self, files: RunFiles, keep: int, is_active: bool) -> None:
+        self.files = files
+        self.keep = keep
+        self.is_active = is_active
+        self.failed = False
+        self.time = time.monotonic()
+
+    def save(self, content: dict[str, Any], is_best: bool = False, is_last: bool = False) -> None:
+        """Save.
+
+        Args:
+            content: of the checkpoint.
+            is_best: whether to save it as the best one, too.
+            is_last: whether no other save follows.
+
+        Raises:
+            InputError: it failed, and the save before it did or there is none after it.
+        """
+        if not self.is_active:
+            return
+        try:
+            # In this order a run that is killed in between does the same again.
+            if is_best:
+                save_checkpoint(self.files.best, content)
+            save_checkpoint(self.files.checkpoint, content, self.keep)
+            write_csv(self.files.csv, content["history"])
+        except OSError as error:
+            told = (
+                f"cannot save {self.files.checkpoint} ({error.strerror}); the checkpoint before it is whole"
+            )
+            if self.failed or is_last:
+                raise InputError(f"{told}; make room and go on with --resume") from None
+            print(f"warning: {told}; training stops if the next save fails too", file=sys.stderr)
+            self.failed = True
+        else:
+            self.failed = False
+        self.time = time.monotonic()
+
+
 def main() -> None:
     """Train as the command line says."""
     args = opts.training_parser().parse_args()
     check_options(args)
-    devices = select_devices(args.gpus)
+    world = start(args.gpus)
     files = RunFiles.of(args)
-    saved = load_checkpoint(args.resume) if args.resume else None
+    args.resume, saved = world.share(find_checkpoint(args.resume, files) if world.is_main else None)
     check_run(args, files, saved)
 
     paths = return_dataset(args.dataset, args.root_path, args.train_list, args.val_list, args.image_tmpl)
@@ -116,88 +195,130 @@ def main() -> None:
         f"{args.dataset}: {len(train_set)} training and {len(val_set)} validation clips, "
         f"{len(categories)} classes"
     )
+    if saved:
+        check_data(args, saved, train_set, categories)
 
-    model = build_model(args, categories, saved)
+    model = build_model(args, categories, saved, world)
     train_set.transform = training_transform(
         model.crop_size, model.target_transforms, unflippable_labels(categories)
     )
     val_set.transform = evaluation_transform(model.scale_size, model.crop_size)
-    sampler = ClipSampler(len(train_set), args.seed)
-    train_loader = make_loader(train_set, args.batch_size, args.workers, sampler)
-    val_loader = make_loader(val_set, args.batch_size, args.workers)
-
-    parallel = place(model, devices)
-    print(describe(devices, args.batch_size))
+    place = world.rank, world.size
+    sampler = ClipSampler(len(train_set), args.batch_size, args.seed, args.accumulate, *place)
+    train_loader = make_loader(train_set, sampler, args.workers)
+    val_loader = make_loader(val_set, evaluation_batches(len(val_set), args.batch_size, *place), args.workers)
+    optimizer = make_optimizer(model, args)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
+    parallel = world.place(model, for_training=True, sync_bn=args.sync_bn)
+    eval_model = world.place(model)
+    print(world.describe(args.batch_size))
     if args.evaluate:
-        result = evaluate(val_loader, parallel, model, devices[0], args.amp, args.print_freq)
-        print(f"{result}{val_set.coverage()}")
+        print(
+            f"{evaluate(val_loader, eval_model, model, world, args.amp, args.print_freq)}{val_set.coverage()}"
+        )
         return
 
-    optimizer = make_optimizer(model, args)
-    start_epoch, best_prec1, history = args.start_epoch or 0, 0.0, []
+    first_epoch, step, totals, best_prec1, history = args.start_epoch or 0, 0, None, 0.0, []
     if saved:
-        start_epoch = start_epoch or saved.get("epoch", 0)
-        best_prec1 = saved.get("best_prec1", 0.0)
-        history = saved.get("history", [])
+        first_epoch = saved.get("epoch", first_epoch)
+        step, totals = saved.get("step", 0), saved.get("totals")
+        best_prec1, history = saved.get("best_prec1", 0.0), saved.get("history", [])
+        print(f"resumed {args.resume} at epoch {first_epoch}, step {step}, best Prec@1 {best_prec1:.3f}")
         if "optimizer" in saved:
             optimizer.load_state_dict(saved["optimizer"])
-            print(f"resumed {args.resume} at epoch {start_epoch}, best Prec@1 {best_prec1:.3f}")
+            scaler.load_state_dict(saved["scaler"])
         else:
-            print(f"resumed {args.resume} at epoch {start_epoch}; it has no momentum, which starts from zero")
-    if args.batch_size != opts.PUBLISHED_BATCH_SIZE and args.lr == opts.PUBLISHED_LR:
-        linear = opts.PUBLISHED_LR * args.batch_size / opts.PUBLISHED_BATCH_SIZE
+            print(f"{args.resume} has no optimizer state: momentum starts from zero")
+        del saved
+    clips_in_step = args.batch_size * args.accumulate
+    if clips_in_step != opts.PUBLISHED_BATCH_SIZE and args.lr == opts.PUBLISHED_LR:
+        linear = opts.PUBLISHED_LR * clips_in_step / opts.PUBLISHED_BATCH_SIZE
         print(
-            f"batch of {args.batch_size} with the default --lr {args.lr:g}, which is meant for "
-            f"{opts.PUBLISHED_BATCH_SIZE} clips: the linear rule would give --lr {linear:g}"
+            f"{clips_in_step} clips a step with the default --lr {args.lr:g}, which was chosen for "
+            f"{opts.PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
         )
 
-    files.prepare(args.overwrite)
-    write_json(files.json, args, model, devices, train_set, val_set)
-    board = SummaryWriter(str(files.tensorboard), purge_step=start_epoch * len(train_loader))
+    board = None
+    if world.is_main:
+        files.prepare(args.overwrite)
+        write_json(files.json, args, model, world, train_set, val_set)
+        write_csv(files.csv, history)
+        board = SummaryWriter(str(files.tensorboard), purge_step=first_epoch * sampler.num_steps + step)
 
-    def report(step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            board.add_scalar(name, value, step)
+    def report(at: int, values: dict[str, float]) -> None:
+        for name, value in values.items() if board else ():
+            board.add_scalar(name, value, at)
 
-    for epoch in range(start_epoch, args.epochs):
-        sampler.epoch = epoch
-        trained = train_epoch(train_loader, parallel, model, optimizer, epoch, args, devices[0], report)
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "lr": learning_rate(args, epoch),
-            "train_loss": trained.loss.avg,
-            "train_prec1": trained.prec1.avg,
-            "train_prec5": trained.prec5.avg,
-        }
-        is_best = False
-        if (epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs:
-            result = evaluate(val_loader, parallel, model, devices[0], args.amp, args.print_freq)
-            is_best = result.prec1 > best_prec1 or not files.best.exists()
-            best_prec1 = max(best_prec1, result.prec1)
-            row |= {"val_loss": result.loss, "val_prec1": result.prec1, "val_prec5": result.prec5}
-            row["val_mean_class"] = result.mean_class
-            report(
-                (epoch + 1) * len(train_loader),
-                {f"val/{k[4:]}": v for k, v in row.items() if k[:4] == "val_"},
-            )
-            print(f"{result}{val_set.coverage()}\nBest Prec@1: {best_prec1:.3f}")
-        history.append(row)
+    interruption = Interruption()
+    saver = Saver(files, args.keep, world.is_main)
+    watch = LossWatch(train_loader)
+    meters = ClipMeters(world, totals)
+
+    def save(epoch: int, step: int, **how: bool) -> None:
+        watch.check()
         content = {
-            "epoch": epoch + 1,
+            "epoch": epoch,
+            "step": step,
             "arch": args.arch,
             "state_dict": model.state_dict(),
             "best_prec1": best_prec1,
             "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "totals": meters.totals,
+            "history": history,
             "options": vars(args),
             "categories": categories,
+            "data": train_set.fingerprint(),
             "run": files.name,
-            "history": history,
         }
-        save_checkpoint(files.checkpoint, content)
-        if is_best:
-            save_checkpoint(files.best, content)
-        write_csv(files.csv, history)
-    board.close()
+        saver.save(content, **how)
+
+    def stop_if_asked(epoch: int, step: int) -> None:
+        if number := world.max(interruption.signal)[0]:
+            save(epoch, step, is_last=True)
+            print(f"stopped by {signal.Signals(number).name} and saved {files.checkpoint}; --resume goes on")
+            sys.exit(128 + number)
+
+    for epoch in range(first_epoch, args.epochs):
+        sampler.start(epoch, step)
+        for step in train_steps(
+            train_loader, parallel, model, optimizer, scaler, meters, watch, args, world, report
+        ):
+            stop_if_asked(epoch, step)
+            is_time = world.max(world.is_main and time.monotonic() - saver.time > 60 * args.save_minutes)[0]
+            if is_time or (args.save_freq and step % args.save_freq == 0):
+                save(epoch, step)
+
+        loss, prec1, prec5 = averages(meters.totals)
+        row = {"epoch": epoch, "lr": learning_rate(args, epoch)}
+        row |= {"train_loss": loss, "train_prec1": prec1, "train_prec5": prec5}
+        is_best = False
+        if (epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs:
+            result = evaluate(
+                val_loader,
+                eval_model,
+                model,
+                world,
+                args.amp,
+                args.print_freq,
+                is_stopped=lambda: world.max(interruption.signal)[0] > 0,
+            )
+            if result is None:
+                stop_if_asked(epoch, sampler.num_steps)
+            is_best = result.prec1 > best_prec1 or not any("val_prec1" in row for row in history)
+            best_prec1 = max(best_prec1, result.prec1)
+            measured = {"loss": result.loss, "prec1": result.prec1, "prec5": result.prec5}
+            measured["mean_class"] = result.mean_class
+            row |= {f"val_{name}": value for name, value in measured.items()}
+            report((epoch + 1) * sampler.num_steps, {f"val/{k}": v for k, v in measured.items()})
+            print(f"{result}{val_set.coverage()}\nBest Prec@1: {best_prec1:.3f}")
+        history.append(row)
+        step, meters = 0, ClipMeters(world)
+        save(epoch + 1, 0, is_best=is_best, is_last=epoch + 1 == args.epochs)
+        if epoch + 1 < args.epochs:
+            stop_if_asked(epoch + 1, 0)
+    if board:
+        board.close()
     print(f"best checkpoint, Prec@1 {best_prec1:.3f}: {files.best}")
 
 
@@ -217,10 +338,28 @@ def check_options(args: Namespace) -> None:
         raise InputError(f"--pretrained imagenet: no such weights exist for {args.arch}; give FILE or none")
     if args.store_name != Path(args.store_name).name:
         raise InputError(f"--store_name {args.store_name}: must be good for a file's name")
-    if args.evaluate and not args.resume:
+    if args.evaluate and (not args.resume or args.resume == "auto"):
         raise InputError("--evaluate needs --resume FILE, the checkpoint to evaluate")
     if args.resume and args.overwrite:
         raise InputError("--overwrite deletes the run that --resume goes on with; give one of them")
+
+
+def find_checkpoint(resume: str | None, files: RunFiles) -> tuple[str | None, dict[str, Any] | None]:
+    """Load the checkpoint to go on from.
+
+    Returns:
+        Its file and its content; the latter is None to start afresh.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    if resume != "auto":
+        return resume, load_checkpoint(resume) if resume else None
+    newest = load_newest(files.checkpoint)
+    if newest is None:
+        print("--resume auto: this run has no checkpoint yet, it starts afresh")
+        return resume, None
+    return str(newest[0]), newest[1]
 
 
 def check_run(args: Namespace, files: RunFiles, saved: dict[str, Any] | None) -> None:
@@ -242,7 +381,8 @@ def check_run(args: Namespace, files: RunFiles, saved: dict[str, Any] | None) ->
         if args.start_epoch is not None and known is not None and args.start_epoch != known:
             raise InputError(f"--start-epoch {args.start_epoch}: {args.resume} goes on at epoch {known}")
     old = files.existing()
-    is_continued = saved is not None and saved.get("run") == files.name
+    # With auto and no checkpoint, a run was killed before its first save.
+    is_continued = saved.get("run") == files.name if saved else args.resume == "auto"
     if old and not (is_continued or args.overwrite or args.evaluate):
         raise InputError(
             f"an older run of this name is there: {', '.join(map(str, old))}; go on with it (--resume), "
@@ -250,7 +390,25 @@ def check_run(args: Namespace, files: RunFiles, saved: dict[str, Any] | None) ->
         )
 
 
-def build_model(args: Namespace, categories: list[str], saved: dict[str, Any] | None) -> TemporalModel:
+def check_data(
+    args: Namespace, saved: dict[str, Any], train_set: VideoDataSet, categories: list[str]
+) -> None:
+    """Refuse to go on with other data than a checkpoint was made with.
+
+    Raises:
+        InputError: other classes, or another training list.
+    """
+    check_categories(saved, categories, args.resume)
+    if not args.evaluate and saved.get("data", train_set.fingerprint()) != train_set.fingerprint():
+        raise InputError(
+            f"{train_set.list_file}: is not the list that {args.resume} was trained on; videos, numbers of "
+            "frames, labels or their order differ"
+        )
+
+
+def build_model(
+    args: Namespace, categories: list[str], saved: dict[str, Any] | None, world: World
+) -> TemporalModel:
     """Build the model with its weights: a checkpoint's, a 2D ResNet's, or random ones.
 
     Raises:
@@ -268,7 +426,6 @@ def build_model(args: Namespace, categories: list[str], saved: dict[str, Any] | 
         args.dropout,
         target_transforms=swaps,
         input_size=args.input_size,
-        zero_init_residual=args.zero_init_residual,
     )
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(
@@ -276,9 +433,8 @@ def build_model(args: Namespace, categories: list[str], saved: dict[str, Any] | 
         f"{args.num_segments} frames of {args.input_size} x {args.input_size}"
     )
     if saved:
-        check_categories(saved, categories, args.resume)
         load_weights(model, saved["state_dict"], args.resume)
-    elif args.pretrained != "none":
+    elif args.pretrained != "none" and world.is_main:  # the others get them from it
         source, weights = read_pretrained(args.pretrained, args.arch)
         try:
             loaded, kept = load_2d_weights(model.base_model, weights)
@@ -286,7 +442,7 @@ def build_model(args: Namespace, categories: list[str], saved: dict[str, Any] | 
             raise InputError(f"{source} {error}: it must be a 2D {args.arch}'s state dict") from None
         temporal = sum(".Tconv." in name for name in kept)
         print(f"{source}: {len(loaded)} tensors loaded, not {temporal} Tconv.weight and the classifier")
-    else:
+    elif args.pretrained == "none":
         print("weights: random start")
     if not args.evaluate:
         pairs = [f"{a}/{b}" for a, b in swaps.items() if a < b]
@@ -310,7 +466,7 @@ def write_json(
     path: Path,
     args: Namespace,
     model: TemporalModel,
-    devices: list[torch.device],
+    world: World,
     train_set: VideoDataSet,
     val_set: VideoDataSet,
 ) -> None:
@@ -325,11 +481,11 @@ def write_json(
             "pillow": PIL.__version__,
             "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         },
-        "devices": describe(devices, args.batch_size),
+        "devices": world.describe(args.batch_size),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "clips": {"training": len(train_set), "validation": len(val_set)},
     }
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
@@ -340,7 +496,7 @@ def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_atomically(path, text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ class TemporalModel(nn.Module):
             `new_fc` and `base_model.fc` a Dropout, at 0 it is `base_model.fc` (TSN-pytorch).
         target_transforms: `{label: label of the mirrored class}` for whoever flips clips for this model.
         input_size: height and width of the crops it is meant for, in pixels.
-        zero_init_residual: see `resnet_gst.ResNet`.
 
     Raises:
         ValueError: an argument that cannot work, named by the option that sets it.
@@ -46,7 +45,6 @@ class TemporalModel(nn.Module):
         dropout: float = 0.3,
         target_transforms: dict[int, int] | None = None,
         input_size: int = 224,
-        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         if model != "GST":
@@ -61,7 +59,7 @@ class TemporalModel(nn.Module):
         self.target_transforms = target_transforms or {}
         self.input_size = input_size
 
-        self.base_model = build_resnet(backbone, alpha, beta, zero_init_residual)
+        self.base_model = build_resnet(backbone, alpha, beta)
         classifier = nn.Linear(self.base_model.fc.in_features, num_class)
         nn.init.normal_(classifier.weight, 0, 0.001)
         nn.init.zeros_(classifier.bias)

@@ -45,12 +45,6 @@ def training_parser() -> argparse.ArgumentParser:
         help="start from torchvision's ImageNet weights, from random ones, or from a file with a 2D ResNet's "
         "weights (default: imagenet; none for resnet14 and resnet26, which have no such weights)",
     )
-    model.add_argument(
-        "--zero_init_residual",
-        action="store_true",
-        help="start the last batch norm of each block at zero, which helps to train without --pretrained",
-    )
-
     recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
     recipe.add_argument("--epochs", type=_positive_int, default=70, metavar="N", help="number of epochs")
     recipe.add_argument(
@@ -59,7 +53,17 @@ def training_parser() -> argparse.ArgumentParser:
         type=_positive_int,
         default=PUBLISHED_BATCH_SIZE,
         metavar="N",
-        help="clips in a step, over all GPUs",
+        help="clips in a batch, over all GPUs and processes",
+    )
+    recipe.add_argument(
+        "--accumulate",
+        type=_positive_int,
+        default=1,
+        metavar="K",
+        help="batches that make one step, as one batch of K times the size would (apart from batch norm)",
+    )
+    recipe.add_argument(
+        "--sync_bn", action="store_true", help="batch norm over the clips of all processes of torchrun"
     )
     recipe.add_argument(
         "--lr",
@@ -124,7 +128,11 @@ def training_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where checkpoint/, log/ and tensorboard/ are written",
     )
-    run.add_argument("--resume", metavar="FILE", help="go on from this checkpoint")
+    run.add_argument(
+        "--resume",
+        metavar="FILE|auto",
+        help="go on from this checkpoint; auto: from this run's newest good one, or afresh if it has none",
+    )
     run.add_argument("--overwrite", action="store_true", help="delete an older run of the same name first")
     run.add_argument(
         "--start-epoch",
@@ -137,6 +145,22 @@ def training_parser() -> argparse.ArgumentParser:
         "--evaluate",
         action="store_true",
         help="only evaluate the checkpoint that --resume names, on the validation list",
+    )
+    run.add_argument(
+        "--save-freq",
+        type=_positive_int,
+        metavar="N",
+        help="save every N steps, too (default: only after an epoch, and by --save-minutes)",
+    )
+    run.add_argument(
+        "--save-minutes",
+        type=_positive_float,
+        default=30.0,
+        metavar="M",
+        help="save when the last save was M minutes ago, too",
+    )
+    run.add_argument(
+        "--keep", type=_positive_int, default=2, metavar="N", help="checkpoints to keep, beside the best"
     )
     run.add_argument(
         "--eval-freq",
@@ -249,9 +273,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     )
     group.add_argument(
         "--amp",
-        choices=("off", "bf16"),
+        choices=("off", "bf16", "fp16"),
         default="off",
-        help="mixed precision: off is float32, as published; bf16 is faster where the hardware has it",
+        help="mixed precision: off is float32, as published; bf16 (or fp16, with a scaled loss, on older "
+        "GPUs) is faster where the hardware has it",
     )
     group.add_argument(
         "--print-freq", "-p", type=_positive_int, default=20, metavar="N", help="log a line every N batches"

@@ -26,8 +26,6 @@ class ResNet(nn.Module):
         alpha: see `gst.GSTBottleneck`.
         beta: see `gst.GSTBottleneck`.
         num_classes: outputs of the classifier `fc`.
-        zero_init_residual: start the last batch norm of every block at zero, so that each
-            block starts as the identity (Goyal et al., arXiv 1706.02677).
     """
 
     def __init__(
@@ -36,7 +34,6 @@ class ResNet(nn.Module):
         alpha: int,
         beta: int,
         num_classes: int = 1000,
-        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         self.inplanes = 64
@@ -54,10 +51,6 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if zero_init_residual:
-            for module in self.modules():
-                if isinstance(module, GSTBottleneck):
-                    nn.init.zeros_(module.bn3.weight)
 
     def _make_layer(self, planes: int, blocks: int, alpha: int, beta: int, stride: int) -> nn.Sequential:
         outputs = planes * GSTBottleneck.expansion
@@ -76,7 +69,7 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(frames).flatten(1))
 
 
-def build_resnet(arch: str, alpha: int, beta: int, zero_init_residual: bool = False) -> ResNet:
+def build_resnet(arch: str, alpha: int, beta: int) -> ResNet:
     """Build an untrained ResNet of GST bottlenecks.
 
     Raises:
@@ -85,7 +78,7 @@ def build_resnet(arch: str, alpha: int, beta: int, zero_init_residual: bool = Fa
     if arch not in BLOCKS:
         raise ValueError(f"arch {arch} is not one of {', '.join(BLOCKS)}")
     check_split(alpha, beta)
-    return ResNet(BLOCKS[arch], alpha, beta, zero_init_residual=zero_init_residual)
+    return ResNet(BLOCKS[arch], alpha, beta)
 
 
 def load_2d_weights(model: ResNet, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: `python test_models.py -h` for the options."""
 
+import io
 import os
 import time
 from argparse import Namespace
@@ -10,9 +11,9 @@ import numpy as np
 
 import opts
 from checkpoint import check_categories, describe_model, load_checkpoint, load_weights, write_atomically
-from dataset import VideoDataSet, check_videos, make_loader
+from dataset import VideoDataSet, check_videos, evaluation_batches, make_loader
 from datasets_video import return_dataset
-from distributed import describe, place, select_devices
+from distributed import start
 from engine import evaluate
 from errors import InputError, run_program
 from models import TemporalModel
@@ -22,7 +23,7 @@ from transforms import evaluation_transform
 def main() -> None:
     """Evaluate as the command line says."""
     args = opts.testing_parser().parse_args()
-    devices = select_devices(args.gpus)
+    world = start(args.gpus)
     if args.save_scores:
         check_output(Path(args.save_scores))
     saved = load_checkpoint(args.weights)
@@ -45,24 +46,18 @@ def main() -> None:
     if args.max_num:
         dataset.keep(np.arange(min(args.max_num, len(dataset))))
     check_videos(dataset, args.skip_missing)
-    print(describe(devices, args.batch_size))
+    print(world.describe(args.batch_size))
 
-    start = time.perf_counter()
-    result = evaluate(
-        make_loader(dataset, args.batch_size, args.workers),
-        place(model, devices),
-        model,
-        devices[0],
-        args.amp,
-        args.print_freq,
-    )
-    seconds = time.perf_counter() - start
-    if args.save_scores:
-        videos = [dataset.record(index).path for index in range(len(dataset))]
-        write_atomically(
-            Path(args.save_scores),
-            lambda file: np.savez(file, scores=result.scores, labels=result.labels, videos=videos),
-        )
+    began = time.perf_counter()
+    batches = evaluation_batches(len(dataset), args.batch_size, world.rank, world.size)
+    loader = make_loader(dataset, batches, args.workers)
+    result = evaluate(loader, world.place(model), model, world, args.amp, args.print_freq)
+    seconds = time.perf_counter() - began
+    if args.save_scores and world.is_main:
+        videos = [dataset.record(number).path for number in range(len(dataset))]
+        content = io.BytesIO()
+        np.savez(content, scores=result.scores, labels=result.labels, videos=videos)
+        write_atomically(Path(args.save_scores), content.getvalue())
         print(f"scores: {args.save_scores}")
     print(f"Mean class accuracy {result.mean_class:.3f}")
     print(f"{len(dataset)} clips, {len(dataset) / seconds:.1f} clips/s")

@@ -1,0 +1,228 @@
+"""tools/make_demo_data.py, run as a user runs it."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets_video import flip_label_map, return_dataset, unflippable_labels
+from tools import make_demo_data as demo
+
+SCRIPT = Path(demo.__file__)
+PARTNERS = [(0, 2), (1, 3), (4, 5)]  # away/towards, down/up, left to right/right to left
+
+
+def start(*args):
+    command = [sys.executable, SCRIPT, *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*args):
+    process = start(*args)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_list(path):
+    return [(folder, int(frames), int(label)) for folder, frames, label in map(str.split, path.open())]
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    """Two folders, made by two processes with the same seed."""
+    roots = [tmp_path_factory.mktemp("demo") / "new" / "folder" for _ in range(2)]
+    for process in [start(root, "--seed", "3") for root in roots]:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+        assert "480 training and 144 validation clips of 6 classes" in out
+    return roots
+
+
+@pytest.fixture(scope="module")
+def paths(twins):
+    return return_dataset("somethingv1", twins[0])
+
+
+@pytest.fixture(scope="module")
+def clips(paths):
+    """[(frames x height x width x channel, label)] of the validation clips."""
+    return [
+        (
+            np.stack(
+                [np.asarray(Image.open(paths.root_data / video / f"{n + 1:05d}.jpg")) for n in range(frames)]
+            ),
+            y,
+        )
+        for video, frames, y in read_list(paths.val_list)
+    ]
+
+
+def test_layout(paths):
+    train, val = read_list(paths.train_list), read_list(paths.val_list)
+    assert set(Counter(label for _, _, label in train).items()) == {(label, 80) for label in range(6)}
+    assert set(Counter(label for _, _, label in val).items()) == {(label, 24) for label in range(6)}
+    assert {frames for _, frames, _ in train} == set(range(12, 31))
+    folders = [video for video, _, _ in train + val]
+    assert len(set(folders)) == len(folders)
+    assert {path.name for path in paths.root_data.iterdir()} == set(folders)
+    for video, frames, _ in train + val:
+        expected = {f"{number:05d}.jpg" for number in range(1, frames + 1)}
+        assert {path.name for path in (paths.root_data / video).iterdir()} == expected
+
+
+def test_frames(clips):
+    assert {clip.shape[1:] for clip, _ in clips} == {(64, 84, 3)}
+    # Random colours, shapes and backgrounds: no two clips begin alike.
+    firsts = [clip[0].astype(float) for clip, _ in clips]
+    assert min(np.abs(a - b).mean() for i, a in enumerate(firsts) for b in firsts[:i]) > 3
+
+
+def test_categories(paths):
+    assert paths.categories == sorted(paths.categories) == list(demo.CLASSES)
+    assert flip_label_map(paths.categories) == {4: 5, 5: 4}
+    assert unflippable_labels(paths.categories) == []
+
+
+def test_same_seed_same_bytes(twins):
+    assert content(twins[0]) == content(twins[1])
+
+
+def test_validation_clips_are_not_training_clips(paths):
+    def first_frames(list_file):
+        return {(paths.root_data / video / "00001.jpg").read_bytes() for video, _, _ in read_list(list_file)}
+
+    train, val = first_frames(paths.train_list), first_frames(paths.val_list)
+    assert (len(train), len(val)) == (480, 144)
+    assert not train & val
+
+
+@pytest.mark.parametrize("pair", PARTNERS)
+def test_partner_is_the_clip_backwards(pair):
+    one, other = (list(demo.CLASSES)[label] for label in pair)
+    for seed in range(50):
+        forwards = demo.draw_path(np.random.default_rng(seed), one, 20)
+        backwards = demo.draw_path(np.random.default_rng(seed), other, 20)
+        assert np.array_equal(forwards, backwards[::-1])
+
+
+def ks_distance(a, b):
+    """The largest distance between the cumulative distributions of two samples (Kolmogorov-Smirnov)."""
+    values = np.concatenate([a, b])
+    ranks = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (a, b)]
+    return np.abs(ranks[0] - ranks[1]).max()
+
+
+def mirrored(path):
+    return path * [-1, 1, 1, 1] + [demo.WIDTH, 0, 0, 0]
+
+
+@pytest.mark.parametrize("pair", PARTNERS)
+@pytest.mark.parametrize("moment", [slice(None), 0, -1])
+def test_single_frames_do_not_tell_partners_apart(pair, moment):
+    """Places and sizes over all frames agree; those of the first or last frame alone do not."""
+    samples = []
+    for label in pair:
+        rng = np.random.default_rng(label)  # the two classes draw different clips
+        drawn = [demo.draw_path(rng, list(demo.CLASSES)[label], 20) for _ in range(1000)]
+        # One frame a clip: those of one clip are not independent.
+        samples.append(
+            np.array([path[rng.integers(20) if moment == slice(None) else moment] for path in drawn])
+        )
+    distance = max(ks_distance(samples[0][:, column], samples[1][:, column]) for column in range(3))
+    # For 2 x 1000 equal draws, a distance above 0.1 has a probability of about 1e-4.
+    assert distance < 0.1 if moment == slice(None) else distance > 0.9
+
+
+def test_mirrored_clip_is_a_clip_of_the_mirrored_class():
+    rng = np.random.default_rng(0)
+    left_to_right, right_to_left = list(demo.CLASSES)[4:]
+    for moment in (0, 5, 10, 19):
+        a = np.array([mirrored(demo.draw_path(rng, left_to_right, 20))[moment] for _ in range(1000)])
+        b = np.array([demo.draw_path(rng, right_to_left, 20)[moment] for _ in range(1000)])
+        assert max(ks_distance(a[:, column], b[:, column]) for column in range(3)) < 0.1
+
+
+def place_and_size(clip):
+    """Where something differs from the clip's corners, frame by frame: mean x, mean y and area."""
+    background = clip[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=(0, 1))
+    weight = np.abs(clip - background).sum(axis=3)
+    weight = np.where(weight > 200, 1.0, 1e-6)
+    area = weight.sum(axis=(1, 2))
+    x = (weight * np.arange(clip.shape[2])).sum(axis=(1, 2)) / area
+    y = (weight * np.arange(clip.shape[1])[:, None]).sum(axis=(1, 2)) / area
+    return np.stack([x, y, area], axis=1)
+
+
+@pytest.mark.parametrize(("pair", "column"), list(zip(PARTNERS, [2, 1, 0], strict=True)))
+def test_rendered_frames_show_the_motion(clips, pair, column):
+    """The frames on disk, too: their order says which of two partners a clip is, single frames do not."""
+    measured = {y: [place_and_size(clip)[:, column] for clip, label in clips if label == y] for y in pair}
+    grows = {y: np.mean([values[-3:].mean() > values[:3].mean() for values in measured[y]]) for y in pair}
+    assert sorted(grows.values()) == pytest.approx([0.0, 1.0], abs=0.05)
+    middles = [np.mean([values.mean() for values in measured[y]]) for y in pair]
+    spread = np.std([values.mean() for y in pair for values in measured[y]])
+    assert abs(middles[0] - middles[1]) < 3 * spread * np.sqrt(2 / 24)
+
+
+def test_second_run_changes_nothing(twins):
+    before = {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")}
+    code, out, err = run(twins[0], "--seed", "3")
+    assert (code, err) == (0, "")
+    assert "is there already" in out
+    assert {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")} == before
+
+
+def refused(*args):
+    code, out, err = run(*args)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_other_seed_is_refused(twins):
+    before = {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")}
+    assert '"seed": 3' in refused(twins[0])
+    assert {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")} == before
+
+
+@pytest.mark.parametrize("settings", [None, "not json", '{"seed": 0}', "[]"])
+def test_foreign_folder_is_refused(tmp_path, settings):
+    folder = tmp_path / "somethingv1"
+    folder.mkdir()
+    (folder / "category.txt").write_text("mine\n")
+    if settings is not None:
+        (folder / demo.SETTINGS_FILE).write_text(settings)
+    before = content(tmp_path)
+    assert str(folder) in refused(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_unusable_arguments_are_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert str(file) in refused(file)
+    assert file.read_text() == "mine"
+    assert "--seed -1" in refused(tmp_path / "new", "--seed", "-1")
+    assert not (tmp_path / "new").exists()
+
+
+def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    def write_half(folder, seed):
+        (folder / "category.txt").write_text("half\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "make_dataset", write_half)
+    monkeypatch.setattr(sys, "argv", ["make_demo_data.py", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        demo.main()
+    assert list(tmp_path.iterdir()) == []
