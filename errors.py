@@ -1,5 +1,8 @@
 """Mistakes in what a user gave: told in one line, without a traceback."""
 
+import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -19,7 +22,7 @@ class InputError(Exception):
 
 def run_program(main: Callable[[], int | None]) -> None:
     """Run a program's `main`, and end the process: bad input is one line on stderr and status 1."""
-    sys.stdout.reconfigure(line_buffering=True)  # a log that is followed in a file, too
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
     try:
         sys.exit(main())
     except InputError as error:
@@ -29,5 +32,13 @@ def run_program(main: Callable[[], int | None]) -> None:
             raise
         first_line = str(error).splitlines()[0].strip()
         sys.exit(f"error: {first_line} It loads clips; if memory ran out, try fewer --workers")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        sys.exit("error: nobody reads the output any more")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        # Workers that load clips ignore SIGTERM, with which multiprocessing would end them.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for child in multiprocessing.active_children():
+            child.kill()

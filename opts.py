@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ PUBLISHED_BATCH_SIZE = 24
 
 def training_parser() -> argparse.ArgumentParser:
     """The options of `main.py`."""
-    parser = _Parser("Train GST on a data set of frame folders.", TRAINING_EXAMPLES)
+    parser = Parser("Train GST on a data set of frame folders.", TRAINING_EXAMPLES)
     data = _add_data_options(parser)
     data.add_argument("--train_list", metavar="FILE", help="training list, instead of the data set's own")
 
@@ -175,7 +176,7 @@ def training_parser() -> argparse.ArgumentParser:
 
 def testing_parser() -> argparse.ArgumentParser:
     """The options of `test_models.py`."""
-    parser = _Parser(
+    parser = Parser(
         "Evaluate a checkpoint: one clip of each video, one centre crop.\n"
         "What the model is, is read from the checkpoint; an option that contradicts it is refused.",
         TESTING_EXAMPLES,
@@ -260,7 +261,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         "-j",
         "--workers",
         type=_non_negative_int,
-        default=min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        default=min(16, cores()),
         metavar="N",
         help="processes that load clips; the default is this machine's cores, 16 at the most",
     )
@@ -282,6 +283,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         "--print-freq", "-p", type=_positive_int, default=20, metavar="N", help="log a line every N batches"
     )
     return group
+
+
+def cores() -> int:
+    """How many cores this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(
@@ -308,12 +314,16 @@ _positive_float = _number(float, 0, math.inf, "a number above 0", above=True, be
 _non_negative_float = _number(float, 0, math.inf, "a number, 0 or more", below=True)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line, not a page of usage with a line at its end."""
 
-    def __init__(self, description: str, epilog: str) -> None:
+    def __init__(self, description: str, epilog: str = "") -> None:
         super().__init__(
-            description=description, epilog=epilog, formatter_class=_HelpFormatter, allow_abbrev=False
+            prog=sys.argv[0],
+            description=description,
+            epilog=epilog,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -324,7 +334,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Ends each help text with the option's default, where it has one and does not tell it itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default in (None, "", argparse.SUPPRESS) or isinstance(action.default, bool):
+        has_none = action.default in (None, "", argparse.SUPPRESS) or isinstance(action.default, bool)
+        if has_none or "(default" in action.help:
             return action.help
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{action.help} (default: {default})"

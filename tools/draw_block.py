@@ -5,13 +5,13 @@
 The blocks are those of the paper (arXiv 1909.13130) for alpha 4, its choice.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from errors import InputError, run_program
+from opts import Parser
 
 try:
     import matplotlib
@@ -84,7 +84,7 @@ def main() -> int:
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("file", metavar="FILE", help="the picture to write, such as docs/gst_block.png")
     args = parser.parse_args()
     if plt is None:

@@ -11,7 +11,6 @@ A seed gives the same pixels wherever the random numbers of NumPy are the same; 
 the same, byte for byte, for the same versions of NumPy and Pillow.
 """
 
-import argparse
 import json
 import math
 import os
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS
 from errors import InputError, run_program
+from opts import Parser
 
 DATASET = "somethingv1"
 
@@ -155,13 +155,11 @@ def main() -> int:
         InputError: something else is in its place, or it cannot be written.
     """
     summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(summary, details)
     parser.add_argument(
         "dir", metavar="DIR", help=f"where to make the folder {DATASET}: main.py's --root_path"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other clips (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other clips")
     args = parser.parse_args()
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: must be 0 or more")

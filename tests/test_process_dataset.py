@@ -1,0 +1,378 @@
+"""tools/process_dataset.py on the annotation files as the data sets' pages offer them."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, assert_one_line_error, run
+from PIL import Image
+from video_files import write_video
+
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+import common
+
+TOOL = "tools/process_dataset.py"
+FRAMES = {
+    "somethingv1": ("20bn-something-something-v1", "{:05d}.jpg"),
+    "somethingv2": ("20bn-something-something-v2-frames", "{:06d}.jpg"),
+    "diving48": ("frames", "{:05d}.jpg"),
+}
+V2_NAMES = [
+    "Pulling something from left to right",
+    "Holding something",
+    "Approaching something with your camera",
+]
+DIVES = [
+    ["Back", "15som", "05Twis", "FREE"],
+    ["Back", "15som", "15Twis", "FREE"],
+    ["Forward", "Dive", "NoTwis", "PIKE"],
+]
+
+
+def make_frames(root: Path, dataset: str, folders: dict[str, int]) -> Path:
+    """Write frame folders, from their names and numbers of frames."""
+    place, template = FRAMES[dataset]
+    for name, count in folders.items():
+        folder = root / dataset / place / name
+        folder.mkdir(parents=True)
+        for number in range(1, count + 1):
+            Image.new("RGB", (32, 32), (number % 256, 90, 40)).save(folder / template.format(number))
+    return root / dataset
+
+
+def annotate_v1(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    parts = {
+        # Not sorted, as on the page.
+        "labels": "Turning something\nHolding something\nBending something\n",
+        "train": "100;Holding something\n7;Turning something\n",
+        "validation": "55;Bending something\n",
+        "test": "9\n8\n",
+    }
+    for part, text in parts.items():
+        (folder / f"something-something-v1-{part}.csv").write_text(text)
+    return folder
+
+
+def annotate_v2(folder: Path, pattern: str = "labels/{}.json") -> Path:
+    def entry(video: str, label: int, things: Sequence[str]) -> dict:
+        template = V2_NAMES[label].replace("something", "[something]")
+        return {"id": video, "label": "pulling a pen", "template": template, "placeholders": list(things)}
+
+    texts = {
+        # Numbered in an order that is not the alphabet's.
+        "labels": {name: str(label) for label, name in sorted(enumerate(V2_NAMES), key=lambda pair: pair[1])},
+        "train": [entry("78687", 1, ["a pen"]), entry("42326", 0, ["a pen"]), entry("100904", 2, ["a cup"])],
+        "validation": [entry("74225", 0, ["a cup"]), entry("116154", 1, ["a box"])],
+        "test": [{"id": "1420"}, {"id": "3344"}],
+    }
+    for part, text in texts.items():
+        path = folder / pattern.format(part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(text))
+    return folder
+
+
+def annotate_diving48(folder: Path, ends: dict[str, int], start: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+
+    def entry(name: str, label: int) -> dict:
+        return {"vid_name": name, "label": label, "start_frame": start, "end_frame": ends[name]}
+
+    *train, last = ends
+    (folder / "Diving48_vocab.json").write_text(json.dumps(DIVES))
+    (folder / "Diving48_V2_train.json").write_text(json.dumps([entry(n, i % 3) for i, n in enumerate(train)]))
+    (folder / "Diving48_V2_test.json").write_text(json.dumps([entry(last, 1)]))
+    return folder
+
+
+V1_FOLDERS = {"100": 5, "7": 4, "55": 3, "9": 6, "8": 3}
+V2_FOLDERS = {"78687": 5, "42326": 4, "100904": 3, "74225": 6, "116154": 7, "1420": 3, "3344": 8}
+
+
+def process(root: Path, dataset: str, *options: object) -> subprocess.CompletedProcess:
+    return run(TOOL, "--dataset", dataset, "--root_path", root, "--workers", 2, *options)
+
+
+def texts(home: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(home.glob("*.txt"))}
+
+
+def test_v1(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    done = process(tmp_path, "somethingv1", "--annotations", annotate_v1(tmp_path / "csv"))
+    assert done.returncode == 0, done.stderr
+    assert texts(home) == {
+        "category.txt": "Bending something\nHolding something\nTurning something\n",
+        "train_videofolder.txt": "100 5 1\n7 4 2\n",
+        "val_videofolder.txt": "55 3 0\n",
+        "test_videofolder.txt": "9 6\n8 3\n",
+        "process_report.txt": "",
+    }
+    assert "train_videofolder.txt: 2 videos, new" in done.stdout
+
+
+@pytest.mark.parametrize("pattern", ["something-something-v2-{}.json", "labels/{}.json", "{}.json"])
+def test_v2_of_both_releases(pattern: str, tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv2", V2_FOLDERS)
+    done = process(tmp_path, "somethingv2", "--annotations", annotate_v2(tmp_path / "json", pattern))
+    assert done.returncode == 0, done.stderr
+    assert texts(home) == {
+        "category.txt": "".join(f"{name}\n" for name in V2_NAMES),
+        "train_videofolder.txt": "78687 5 1\n42326 4 0\n100904 3 2\n",
+        "val_videofolder.txt": "74225 6 0\n116154 7 1\n",
+        "test_videofolder.txt": "1420 3\n3344 8\n",
+        "process_report.txt": "",
+    }
+
+
+def test_diving48_and_its_ranges(tmp_path: Path) -> None:
+    folders = {"whole_1": 9, "one_off": 9, "longer": 9, "shorter": 5, "a b_2": 4}
+    home = make_frames(tmp_path, "diving48", folders)
+    ends = {"whole_1": 9, "one_off": 8, "longer": 6, "shorter": 9, "a b_2": 4}
+    done = process(tmp_path, "diving48", "--annotations", annotate_diving48(tmp_path / "json", ends))
+    assert done.returncode == 0, done.stderr
+    now = texts(home)
+    assert now["category.txt"] == "Back_15som_05Twis_FREE\nBack_15som_15Twis_FREE\nForward_Dive_NoTwis_PIKE\n"
+    assert now["train_videofolder.txt"] == "whole_1 9 0\none_off 9 1\nlonger 6 2\nshorter 5 0\n"
+    assert now["val_videofolder.txt"] == "a b_2 4 1\n"
+    assert "test_videofolder.txt" not in now
+    assert now["process_report.txt"].splitlines() == [
+        "note\ttrain_videofolder.txt\tlonger\tthe folder has 9 frames, the annotation ends at 6",
+        "note\ttrain_videofolder.txt\tshorter\tthe folder has 5 of the annotation's 9 frames",
+    ]
+    # A list that stops before the folder does is in order here.
+    assert process(tmp_path, "diving48", "--check").returncode == 0
+
+
+def test_diving48_cannot_start_in_the_middle(tmp_path: Path) -> None:
+    make_frames(tmp_path, "diving48", {"a": 9, "b": 9})
+    annotations = annotate_diving48(tmp_path / "json", {"a": 9, "b": 9}, start=3)
+    done = process(tmp_path, "diving48", "--annotations", annotations)
+    assert_one_line_error(done, "process_report.txt", "starts at frame 3")
+
+
+def damage(frames: Path) -> dict[str, str]:
+    """Break all but one training and one validation video, and say what is to be reported."""
+    shutil.rmtree(frames / "78687")
+    (frames / "42326/000002.jpg").unlink()
+    last = frames / "74225/000006.jpg"
+    last.write_bytes(last.read_bytes()[:-12])
+    (frames / "1420/000001.jpg").write_bytes(b"")
+    for path in (frames / "3344").iterdir():
+        path.unlink()
+    return {
+        "78687": "no folder",
+        "42326": "3 files, but no 000002.jpg; there is 000004.jpg",
+        "74225": "000006.jpg cannot be decoded",
+        "1420": "000001.jpg cannot be decoded",
+        "3344": "empty folder",
+    }
+
+
+def test_problems_are_found_and_left_out_only_when_asked(tmp_path: Path) -> None:
+    folders = V2_FOLDERS | {"stranger": 3, "1420": 3, "1421": 3}
+    home = make_frames(tmp_path, "somethingv2", folders)
+    (home / FRAMES["somethingv2"][0] / ".hidden.part").mkdir()
+    annotations = annotate_v2(tmp_path / "json")
+    tested = annotations / "labels/test.json"
+    tested.write_text(json.dumps([{"id": "1420"}, {"id": "3344"}, {"id": 1421}]))
+    assert process(tmp_path, "somethingv2", "--annotations", annotations).returncode == 0
+    before = texts(home)
+    expected = damage(home / FRAMES["somethingv2"][0])
+
+    done = process(tmp_path, "somethingv2", "--annotations", annotations)
+    assert_one_line_error(done, "process_report.txt", "5 problems with 8 videos", "78687", "--skip_missing")
+    now = texts(home)
+    report = [line.split("\t") for line in now.pop("process_report.txt").splitlines()]
+    assert now == {name: text for name, text in before.items() if name != "process_report.txt"}
+    problems = {folder: what for kind, _, folder, what in report if kind == "problem"}
+    assert problems.keys() == expected.keys()
+    for folder, what in expected.items():
+        assert problems[folder].startswith(what), problems[folder]
+    notes = [(folder, what) for kind, _, folder, what in report if kind == "note"]
+    assert notes == [("stranger", "folder without a label")]
+
+    done = process(tmp_path, "somethingv2", "--annotations", annotations, "--skip_missing")
+    assert done.returncode == 0, done.stderr
+    assert "train_videofolder.txt: 1 of 3 videos, replaced" in done.stdout
+    assert "category.txt: 3 classes, unchanged" in done.stdout
+    now = texts(home)
+    assert now["train_videofolder.txt"] == "100904 3 2\n"
+    assert now["val_videofolder.txt"] == "116154 7 1\n"
+    assert now["test_videofolder.txt"] == "1421 3\n"
+
+    tested.write_text(json.dumps([{"id": "1420"}, {"id": "3344"}]))
+    done = process(tmp_path, "somethingv2", "--annotations", annotations, "--skip_missing")
+    assert_one_line_error(done, "none is left for test_videofolder.txt")
+
+
+def test_other_numbering_is_named(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    frames = home / FRAMES["somethingv1"][0]
+    for path in sorted((frames / "7").iterdir()):
+        path.rename(path.with_name("0" + path.name))
+    (frames / "100/Thumbs.db").touch()
+    done = process(tmp_path, "somethingv1", "--annotations", annotate_v1(tmp_path / "csv"))
+    assert done.returncode == 1
+    report = (home / "process_report.txt").read_text()
+    assert "\t7\t4 files, but no 00001.jpg; there is 000001.jpg\n" in report
+    assert "\t100\t6 files, but no 00006.jpg; there is Thumbs.db\n" in report
+
+
+def test_a_video_in_two_lists(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    with (annotations / "something-something-v1-validation.csv").open("a") as file:
+        file.write("7;Turning something\n")
+    done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert_one_line_error(done, "1 problems", "7")
+    assert "stands in train_videofolder.txt already" in (home / "process_report.txt").read_text()
+
+
+def test_check_changes_nothing(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv2", V2_FOLDERS)
+    annotations = annotate_v2(tmp_path / "json")
+    assert process(tmp_path, "somethingv2", "--annotations", annotations).returncode == 0
+    (home / "process_report.txt").unlink()
+    frames = home / FRAMES["somethingv2"][0]
+    state = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    done = process(tmp_path, "somethingv2", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "0 problems, 0 notes" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == state
+
+    expected = damage(frames)
+    Image.new("RGB", (32, 32)).save(frames / "116154/000008.jpg")
+    (frames / "100904/000003.jpg").unlink()
+    state = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    done = process(tmp_path, "somethingv2", "--check")
+    assert done.returncode == 1
+    for folder, what in expected.items():
+        assert f"\t{folder}\t{what}" in done.stdout
+    assert "116154\tthe list says 7 frames, the folder has 8" in done.stdout
+    assert "100904\tthe list says 3 frames, the folder has 2" in done.stdout
+    assert "7 problems, 0 notes" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == state
+
+
+def test_check_reads_the_authors_lists_too(authors_root: Path) -> None:
+    done = process(authors_root, "somethingv2", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_killed_it_leaves_the_old_lists_or_the_new_ones(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    assert process(tmp_path, "somethingv1", "--annotations", annotations).returncode == 0
+    old = texts(home)
+    shutil.rmtree(home / FRAMES["somethingv1"][0])
+    make_frames(tmp_path, "somethingv1", {name: count + 1 for name, count in V1_FOLDERS.items()})
+    new = old | {
+        "train_videofolder.txt": "100 6 1\n7 5 2\n",
+        "val_videofolder.txt": "55 4 0\n",
+        "test_videofolder.txt": "9 7\n8 4\n",
+    }
+    command = [sys.executable, REPOSITORY / TOOL, "--dataset", "somethingv1", "--root_path", tmp_path]
+    rng = random.Random(0)
+    for _ in range(4):
+        running = subprocess.Popen([*command, "--annotations", annotations], stdout=subprocess.PIPE)
+        time.sleep(rng.random())
+        running.send_signal(signal.SIGKILL)
+        running.communicate(timeout=60)
+        assert texts(home) in (old, new)
+    assert process(tmp_path, "somethingv1", "--annotations", annotations).returncode == 0
+    assert texts(home) == new
+
+
+def test_files_are_replaced_only_when_all_are_written(tmp_path: Path) -> None:
+    first = tmp_path / "first.txt"
+    first.write_text("old")
+    with pytest.raises(FileNotFoundError):
+        common.write_atomically({first: "new", tmp_path / "nowhere" / "second.txt": "new"})
+    assert first.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [first]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (("labels/labels.json", None), ["--annotations", "labels/labels.json"]),
+        (("labels/labels.json", '{"Holding something": "1"}'), ["labels.json", "not 0 to 0"]),
+        (("labels/labels.json", '{"Holding something": "0"}'), ["train.json", "42326", "Pulling something"]),
+        (("labels/labels.json", '["Holding"]'), ["labels.json"]),
+        (("labels/train.json", None), ["train.json", "no such file"]),
+        (("labels/train.json", '[{"id": "1"'), ["train.json"]),
+        (("labels/train.json", '[{"id": "1"}]'), ["train.json", "template"]),
+        (("labels/train.json", '{"id": "1"}'), ["train.json"]),
+    ],
+)
+def test_bad_annotations(spoil: tuple[str, str | None], words: list[str], tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv2", V2_FOLDERS)
+    annotations = annotate_v2(tmp_path / "json")
+    name, text = spoil
+    (annotations / name).unlink()
+    if text is not None:
+        (annotations / name).write_text(text)
+    assert_one_line_error(process(tmp_path, "somethingv2", "--annotations", annotations), *words)
+    assert texts(home) == {}
+
+
+def test_bad_annotations_of_the_others(tmp_path: Path) -> None:
+    make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    with (annotations / "something-something-v1-train.csv").open("a") as file:
+        file.write("8;Throwing something\n")
+    done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert_one_line_error(done, "v1-train.csv, line 3", "Throwing something")
+    make_frames(tmp_path, "diving48", {"a": 9, "b": 9})
+    annotate_diving48(annotations, {"a": 9, "b": 9})
+    (annotations / "Diving48_vocab.json").write_text(json.dumps(DIVES[:1]))
+    done = process(tmp_path, "diving48", "--annotations", annotations)
+    assert_one_line_error(done, "Diving48_V2_test", "label 1")
+
+
+def test_bad_options(tmp_path: Path) -> None:
+    assert_one_line_error(
+        process(tmp_path, "somethingv1", "--check"), FRAMES["somethingv1"][0], "no such folder"
+    )
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    assert_one_line_error(process(tmp_path, "somethingv1"), "--annotations")
+    assert_one_line_error(process(tmp_path, "somethingv1", "--check", "--annotations", tmp_path), "--check")
+    assert_one_line_error(process(tmp_path, "somethingv1", "--check"), "category.txt")
+    assert_one_line_error(process(tmp_path, "somethingv1", "--annotations", tmp_path), "v1-labels.csv")
+    (home / "train.txt").touch()
+    annotations = annotate_v1(tmp_path / "csv")
+    assert_one_line_error(process(tmp_path, "somethingv1", "--annotations", annotations), home / "train.txt")
+
+
+def test_from_videos_to_an_accuracy(tmp_path: Path) -> None:
+    """As the README has it: downloaded files, two tools, training, evaluation; nothing by hand."""
+    source, root, out = tmp_path / "20bn-something-something-v2", tmp_path / "data", tmp_path / "runs"
+    source.mkdir()
+    annotations = annotate_v2(tmp_path)
+    for name in V2_FOLDERS:
+        write_video(source / f"{name}.webm", 8)
+    options = ["--dataset", "somethingv2", "--root_path", root]
+    training = ["--arch", "resnet14", "--pretrained", "none", "--input_size", 64, "--num_segments", 4]
+    training += ["--epochs", 1, "-b", 2, "-j", 0, "--checkpoint_dir", out]
+    for program, *arguments in (
+        ["tools/extract_frames.py", "--videos", source, *options],
+        [TOOL, "--annotations", annotations / "labels", *options],
+        [TOOL, "--check", *options],
+        ["main.py", *options, *training],
+    ):
+        done = run(program, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (best,) = (out / "checkpoint").glob("*_best.pth.tar")
+    done = run("test_models.py", "--weights", best, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("Testing Results: Prec@1 ")

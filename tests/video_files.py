@@ -1,0 +1,108 @@
+"""Makes small real video files whose frames carry their number, and reads it back."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+_BITS = 6
+
+
+def numbered_image(number: int, width: int, height: int) -> np.ndarray:
+    """An RGB image (height x width x 3, uint8) that shows a number below 64 as black and white columns."""
+    column = np.arange(width) * _BITS // width
+    bits = (number >> column & 1).astype(np.uint8)
+    image = np.repeat(np.repeat(bits[None, :, None] * 200 + 28, height, axis=0), 3, axis=2)
+    # Something that moves, so that the encoder has motion and B-frames have a use.
+    top = number * 3 % max(1, height - height // 4)
+    image[top : top + height // 4, :, 1] //= 2
+    return image
+
+
+def read_number(image: Image.Image) -> int:
+    """The number that a frame shows, whatever its size has become."""
+    grey = np.asarray(image.convert("RGB"), dtype=float)[:, :, 0].mean(axis=0)
+    centres = ((np.arange(_BITS) + 0.5) * len(grey) / _BITS).astype(int)
+    return int(sum(1 << bit for bit, centre in enumerate(centres) if grey[centre] > 128))
+
+
+def write_video(
+    path: Path,
+    frames: int | Sequence[np.ndarray] = 12,
+    *,
+    width: int = 96,
+    height: int = 64,
+    codec: str | None = None,
+    pix_fmt: str = "yuv420p",
+    times: Sequence[int] | None = None,
+    index_first: bool = True,
+    turn: int = 0,
+    colorspace: int | None = None,
+    color_range: int | None = None,
+    title: str = "",
+) -> None:
+    """Write a video: VP9 for .webm, H.264 with B-frames for .mp4 and .mkv.
+
+    Args:
+        path: of the file.
+        frames: number of frames, which show 1, 2, 3 and so on; or the RGB images themselves.
+        width: of numbered frames.
+        height: of numbered frames.
+        codec: another codec.
+        pix_fmt: of the encoded video; odd sizes need yuv444p in H.264.
+        times: when each frame is shown, in twelfths of a second, instead of 0, 1, 2 and so on.
+        index_first: put an mp4's index (moov) before the data, as files for the web have it.
+        turn: degrees counterclockwise by which players are to turn it.
+        colorspace: tag it so (libavutil's number), and convert the colours accordingly.
+        color_range: likewise.
+        title: in the metadata.
+    """
+    if isinstance(frames, int):
+        frames = [numbered_image(number, width, height) for number in range(1, frames + 1)]
+    height, width = frames[0].shape[:2]
+    codec = codec or ("libvpx-vp9" if path.suffix == ".webm" else "libx264")
+    options = {"movflags": "+faststart"} if path.suffix == ".mp4" and index_first else {}
+    with av.open(str(path), "w", options=options) as container:
+        if title:
+            container.metadata["title"] = title
+        stream = container.add_stream(codec, rate=12)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 12)
+        stream.codec_context.thread_count = 1
+        if colorspace is not None:
+            stream.codec_context.colorspace = colorspace
+        if color_range is not None:
+            stream.codec_context.color_range = color_range
+        if turn:
+            stream.set_display_rotation(turn)
+        fast = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx-vp9" else {"preset": "veryfast"}
+        stream.options = {"crf": "12", "b": "0", "g": "10"} | fast
+        for image, time in zip(frames, times or range(len(frames)), strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range
+            )
+            frame.pts, frame.time_base = time, Fraction(1, 12)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_audio(path: Path) -> None:
+    """Write a file with a second of silence and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 48000), dtype=np.float32), format="fltp", layout="mono"
+        )
+        frame.sample_rate, frame.pts = 48000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def cut(path: Path, keep: float) -> None:
+    """Cut a file's end off, so that a share of it remains."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
