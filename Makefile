@@ -19,7 +19,7 @@ venv: .venv/installed
 test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # --resume auto: a finished demo is not trained again, an interrupted one goes on.
 demo: venv

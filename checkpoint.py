@@ -5,13 +5,13 @@ import io
 import os
 import pickle
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 
 from errors import InputError
 from models import TemporalModel
@@ -28,11 +28,16 @@ class ModelSpec(NamedTuple):
     has_dropout: bool
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, keep: int = 1) -> None:
     """Write a file so that at every moment, a power cut included, the old or the new one is there, whole.
 
+    Args:
+        path: the file.
+        content: what shall be in it.
+        keep: files to keep; the older ones become `path`.1, `path`.2 and so on.
+
     Raises:
-        OSError: it cannot be written; the old file stays.
+        OSError: it cannot be written; what is there stays as it is.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -40,6 +45,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep > 1 and path.exists():
+            _keep_older(path, keep)
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -49,30 +56,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def _keep_older(path: Path, keep: int) -> None:
+    for number in range(keep - 1, 1, -1):
+        if _numbered(path, number - 1).exists():
+            _numbered(path, number - 1).replace(_numbered(path, number))
+    # Another name for the newest file, so that it stays under its own until the new one takes its place.
+    second = _numbered(path, 1)
+    second.unlink(missing_ok=True)
+    try:
+        second.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, second)
+
+
 def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1) -> None:
-    """Save a checkpoint atomically.
-
-    Args:
-        path: of the newest checkpoint.
-        content: tensors and plain values.
-        keep: checkpoints to keep; the older ones become `path`.1, `path`.2 and so on.
-
-    Raises:
-        OSError: it cannot be written; the checkpoints that are there stay.
-    """
+    """Save a checkpoint of tensors and plain values; see `write_atomically`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    if path.exists() and keep > 1:
-        # The newest one stays under its name until the new one replaces it.
-        link = path.with_name(path.name + ".tmp")
-        link.unlink(missing_ok=True)
-        link.hardlink_to(path)
-        for number in range(keep - 1, 1, -1):
-            older = _numbered(path, number - 1)
-            if older.exists():
-                older.replace(_numbered(path, number))
-        link.replace(_numbered(path, 1))
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), keep)
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -174,21 +175,23 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor
     """
     if choice != "imagenet":
         return choice, read_tensors(choice)
+    import torchvision  # takes a second, which most runs can do without
+
     weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        # The file is fetched (where it is not there yet) and its check sum verified by torchvision.
-        tensors = weights.get_state_dict(
-            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"ImageNet weights of {arch} cannot be loaded ({reason}): "
-            f"fetch {weights.url} and put it at {cached}, "
-            "or give --pretrained FILE, or --pretrained none for a random start"
-        ) from None
-    return f"ImageNet weights {cached.name}", tensors
+    if not cached.exists():
+        try:
+            weights.get_state_dict(
+                progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
+            )
+        except (OSError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"ImageNet weights of {arch} cannot be loaded ({reason}): "
+                f"fetch {weights.url} and put it at {cached}, "
+                "or give --pretrained FILE, or --pretrained none for a random start"
+            ) from None
+    return f"ImageNet weights {cached.name}", read_tensors(cached)
 
 
 def describe_model(state_dict: dict[str, torch.Tensor], path: str | Path) -> ModelSpec:

@@ -38,24 +38,23 @@ def read_list(list_file: str | Path, num_class: int) -> list[VideoRecord]:
         InputError: the file cannot be read, is empty, or has a line that cannot be right.
     """
     try:
-        lines = Path(list_file).read_text(encoding="utf-8").splitlines()
+        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"{list_file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{list_file}: cannot be read ({error})") from None
     records = []
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{list_file}, line {number}"
+        where = f"{list_file}, line {line_number}"
         fields = line.strip().rsplit(None, 2)
         if len(fields) < 3:
             raise InputError(f"{where}: '{line.strip()}' is not 'folder frames label'")
         folder, frames, label = fields
-        if not frames.isdecimal():
-            raise InputError(f"{where}: number of frames '{frames}' is not a whole number")
-        if not label.isdecimal():
-            raise InputError(f"{where}: label '{label}' is not a whole number")
+        for what, number in (("number of frames", frames), ("label", label)):
+            if not number.isdecimal() or len(number) > 9:  # int32 holds 9 digits
+                raise InputError(f"{where}: {what} '{number[:20]}' is not a whole number below 10^9")
         if int(label) >= num_class:
             raise InputError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
         records.append(VideoRecord(folder, int(frames), int(label)))
@@ -343,5 +342,5 @@ def _read_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from None

@@ -25,8 +25,8 @@ LAYOUTS = {
 TRAIN_LISTS = ("train_videofolder.txt", "train.txt")
 VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 
-# "pulling it right out" says how, not where to: the adverb is no direction.
-_DIRECTION = re.compile(r"\b(left|right)\b(?! out\b)", re.IGNORECASE)
+# Words, also in names_joined_by_underscores. "Pulling it right out" says how, not where to.
+_DIRECTION = re.compile(r"(?<![^\W_])(left|right)(?![^\W_])(?! out\b)", re.IGNORECASE)
 
 
 class DatasetPaths(NamedTuple):
@@ -82,7 +82,7 @@ def read_categories(path: Path) -> list[str]:
         InputError: the file is missing or empty, or a name is blank or stands twice.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it holds the class names, one a line") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -133,6 +133,8 @@ def _mirrored(name: str) -> str:
     def other(match: re.Match) -> str:
         word = match.group()
         swapped = "right" if word.lower() == "left" else "left"
+        if word.isupper():
+            return swapped.upper()
         return swapped.capitalize() if word[0].isupper() else swapped
 
     return _DIRECTION.sub(other, name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import InputError
@@ -127,8 +128,12 @@ def start(gpus: list[int] | None) -> World:
     device = torch.device("cuda", local) if available else torch.device("cpu")
     if available:
         torch.cuda.set_device(device)
+    store, _, _ = next(rendezvous("env://"))
+    # After a restart by torchrun the store still holds the addresses of the processes before it.
+    store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     # gloo beside NCCL: what is said on the CPU makes no GPU wait.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if available else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if available else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - one log, for as long as the process lives
     return World(rank, size, [device])

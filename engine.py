@@ -330,7 +330,7 @@ def evaluate(
             scores.append(logits)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
-        if step % print_freq == 0:
+        if step % print_freq == 0 and world.is_main:  # another one may have had no clip yet
             tqdm.write(f"Test: [{step}/{num_batches}]\tTime {batch_time}\t{meters}")
         if is_stopped():
             return None

@@ -28,10 +28,12 @@ def run_program(main: Callable[[], int | None]) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        first_line = str(error).splitlines()[0].strip()
-        sys.exit(f"error: {first_line} It loads clips; if memory ran out, try fewer --workers")
+        first_line = (str(error).splitlines() or [""])[0].strip()
+        if first_line.startswith("DataLoader worker"):
+            sys.exit(f"error: {first_line} It loads clips; if memory ran out, try fewer --workers")
+        if first_line.endswith(" by peer") or " by peer [" in first_line:  # gloo: closed or reset
+            sys.exit("error: another process of this run has ended; what it said tells why")
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
         sys.exit("error: nobody reads the output any more")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -11,14 +12,16 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 import torch
-import torchvision
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 import opts
 from checkpoint import (
@@ -33,7 +36,7 @@ from checkpoint import (
     write_atomically,
 )
 from dataset import ClipSampler, VideoDataSet, check_videos, evaluation_batches, make_loader
-from datasets_video import flip_label_map, return_dataset, unflippable_labels
+from datasets_video import DatasetPaths, flip_label_map, return_dataset, unflippable_labels
 from distributed import World, start
 from engine import ClipMeters, LossWatch, averages, evaluate, learning_rate, train_steps
 from errors import InputError, run_program
@@ -93,15 +96,11 @@ class RunFiles:
         return all_checkpoints(self.checkpoint) + [path for path in others if path.exists()]
 
     def prepare(self, overwrite: bool) -> None:
-        """Make the folders; with `overwrite`, delete what is there."""
-        try:
-            for path in self.existing() if overwrite else []:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for path in (self.checkpoint, self.csv):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self.tensorboard.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--checkpoint_dir: cannot write there ({error})") from None
+        """Make the folders; with `overwrite`, delete what is there first."""
+        for path in self.existing() if overwrite else []:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in (self.checkpoint.parent, self.csv.parent, self.tensorboard):
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 class Interruption:
@@ -154,9 +153,7 @@ class Saver:
             save_checkpoint(self.files.checkpoint, content, self.keep)
             write_csv(self.files.csv, content["history"])
         except OSError as error:
-            told = (
-                f"cannot save {self.files.checkpoint} ({error.strerror}); the checkpoint before it is whole"
-            )
+            told = f"cannot save {self.files.checkpoint} ({error.strerror}); what was saved before is whole"
             if self.failed or is_last:
                 raise InputError(f"{told}; make room and go on with --resume") from None
             print(f"warning: {told}; training stops if the next save fails too", file=sys.stderr)
@@ -164,6 +161,39 @@ class Saver:
         else:
             self.failed = False
         self.time = time.monotonic()
+
+
+class Curves:
+    """Writes TensorBoard's file, and does without when it cannot be written.
+
+    tensorboardX's `SummaryWriter` writes in a thread; when that dies of a full disk, the next
+    values wait for ever. This writes at once, with the same classes.
+
+    Args:
+        folder: of the file.
+        purge_step: the step from which on values in older files of the folder are void.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        self.file: EventsWriter | None = EventsWriter(str(folder / "events"))
+        self._write(Event(step=purge_step, file_version="brain.Event:2"))
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Add a point to each curve."""
+        for name, value in values.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+
+    def _write(self, event: Event) -> None:
+        if self.file is None:
+            return
+        event.wall_time = time.time()
+        try:
+            self.file.write_event(event)
+            self.file.flush()
+        except OSError as error:
+            print(f"warning: no more TensorBoard curves ({error.strerror})", file=sys.stderr)
+            self.file = None
 
 
 def main() -> None:
@@ -175,41 +205,19 @@ def main() -> None:
     args.resume, saved = world.share(find_checkpoint(args.resume, files) if world.is_main else None)
     check_run(args, files, saved)
 
-    paths = return_dataset(args.dataset, args.root_path, args.train_list, args.val_list, args.image_tmpl)
+    paths = return_dataset(
+        args.dataset, args.root_path, args.train_list, args.val_list, args.image_tmpl, not args.evaluate
+    )
     categories = paths.categories
-    train_set, val_set = (
-        VideoDataSet(
-            paths.root_data,
-            list_file,
-            args.num_segments,
-            paths.prefix,
-            random_shift=is_training,
-            num_class=len(categories),
-            seed=args.seed,
-        )
-        for list_file, is_training in ((paths.train_list, True), (paths.val_list, False))
-    )
-    for dataset in (train_set, val_set):
-        check_videos(dataset, args.skip_missing)
-    print(
-        f"{args.dataset}: {len(train_set)} training and {len(val_set)} validation clips, "
-        f"{len(categories)} classes"
-    )
+    val_set = open_videos(args, paths, is_training=False)
+    train_set = None if args.evaluate else open_videos(args, paths, is_training=True)
     if saved:
         check_data(args, saved, train_set, categories)
 
     model = build_model(args, categories, saved, world)
-    train_set.transform = training_transform(
-        model.crop_size, model.target_transforms, unflippable_labels(categories)
-    )
     val_set.transform = evaluation_transform(model.scale_size, model.crop_size)
-    place = world.rank, world.size
-    sampler = ClipSampler(len(train_set), args.batch_size, args.seed, args.accumulate, *place)
-    train_loader = make_loader(train_set, sampler, args.workers)
-    val_loader = make_loader(val_set, evaluation_batches(len(val_set), args.batch_size, *place), args.workers)
-    optimizer = make_optimizer(model, args)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
-    parallel = world.place(model, for_training=True, sync_bn=args.sync_bn)
+    val_batches = evaluation_batches(len(val_set), args.batch_size, world.rank, world.size)
+    val_loader = make_loader(val_set, val_batches, args.workers)
     eval_model = world.place(model)
     print(world.describe(args.batch_size))
     if args.evaluate:
@@ -218,36 +226,52 @@ def main() -> None:
         )
         return
 
+    train_set.transform = training_transform(
+        model.crop_size, model.target_transforms, unflippable_labels(categories)
+    )
+    sampler = ClipSampler(len(train_set), args.batch_size, args.seed, args.accumulate, world.rank, world.size)
+    train_loader = make_loader(train_set, sampler, args.workers)
+    optimizer = make_optimizer(model, args)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
+    train_model = world.place(model, for_training=True, sync_bn=args.sync_bn)
+
     first_epoch, step, totals, best_prec1, history = args.start_epoch or 0, 0, None, 0.0, []
     if saved:
         first_epoch = saved.get("epoch", first_epoch)
         step, totals = saved.get("step", 0), saved.get("totals")
         best_prec1, history = saved.get("best_prec1", 0.0), saved.get("history", [])
         print(f"resumed {args.resume} at epoch {first_epoch}, step {step}, best Prec@1 {best_prec1:.3f}")
-        if "optimizer" in saved:
-            optimizer.load_state_dict(saved["optimizer"])
-            scaler.load_state_dict(saved["scaler"])
-        else:
-            print(f"{args.resume} has no optimizer state: momentum starts from zero")
+        load_optimizer(optimizer, scaler, saved, args.resume)
         del saved
     clips_in_step = args.batch_size * args.accumulate
-    if clips_in_step != opts.PUBLISHED_BATCH_SIZE and args.lr == opts.PUBLISHED_LR:
+    if (
+        clips_in_step != opts.PUBLISHED_BATCH_SIZE
+        and args.lr == opts.PUBLISHED_LR
+        and first_epoch < args.epochs
+    ):
         linear = opts.PUBLISHED_LR * clips_in_step / opts.PUBLISHED_BATCH_SIZE
         print(
             f"{clips_in_step} clips a step with the default --lr {args.lr:g}, which was chosen for "
             f"{opts.PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
         )
 
-    board = None
+    curves = None
     if world.is_main:
-        files.prepare(args.overwrite)
-        write_json(files.json, args, model, world, train_set, val_set)
-        write_csv(files.csv, history)
-        board = SummaryWriter(str(files.tensorboard), purge_step=first_epoch * sampler.num_steps + step)
+        try:
+            files.prepare(args.overwrite)
+            write_json(files.json, args, model, world, train_set, val_set)
+            write_csv(files.csv, history)
+            curves = Curves(files.tensorboard, first_epoch * sampler.num_steps + step)
+        except OSError as error:
+            raise InputError(
+                f"--checkpoint_dir {args.checkpoint_dir}: cannot write there ({error})"
+            ) from None
+        if not files.best.exists():
+            best_prec1 = 0.0  # of another run, whose best checkpoint is not this one's
 
-    def report(at: int, values: dict[str, float]) -> None:
-        for name, value in values.items() if board else ():
-            board.add_scalar(name, value, at)
+    def report(step: int, values: dict[str, float]) -> None:
+        if curves:
+            curves.add(values, step)
 
     interruption = Interruption()
     saver = Saver(files, args.keep, world.is_main)
@@ -282,7 +306,7 @@ def main() -> None:
     for epoch in range(first_epoch, args.epochs):
         sampler.start(epoch, step)
         for step in train_steps(
-            train_loader, parallel, model, optimizer, scaler, meters, watch, args, world, report
+            train_loader, train_model, model, optimizer, scaler, meters, watch, args, world, report
         ):
             stop_if_asked(epoch, step)
             is_time = world.max(world.is_main and time.monotonic() - saver.time > 60 * args.save_minutes)[0]
@@ -305,7 +329,9 @@ def main() -> None:
             )
             if result is None:
                 stop_if_asked(epoch, sampler.num_steps)
-            is_best = result.prec1 > best_prec1 or not any("val_prec1" in row for row in history)
+            if not math.isfinite(result.loss):
+                raise InputError(f"epoch {epoch}: the validation loss is {result.loss}, so nothing is saved")
+            is_best = result.prec1 > best_prec1 or not files.best.exists()
             best_prec1 = max(best_prec1, result.prec1)
             measured = {"loss": result.loss, "prec1": result.prec1, "prec5": result.prec5}
             measured["mean_class"] = result.mean_class
@@ -317,9 +343,29 @@ def main() -> None:
         save(epoch + 1, 0, is_best=is_best, is_last=epoch + 1 == args.epochs)
         if epoch + 1 < args.epochs:
             stop_if_asked(epoch + 1, 0)
-    if board:
-        board.close()
-    print(f"best checkpoint, Prec@1 {best_prec1:.3f}: {files.best}")
+    if files.best.exists():
+        print(f"best checkpoint, Prec@1 {best_prec1:.3f}: {files.best}")
+
+
+def open_videos(args: Namespace, paths: DatasetPaths, is_training: bool) -> VideoDataSet:
+    """Read one of the two lists, and check that its videos are there.
+
+    Raises:
+        InputError: see `VideoDataSet` and `check_videos`.
+    """
+    videos = VideoDataSet(
+        paths.root_data,
+        paths.train_list if is_training else paths.val_list,
+        args.num_segments,
+        paths.prefix,
+        random_shift=is_training,
+        num_class=len(paths.categories),
+        seed=args.seed,
+    )
+    check_videos(videos, args.skip_missing)
+    what = "training" if is_training else "validation"
+    print(f"{args.dataset}: {len(videos)} {what} clips, {len(paths.categories)} classes")
+    return videos
 
 
 def check_options(args: Namespace) -> None:
@@ -340,6 +386,16 @@ def check_options(args: Namespace) -> None:
         raise InputError(f"--store_name {args.store_name}: must be good for a file's name")
     if args.evaluate and (not args.resume or args.resume == "auto"):
         raise InputError("--evaluate needs --resume FILE, the checkpoint to evaluate")
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        raise InputError(f"--start-epoch {args.start_epoch}: there are only {args.epochs} --epochs, from 0")
+    if args.warmup_epochs >= args.epochs:
+        raise InputError(
+            f"--warmup_epochs {args.warmup_epochs:g}: must be fewer than the {args.epochs} --epochs"
+        )
+    if args.num_segments == 1 and args.input_size == 32:
+        raise InputError(
+            "--num_segments 1 with --input_size 32 leaves batch norm one value; give a larger size"
+        )
     if args.resume and args.overwrite:
         raise InputError("--overwrite deletes the run that --resume goes on with; give one of them")
 
@@ -380,6 +436,11 @@ def check_run(args: Namespace, files: RunFiles, saved: dict[str, Any] | None) ->
         known = saved.get("epoch")
         if args.start_epoch is not None and known is not None and args.start_epoch != known:
             raise InputError(f"--start-epoch {args.start_epoch}: {args.resume} goes on at epoch {known}")
+    folder = Path(args.checkpoint_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"--checkpoint_dir {args.checkpoint_dir}: {folder} is no folder to write to")
     old = files.existing()
     # With auto and no checkpoint, a run was killed before its first save.
     is_continued = saved.get("run") == files.name if saved else args.resume == "auto"
@@ -391,7 +452,7 @@ def check_run(args: Namespace, files: RunFiles, saved: dict[str, Any] | None) ->
 
 
 def check_data(
-    args: Namespace, saved: dict[str, Any], train_set: VideoDataSet, categories: list[str]
+    args: Namespace, saved: dict[str, Any], train_set: VideoDataSet | None, categories: list[str]
 ) -> None:
     """Refuse to go on with other data than a checkpoint was made with.
 
@@ -399,7 +460,7 @@ def check_data(
         InputError: other classes, or another training list.
     """
     check_categories(saved, categories, args.resume)
-    if not args.evaluate and saved.get("data", train_set.fingerprint()) != train_set.fingerprint():
+    if train_set and saved.get("data", train_set.fingerprint()) != train_set.fingerprint():
         raise InputError(
             f"{train_set.list_file}: is not the list that {args.resume} was trained on; videos, numbers of "
             "frames, labels or their order differ"
@@ -445,12 +506,29 @@ def build_model(
     elif args.pretrained == "none":
         print("weights: random start")
     if not args.evaluate:
-        pairs = [f"{a}/{b}" for a, b in swaps.items() if a < b]
-        never = unflippable_labels(categories)
-        print(f"horizontal flip: {len(pairs)} pairs of labels swap ({', '.join(pairs) or 'none'})")
-        if never:
-            print(f"horizontal flip: never for {len(never)} classes with no mirrored class: {never}")
+        pairs = ", ".join(f"{a} and {b}" for a, b in swaps.items() if a < b)
+        print(f"horizontal flip: swaps the labels {pairs}" if pairs else "horizontal flip: swaps no labels")
+        if never := unflippable_labels(categories):
+            print(f"horizontal flip: not for these labels, which have no mirrored class: {never}")
     return model
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, saved: dict[str, Any], path: str
+) -> None:
+    """Go on with a checkpoint's momentum and loss scale, if it has them.
+
+    Raises:
+        InputError: they are of another optimizer.
+    """
+    if "optimizer" not in saved:
+        print(f"{path} has no optimizer state: momentum starts from zero")
+        return
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved.get("scaler", scaler.state_dict()))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: its optimizer state does not fit ({str(error).splitlines()[0]})") from None
 
 
 def make_optimizer(model: TemporalModel, args: Namespace) -> torch.optim.Optimizer:
@@ -476,9 +554,10 @@ def write_json(
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": metadata.version("torchvision"),
             "numpy": np.__version__,
             "pillow": PIL.__version__,
+            "tensorboardX": metadata.version("tensorboardX"),
             "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         },
         "devices": world.describe(args.batch_size),

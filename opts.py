@@ -28,9 +28,7 @@ PUBLISHED_BATCH_SIZE = 24
 def training_parser() -> argparse.ArgumentParser:
     """The options of `main.py`."""
     parser = Parser("Train GST on a data set of frame folders.", TRAINING_EXAMPLES)
-    data = _add_data_options(parser)
-    data.add_argument("--train_list", metavar="FILE", help="training list, instead of the data set's own")
-
+    _add_data_options(parser, is_training=True)
     model = _add_model_options(parser, is_training=True)
     model.add_argument(
         "--dropout",
@@ -115,7 +113,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument(
         "--seed",
-        type=_non_negative_int,
+        type=_number(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
         default=0,
         metavar="N",
         help="of all that is random: order, frames, crops, flips, initialisation, dropout",
@@ -188,7 +186,7 @@ def testing_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a checkpoint of main.py, a released one, or a bare state dict",
     )
-    _add_data_options(parser)
+    _add_data_options(parser, is_training=False)
     _add_model_options(parser, is_training=False)
     run = _add_run_options(parser)
     run.add_argument(
@@ -208,12 +206,16 @@ def testing_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", required=True, choices=DATASETS, help="the data set")
     group.add_argument(
         "--root_path", required=True, metavar="DIR", help="the folder that holds a folder for each data set"
     )
+    if is_training:
+        group.add_argument(
+            "--train_list", metavar="FILE", help="training list, instead of the data set's own"
+        )
     group.add_argument("--val_list", metavar="FILE", help="validation list, instead of the data set's own")
     group.add_argument(
         "--image_tmpl",
@@ -223,7 +225,6 @@ def _add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument(
         "--skip_missing", action="store_true", help="go on without the videos whose frames are not there"
     )
-    return group
 
 
 def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> argparse._ArgumentGroup:

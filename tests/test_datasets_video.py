@@ -1,0 +1,200 @@
+"""Where lists, frames and categories are found, and which labels mirroring exchanges."""
+
+import random
+
+import pytest
+from synthetic import CATEGORIES, make_dataset
+
+from datasets_video import flip_label_map, read_categories, return_dataset, unflippable_labels
+from errors import InputError
+
+# Names of Something-Something-v1 and -v2.
+PAIRS = [
+    ("Pulling something from left to right", "Pulling something from right to left"),
+    ("Pushing something from left to right", "Pushing something from right to left"),
+    ("Moving something from left to right", "Moving something from right to left"),
+    ("Turning the camera left while filming something", "Turning the camera right while filming something"),
+]
+OTHERS = [
+    "Plugging something into something but pulling it right out as you remove your hand",
+    "Approaching something with your camera",
+    "Attaching something to something",
+    "Bending something so that it deforms",
+    "Dropping something behind something",
+    "Holding something next to something",
+    "Letting something roll down a slanted surface",
+    "Moving something and something closer to each other",
+    "Moving something up",
+    "Moving something down",
+    "Opening something",
+    "Pretending to be tearing something that is not tearable",
+    "Pushing something so that it falls off the table",
+    "Showing something to the camera",
+    "Throwing something in the air and letting it fall",
+    "Unfolding something",
+]
+NAMES = [name for pair in PAIRS for name in pair] + OTHERS
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_flip_label_map_follows_the_names_in_any_order(seed):
+    names = random.Random(seed).sample(NAMES, len(NAMES))
+    swaps = flip_label_map(names)
+    assert {names[a]: names[b] for a, b in swaps.items()} == dict(PAIRS) | {b: a for a, b in PAIRS}
+    assert unflippable_labels(names) == []
+
+
+def test_adverb_right_is_no_direction():
+    """'Pulling it right out' is what it is in a mirror, too: flipped, with its label."""
+    name = "Plugging something into something but pulling it right out as you remove your hand"
+    assert flip_label_map([name, *CATEGORIES]) == {1: 3, 3: 1}
+    assert unflippable_labels([name, *CATEGORIES]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "partner"),
+    [
+        ("Moving something LEFT", "Moving something RIGHT"),
+        ("Left hand up", "Right hand up"),
+        ("turn-left", "turn-right"),
+        ("moving_left", "moving_right"),
+    ],
+)
+def test_ways_to_write_a_direction(name, partner):
+    assert flip_label_map([name, partner]) == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize("name", ["Using leftovers", "Brightening something", "Uprighting something"])
+def test_words_that_contain_a_direction_are_none(name):
+    assert flip_label_map([name, "Opening something"]) == {}
+    assert unflippable_labels([name, "Opening something"]) == []
+
+
+def test_direction_without_partner_is_never_flipped():
+    names = ["Opening something", "Pushing something from left to right", "Turning something"]
+    assert flip_label_map(names) == {}
+    assert unflippable_labels(names) == [1]
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["0 1", "1 0"], ["07", "-"]])
+def test_names_without_letters_say_nothing_so_nothing_is_flipped(names):
+    assert flip_label_map(names) == {}
+    assert unflippable_labels(names) == list(range(len(names)))
+
+
+def test_one_name_with_letters_is_no_list_of_numbers():
+    assert unflippable_labels(["1", "Opening something"]) == []
+
+
+# Files.
+
+
+@pytest.mark.parametrize("dataset", ["somethingv1", "somethingv2", "diving48"])
+@pytest.mark.parametrize("convention", ["trn", "authors"])
+def test_both_conventions_are_found_for_every_data_set(tmp_path, dataset, convention):
+    make_dataset(tmp_path, dataset, convention, train=2, val=1, frames=3)
+    paths = return_dataset(dataset, str(tmp_path))
+    home = tmp_path / dataset
+    names = {"trn": ("train_videofolder.txt", "val_videofolder.txt"), "authors": ("train.txt", "valid.txt")}
+    assert (paths.train_list, paths.val_list) == tuple(home / name for name in names[convention])
+    assert paths.categories == list(CATEGORIES)
+    assert (paths.root_data / "1" / paths.prefix.format(1)).is_file()
+    # Tuples as TRN-pytorch returns them: categories, lists, folder of the frames, name of a frame.
+    assert tuple(paths)[3:] == (paths.root_data, paths.prefix)
+
+
+def test_names_of_frames_and_folders_are_the_published_ones(tmp_path):
+    found = {}
+    for dataset in ("somethingv1", "somethingv2"):
+        make_dataset(tmp_path, dataset, train=1, val=1, frames=1)
+        paths = return_dataset(dataset, tmp_path)
+        found[dataset] = (paths.root_data.name, paths.prefix.format(1))
+    assert found == {
+        "somethingv1": ("20bn-something-something-v1", "00001.jpg"),
+        "somethingv2": ("20bn-something-something-v2-frames", "000001.jpg"),
+    }
+
+
+def test_lists_and_template_can_be_given(tmp_path):
+    make_dataset(tmp_path, train=1, val=1, frames=1)
+    paths = return_dataset("somethingv1", tmp_path, "a.txt", "b.txt", "img_{:04d}.png")
+    assert (str(paths.train_list), str(paths.val_list)) == ("a.txt", "b.txt")
+    assert paths.prefix == "img_{:04d}.png"
+
+
+def test_evaluation_needs_no_training_list(tmp_path):
+    make_dataset(tmp_path, train=1, val=1, frames=1)
+    (tmp_path / "somethingv1" / "train_videofolder.txt").unlink()
+    assert return_dataset("somethingv1", tmp_path, for_training=False).train_list is None
+    with pytest.raises(InputError, match="--train_list"):
+        return_dataset("somethingv1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("train_videofolder.txt", "--train_list"), ("val_videofolder.txt", "--val_list")]
+)
+def test_missing_list_is_named_with_both_conventions_and_the_option(tmp_path, name, option):
+    make_dataset(tmp_path, train=1, val=1, frames=1)
+    (tmp_path / "somethingv1" / name).unlink()
+    other = {"train_videofolder.txt": "train.txt", "val_videofolder.txt": "valid.txt"}[name]
+    with pytest.raises(InputError) as caught:
+        return_dataset("somethingv1", tmp_path)
+    assert all(word in str(caught.value) for word in (str(tmp_path / "somethingv1"), name, other, option))
+
+
+def test_both_conventions_at_once_are_ambiguous(tmp_path):
+    make_dataset(tmp_path, train=1, val=1, frames=1)
+    (tmp_path / "somethingv1" / "valid.txt").write_text("1\t1\t0\n")
+    with pytest.raises(InputError, match="val_videofolder.txt and valid.txt.*--val_list"):
+        return_dataset("somethingv1", tmp_path)
+    given = tmp_path / "somethingv1" / "valid.txt"
+    assert return_dataset("somethingv1", tmp_path, val_list=str(given)).val_list == given
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="somethingv1: no such folder; --root_path"):
+        return_dataset("somethingv1", tmp_path)
+    (tmp_path / "somethingv1").mkdir()
+    with pytest.raises(InputError, match="somethingv1/20bn-something-something-v1: no such folder"):
+        return_dataset("somethingv1", tmp_path)
+    (tmp_path / "somethingv1" / "20bn-something-something-v1").mkdir()
+    with pytest.raises(InputError, match=r"category\.txt: no such file"):
+        return_dataset("somethingv1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "template", ["frame.jpg", "{:05d}{:05d}.jpg", "{name}.jpg", "{:05d.jpg", "{:05q}.jpg"]
+)
+def test_template_without_one_number_is_refused(tmp_path, template):
+    make_dataset(tmp_path, train=1, val=1, frames=1)
+    with pytest.raises(InputError) as caught:
+        return_dataset("somethingv1", tmp_path, image_tmpl=template)
+    assert str(caught.value) == f"--image_tmpl {template}: must hold one number, as '{{:05d}}.jpg' does"
+
+
+# Categories.
+
+
+def test_categories_keep_their_order(tmp_path):
+    path = tmp_path / "category.txt"
+    path.write_text("  Zipping something \nÄpfel schälen\nOpening something\r\n\n\n", encoding="utf-8")
+    assert read_categories(path) == ["Zipping something", "Äpfel schälen", "Opening something"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "category.txt: is empty"),
+        (b"\n \n", "category.txt: is empty"),
+        (b"one\n\ntwo\n", "category.txt, line 2: blank"),
+        (b"one\ntwo\nthree\ntwo\n", "category.txt, line 4: 'two' stands on line 2 already"),
+        (b"one\n\xff\xfe\n", "category.txt: cannot be read"),
+    ],
+)
+def test_bad_categories_are_refused(tmp_path, content, message):
+    path = tmp_path / "category.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_categories(path)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert message in str(caught.value)

@@ -1,0 +1,125 @@
+"""The same run in several processes, with torchrun on this machine's CPU."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import resume_harness
+from conftest import REPOSITORY, run
+from resume_harness import NAME, ONE_THREAD, training_commands, what_is_left
+from synthetic import make_dataset
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # 7 validation clips in batches of 2 are shared unevenly by 2 processes.
+    return make_dataset(tmp_path_factory.mktemp("distributed"), train=161, val=7, frames=(6, 9))
+
+
+@pytest.fixture(scope="module")
+def one_process(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """Where a run in one process writes, and the losses of its 20 steps and one of a single clip."""
+    out = tmp_path_factory.mktemp("one")
+    return out, losses_of(training_commands(root, out, 1, 1, *EPOCH))
+
+
+# A rate that does not let a difference in the last digit grow.
+EPOCH = ("--epochs", "1", "--dropout", "0", "--save-freq", "1000", "-b", "8", "--lr", "0.0001")
+
+
+def losses_of(commands: list[list[str]]) -> list[float]:
+    process = subprocess.run(
+        commands[0], env=os.environ | ONE_THREAD, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", process.stdout, re.MULTILINE)]
+
+
+def torchrun(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / script)]
+    return subprocess.run(
+        [*program, *map(str, args)],
+        env=os.environ | ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_processes_with_sync_bn_train_like_one(root, one_process, tmp_path):
+    _, expected = one_process
+    assert len(expected) == 21
+    found = losses_of(training_commands(root, tmp_path, 2, 1, *EPOCH, "--sync_bn"))
+    # The 21st batch has one clip, which two processes cannot share: it is left out.
+    assert len(found) == 20
+    np.testing.assert_allclose(found, expected[:20], rtol=0, atol=1e-4 + 0.5e-4)  # four decimals are logged
+
+
+def test_accumulating_gives_the_step_of_a_larger_batch(root, tmp_path):
+    """With two processes, too; only batch norm sees smaller batches, so the first loss is compared."""
+    larger = losses_of(training_commands(root, tmp_path / "a", 1, 1, *EPOCH, "-b", "16"))
+    found = losses_of(training_commands(root, tmp_path / "b", 2, 1, *EPOCH, "-b", "8", "--accumulate", "2"))
+    assert len(found) == len(larger) - 1 == 10
+    assert abs(found[0] - larger[0]) < 0.05
+
+
+def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
+    out, _ = one_process
+    weights = out / "checkpoint" / f"{NAME}_best.pth.tar"
+    options = ("--weights", weights, "--dataset", "somethingv1", "--root_path", root, "-b", "2", "-j", "0")
+    one = run("test_models.py", *options, "--save_scores", tmp_path / "one.npz", env=ONE_THREAD)
+    two = torchrun("test_models.py", *options, "--save_scores", tmp_path / "two.npz")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert one.stdout.splitlines()[-1] == two.stdout.splitlines()[-1]
+    expected, found = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert len(found["scores"]) == 7
+    for name in ("scores", "labels", "videos"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_killed_runs_of_two_processes_end_as_one_that_was_not(tmp_path):
+    assert resume_harness.run_with_kills(tmp_path, 1, 2, 1) == (1, [])
+
+
+def test_two_nodes(tmp_path):
+    assert resume_harness.run_with_kills(tmp_path, 1, 2, 2) == (1, [])
+
+
+def test_a_process_that_fails_ends_the_others_and_says_why(root, tmp_path):
+    broken = make_dataset(tmp_path / "data", train=8, val=2, frames=4)
+    frames = sorted((broken / "somethingv1").glob("*/5/*.jpg"))
+    for frame in frames:
+        frame.write_bytes(b"")
+    process = torchrun("main.py", *training_commands(broken, tmp_path / "out")[0][2:])
+    assert process.returncode != 0
+    told = [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    assert told, process.stderr
+    assert any(str(frames[0].parent) in line for line in told)
+    assert 'Traceback (most recent call last):\n  File "' + str(REPOSITORY) not in process.stderr
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
+def test_torchrun_restarts_go_on_from_the_newest_checkpoint(root, tmp_path):
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    options = ("--epochs", "1")
+    assert resume_harness.run_for(training_commands(root, alone, 2, 1, *options), None) == [0]
+    command = training_commands(root, killed, 2, 1, *options)[0]
+    command.insert(command.index(str(REPOSITORY / "main.py")), "--max_restarts=1")
+    agent = subprocess.Popen(
+        command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    output = ""
+    for line in agent.stdout:
+        output += line
+        if line.startswith("Epoch: [0][5/") and "resumed" not in output:
+            worker = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()[0]
+            os.kill(int(worker), signal.SIGKILL)
+    assert agent.wait(timeout=120) == 0, output
+    assert "resumed" in output
+    assert resume_harness.differences(what_is_left(alone), what_is_left(killed)) == []

@@ -1,0 +1,198 @@
+"""`TemporalModel`: forms of input, consensus, heads, parameter groups, refusals."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models import TemporalModel
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def small(segments: int = 3, classes: int = 5, **kwargs) -> TemporalModel:
+    return TemporalModel(classes, segments, backbone="resnet14", **kwargs)
+
+
+def test_arguments_keep_their_published_names_order_and_defaults():
+    parameters = list(inspect.signature(TemporalModel).parameters.values())[:8]
+    assert [(p.name, None if p.default is p.empty else p.default) for p in parameters] == [
+        ("num_class", None),
+        ("num_segments", None),
+        ("model", "GST"),
+        ("backbone", "resnet50"),
+        ("alpha", 4),
+        ("beta", 2),
+        ("dropout", 0.3),
+        ("target_transforms", None),
+    ]
+    model = TemporalModel(6, 2, "GST", "resnet14", 8, 1, 0.5, {1: 2, 2: 1})
+    block = model.base_model.layer1[0]
+    assert (block.Tconv.out_channels, block.Tconv.in_channels) == (64 // 8, 64)
+    assert model.base_model.fc.p == 0.5
+    assert model.new_fc.out_features == 6
+    assert model.num_segments == 2
+    assert model.target_transforms == {1: 2, 2: 1}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (96, 160)])
+@torch.no_grad()
+def test_folded_and_unfolded_segments_of_any_multiple_of_32_give_the_same(size):
+    model = small().eval()
+    clips = torch.randn(2, 3, 3, *size)
+    logits = model(clips)
+    assert logits.shape == (2, 5)
+    assert torch.equal(model(clips.flatten(1, 2)), logits)
+
+
+@torch.no_grad()
+def test_input_that_is_not_contiguous_gives_the_same():
+    """As a batch of frames x height x width x channel is, once its axes are exchanged."""
+    model = small().eval()
+    clips = torch.randn(2, 3, 32, 32, 3).permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(model(clips), model(clips.contiguous()))
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
+@torch.no_grad()
+def test_logits_are_the_mean_over_the_frames_of_each_clip(dropout):
+    model = small(dropout=dropout).eval()
+    clips = torch.randn(2, 3, 3, 32, 32)
+    features = {}
+    model.base_model.avgpool.register_forward_hook(lambda _m, _i, out: features.update({"": out}))
+    logits = model(clips)
+    per_frame = features[""].view(2, 3, 2048)
+    classifier = model.new_fc if dropout else model.base_model.fc
+    torch.testing.assert_close(logits, classifier(per_frame).mean(1))
+    for clip in (0, 1):
+        torch.testing.assert_close(model(clips[clip : clip + 1])[0], logits[clip])
+
+
+@torch.no_grad()
+def test_order_of_frames_matters():
+    model = small().eval()
+    clips = torch.randn(2, 3, 3, 32, 32)
+    assert (model(clips) - model(clips.flip(1))).norm() > 1e-4 * model(clips).norm()
+
+
+def test_head_without_dropout():
+    model = small(dropout=0)
+    assert isinstance(model.base_model.fc, nn.Linear)
+    assert model.new_fc is None
+    names = [name for name in model.state_dict() if "fc" in name]
+    assert names == ["base_model.fc.weight", "base_model.fc.bias"]
+
+
+def test_head_with_dropout():
+    model = small(dropout=0.3)
+    assert isinstance(model.base_model.fc, nn.Dropout)
+    assert model.base_model.fc.p == 0.3
+    assert [name for name in model.state_dict() if "fc" in name] == ["new_fc.weight", "new_fc.bias"]
+
+
+@torch.no_grad()
+def test_dropout_is_drawn_for_each_frame_while_training_only():
+    model = small(segments=2, dropout=0.5)
+    seen = {}
+    model.base_model.fc.register_forward_hook(
+        lambda _m, inputs, out: seen.update(before=inputs[0], after=out)
+    )
+    clips = torch.randn(2, 2, 3, 64, 64)
+    model(clips)
+    assert seen["before"].shape == (4, 2048)
+    alive = (seen["before"] > 0).all(0)
+    dropped = seen["after"][:, alive] == 0
+    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert not torch.equal(dropped[0], dropped[1])
+    model.eval()
+    assert torch.equal(model(clips), model(clips))
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_classifier_starts_small(dropout):
+    model = small(classes=50, dropout=dropout)
+    classifier = model.new_fc if dropout else model.base_model.fc
+    numbers = classifier.weight.numel()
+    assert classifier.weight.std().item() == pytest.approx(0.001, rel=5 / math.sqrt(2 * numbers))
+    assert abs(classifier.weight.mean().item()) < 5 * 0.001 / math.sqrt(numbers)
+    assert not classifier.bias.any()
+
+
+def test_same_seed_gives_the_same_start():
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(small().state_dict()["base_model.layer1.0.Tconv.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize(("input_size", "scale_size"), [(224, 256), (112, 128), (448, 512), (64, 73)])
+def test_scale_size_keeps_its_proportion(input_size, scale_size):
+    model = small(input_size=input_size)
+    assert (model.crop_size, model.scale_size) == (input_size, scale_size)
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_every_parameter_is_in_one_group(dropout):
+    model = small(dropout=dropout)
+    groups = model.get_optim_policies()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {group["name"]: [names[id(parameter)] for parameter in group["params"]] for group in groups}
+    assert sorted(name for members in found.values() for name in members) == sorted(names.values())
+
+    head = "new_fc" if dropout else "base_model.fc"
+    assert found["first_conv_weight"] == [
+        "base_model.conv1.weight",
+        "base_model.layer1.0.conv1.weight",
+        "base_model.layer1.0.conv2.weight",
+    ]
+    assert found["first_conv_bias"] == []
+    assert found["normal_bias"] == [f"{head}.bias"]
+    assert f"{head}.weight" in found["normal_weight"]
+    assert all(
+        ".bn" in n or n.startswith("base_model.bn1") or "downsample.1" in n for n in found["BN scale/shift"]
+    )
+    multipliers = {group["name"]: (group["lr_mult"], group["decay_mult"]) for group in groups}
+    assert multipliers == {
+        "first_conv_weight": (1, 1),
+        "first_conv_bias": (2, 0),
+        "normal_weight": (1, 1),
+        "normal_bias": (2, 0),
+        "BN scale/shift": (1, 0),
+    }
+
+
+def test_module_that_no_group_is_meant_for_is_refused():
+    model = small()
+    model.base_model.layer1[0].extra = nn.PReLU()
+    with pytest.raises(TypeError, match="PReLU"):
+        model.get_optim_policies()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "TSM"}, "^type TSM .*GST"),
+        ({"model": "GST-Large"}, "^type GST-Large .*beta 1"),
+        ({"backbone": "bninception"}, "^arch bninception "),
+        ({"alpha": 3}, "^alpha 3 "),
+        ({"alpha": 1}, "^alpha 1 "),
+        ({"alpha": 0}, "^alpha 0 "),
+        ({"beta": 4}, "^beta 4 "),
+        ({"beta": 0}, "^beta 0 "),
+        ({"dropout": 1}, "^dropout 1 "),
+        ({"dropout": -0.1}, "^dropout -0.1 "),
+        ({"input_size": 31}, "^input_size 31 "),
+        ({"num_class": 0}, "num_class 0 "),
+        ({"num_segments": 0}, "num_segments 0 "),
+    ],
+)
+def test_argument_that_cannot_work_is_refused_by_its_option(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TemporalModel(**{"num_class": 5, "num_segments": 3, "backbone": "resnet14"} | arguments)

@@ -1,0 +1,228 @@
+"""opts.py: the published options, their defaults, their help, and how a wrong value is refused."""
+
+import ast
+import os
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+import opts
+from datasets_video import LAYOUTS
+from resnet_gst import BLOCKS
+
+REQUIRED = ["--dataset", "somethingv1", "--root_path", "data"]
+
+# As published: names, short forms, what the shell gives them, and the default. Written down here, and not
+# taken from opts.py, because commands in people's scripts depend on it.
+PUBLISHED = [
+    (("--dataset",), ["somethingv2"], "somethingv2", None),
+    (("--root_path",), ["elsewhere"], "elsewhere", None),
+    (("--store_name",), ["mine"], "mine", ""),
+    (("--type",), ["GST"], "GST", "GST"),
+    (("--arch",), ["resnet101"], "resnet101", "resnet50"),
+    (("--num_segments",), ["16"], 16, 8),
+    (("--alpha",), ["8"], 8, 4),
+    (("--beta",), ["1"], 1, 2),
+    (("--epochs",), ["3"], 3, 70),
+    (("-b", "--batch-size"), ["64"], 64, 24),
+    (("--lr", "--learning-rate"), ["0.5"], 0.5, 0.01),
+    (("--lr_steps",), ["3", "5", "7"], [3, 5, 7], [50, 60]),
+    (("--dropout", "--dp"), ["0.7"], 0.7, 0.3),
+    (("--momentum",), ["0.5"], 0.5, 0.9),
+    (("--weight_decay", "--wd"), ["0.1"], 0.1, 3e-4),
+    (("--clip-gradient", "--gd"), ["5"], 5, 20),
+    (("--print-freq", "-p"), ["7"], 7, 20),
+    (("--eval-freq", "-ef"), ["2"], 2, 1),
+    (("-j", "--workers"), ["3"], 3, min(16, len(os.sched_getaffinity(0)))),
+    (("--resume",), ["file"], "file", None),
+    (("-e", "--evaluate"), [], True, False),
+    (("--start-epoch",), ["4"], 4, None),
+    (("--checkpoint_dir",), ["there"], "there", "runs"),
+    (("--seed",), ["12"], 12, 0),
+    (("--gpus",), ["0", "2"], [0, 2], None),
+    (("--pretrained",), ["none"], "none", None),
+    (("--train_list",), ["a.txt"], "a.txt", None),
+    (("--val_list",), ["b.txt"], "b.txt", None),
+    (("--image_tmpl",), ["{:06d}.jpg"], "{:06d}.jpg", None),
+    (("--skip_missing",), [], True, False),
+    (("--input_size",), ["32"], 32, 224),
+    (("--overwrite",), [], True, False),
+]
+
+
+@pytest.mark.parametrize(("names", "words", "value", "default"), PUBLISHED, ids=lambda x: str(x)[:24])
+def test_a_published_option_keeps_its_names_and_default(names, words, value, default):
+    parser = opts.training_parser()
+    dest = next(n for n in names if n.startswith("--") and len(n) > 4).lstrip("-").replace("-", "_")
+    dest = {"learning_rate": "lr"}.get(dest, dest)
+    if default is not None:
+        parsed = getattr(parser.parse_args(REQUIRED), dest)
+        assert parsed == default
+        assert type(parsed) is type(default) or isinstance(default, int)  # 20 for a float is fine
+    for name in names:
+        assert getattr(parser.parse_args([*REQUIRED, name, *words]), dest) == value
+
+
+def test_the_choices_are_those_that_exist():
+    assert set(LAYOUTS) == set(opts.DATASETS)
+    assert set(BLOCKS) == set(opts.ARCHS)
+    for dataset in LAYOUTS:
+        assert opts.training_parser().parse_args(["--dataset", dataset, "--root_path", "x"])
+
+
+def test_testing_asks_for_weights_and_takes_the_model_from_them():
+    parser = opts.testing_parser()
+    args = parser.parse_args([*REQUIRED, "--weights", "file"])
+    told = (args.type, args.arch, args.alpha, args.beta, args.num_segments, args.input_size)
+    assert told == (None,) * 6  # a default would contradict a checkpoint of another model
+    assert args.batch_size == 24
+    assert (args.max_num, args.save_scores) == (None, None)
+    with pytest.raises(SystemExit):
+        parser.parse_args(REQUIRED)
+
+
+WRONG = [
+    ("--dataset", "kinetics"),
+    ("--type", "TSM"),
+    ("--arch", "vgg16"),
+    ("--alpha", "four"),
+    ("--beta", "1.5"),
+    ("--num_segments", "0"),
+    ("--input_size", "31"),
+    ("--dropout", "1"),
+    ("--dropout", "-0.1"),
+    ("--epochs", "0"),
+    ("--epochs", "1.5"),
+    ("--batch-size", "0"),
+    ("--accumulate", "0"),
+    ("--lr", "0"),
+    ("--lr", "nan"),
+    ("--lr", "inf"),
+    ("--lr_schedule", "linear"),
+    ("--lr_steps", "0"),
+    ("--warmup_epochs", "-1"),
+    ("--warmup_epochs", "inf"),
+    ("--momentum", "1"),
+    ("--weight_decay", "-1"),
+    ("--clip-gradient", "0"),
+    ("--seed", "-1"),
+    ("--workers", "-1"),
+    ("--gpus", "-1"),
+    ("--gpus", "a"),
+    ("--amp", "fp8"),
+    ("--print-freq", "0"),
+    ("--eval-freq", "0"),
+    ("--start-epoch", "-1"),
+    ("--save-freq", "0"),
+    ("--save-minutes", "0"),
+    ("--keep", "0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=" ".join)
+def test_a_wrong_value_is_one_line_that_names_the_option(name, value, capsys):
+    # With = a value may begin with a minus.
+    with pytest.raises(SystemExit) as stop:
+        opts.training_parser().parse_args([*REQUIRED, f"{name}={value}"])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert name in err
+    assert value in err
+
+
+@pytest.mark.parametrize("words", [["--epoch", "3"], ["--num_seg", "4"], ["--weight", "0"], ["--eval"]])
+def test_no_option_is_abbreviated(words, capsys):
+    # An abbreviation stops working, or changes its meaning, when an option is added.
+    with pytest.raises(SystemExit):
+        opts.training_parser().parse_args([*REQUIRED, *words])
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert words[0] in err
+
+
+def test_what_must_be_given(capsys):
+    for given, asked in ((REQUIRED[:2], "--root_path"), (REQUIRED[2:], "--dataset")):
+        with pytest.raises(SystemExit):
+            opts.training_parser().parse_args(given)
+        assert asked in capsys.readouterr().err
+
+
+def help_of_options(parser, monkeypatch):
+    """{option's long name: its help, in one line}, as -h prints it."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    found, name = {}, None
+    for line in parser.format_help().split("\noptions:\n")[1].splitlines():
+        if line.startswith("  -"):
+            name = max(re.findall(r"(?<![\w-])--?[\w-]+", line.strip().split("  ")[0]), key=len)
+            found[name] = line
+        elif name and line.startswith("   "):
+            found[name] += " " + line.strip()
+        else:
+            name = None
+    return found
+
+
+@pytest.mark.parametrize("make_parser", [opts.training_parser, opts.testing_parser])
+def test_help_tells_every_default(make_parser, monkeypatch):
+    parser = make_parser()
+    told = help_of_options(parser, monkeypatch)
+    for action in parser._actions:
+        name = max(action.option_strings, key=len)
+        assert len(told[name].split()) > 3, f"{name} is not explained"
+        if action.default in (None, "", "==SUPPRESS==") or isinstance(action.default, bool):
+            continue
+        default = action.default if isinstance(action.default, list) else [action.default]
+        assert told[name].endswith(f"(default: {' '.join(map(str, default))})"), told[name]
+
+
+def test_help_tells_what_happens_where_the_default_is_not_one_value(monkeypatch):
+    told = help_of_options(opts.training_parser(), monkeypatch)
+    assert re.search(r"default: imagenet; none for resnet14 and resnet26", told["--pretrained"])
+    assert "(default: all that are visible" in told["--gpus"]
+    assert "(default: the one after the checkpoint's, or 0)" in told["--start-epoch"]
+    told = help_of_options(opts.testing_parser(), monkeypatch)
+    assert "8 where the checkpoint does not say" in told["--num_segments"]
+
+
+def test_help_is_grouped_and_ends_with_the_two_training_commands():
+    text = opts.training_parser().format_help()
+    headings = re.findall(r"^(\w[^\n]*):$", text, re.MULTILINE)
+    assert [heading.split()[0] for heading in headings] == [
+        "options",
+        "data",
+        "model",
+        "recipe",
+        "run",
+        "the",
+    ]
+    assert text.split("\noptions:")[1].split("\n\n")[0].strip().startswith("-h, --help")
+    ending = text[text.index("the paper's GST and GST-Large:") :].replace("\\\n", " ")
+    commands = [line.split() for line in ending.splitlines()[1:]]
+    assert [words[:2] for words in commands] == [["python", "main.py"]] * 2
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert all(" ".join(words) in readme for words in commands)
+    small, large = (opts.training_parser().parse_args(words[2:]) for words in commands)
+    assert (small.arch, small.alpha, small.beta, small.num_segments) == ("resnet50", 4, 2, 8)
+    assert vars(large) == vars(small) | {"beta": 1}
+
+
+@pytest.mark.parametrize(
+    ("make_parser", "files"),
+    [
+        (opts.training_parser, ["main.py", "engine.py"]),
+        (opts.testing_parser, ["test_models.py"]),
+    ],
+)
+def test_every_option_is_read_somewhere(make_parser, files):
+    read = set()
+    for file in files:
+        for node in ast.walk(ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))):
+            if file == "test_models.py" and isinstance(node, ast.Constant):
+                read.add(node.value)  # it compares some with the checkpoint, by getattr
+            is_options = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            if is_options and node.value.id in ("args", "options") and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    defined = {action.dest for action in make_parser()._actions} - {"help"}
+    assert defined - read == set()

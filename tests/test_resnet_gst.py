@@ -1,0 +1,197 @@
+"""The ResNets: blocks, initialisation, and the start from a 2D ResNet's weights."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from gst import GSTBottleneck
+from resnet_gst import BLOCKS, build_resnet, load_2d_weights
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def weights_2d(blocks: tuple[int, ...], classes: int = 10) -> dict[str, torch.Tensor]:
+    """A 2D bottleneck ResNet's state dict, with random values where torchvision starts with 0 and 1."""
+    kind = torchvision.models.resnet.Bottleneck
+    model = torchvision.models.ResNet(kind, list(blocks), num_classes=classes)
+    return {name: torch.randn_like(value.float()) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("arch", "blocks"),
+    [
+        ("resnet14", (1, 1, 1, 1)),
+        ("resnet26", (2, 2, 2, 2)),
+        ("resnet50", (3, 4, 6, 3)),
+        ("resnet101", (3, 4, 23, 3)),
+        ("resnet152", (3, 8, 36, 3)),
+    ],
+)
+def test_every_arch_has_its_blocks(arch, blocks):
+    with torch.device("meta"):
+        model = build_resnet(arch, 4, 2)
+        stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+        assert tuple(map(len, stages)) == blocks
+        assert all(isinstance(block, GSTBottleneck) for stage in stages for block in stage)
+        assert model.eval()(torch.empty(2, 3, 4, 64, 64)).shape == (2 * 4, 1000)
+
+
+@torch.no_grad()
+def test_stem_and_strides_halve_space_five_times_and_never_time():
+    model = build_resnet("resnet14", 4, 2).eval()
+    seen = {}
+    for name in ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        getattr(model, name).register_forward_hook(
+            lambda _m, _i, out, name=name: seen.update({name: tuple(out.shape[1:])})
+        )
+    model(torch.randn(1, 3, 3, 64, 96))
+    assert seen == {
+        "conv1": (64, 3, 32, 48),
+        "maxpool": (64, 3, 16, 24),
+        "layer1": (256, 3, 16, 24),
+        "layer2": (512, 3, 8, 12),
+        "layer3": (1024, 3, 4, 6),
+        "layer4": (2048, 3, 2, 3),
+    }
+
+
+@torch.no_grad()
+def test_rows_are_clip_by_clip_and_frame_by_frame():
+    model = build_resnet("resnet14", 4, 2).eval()
+    x = torch.randn(2, 3, 3, 32, 32)
+    rows = model(x)
+    for clip in (0, 1):
+        torch.testing.assert_close(rows[3 * clip : 3 * clip + 3], model(x[clip : clip + 1]))
+    # Four blocks look at most four frames far, so that a change of the first frame moves the first most.
+    x[1, :, 0] = 0
+    moved = (model(x) - rows).norm(dim=1)
+    assert moved[:3].max() == 0
+    assert moved.argmax() == 3
+
+
+def test_convolutions_start_he_fan_out_and_batch_norms_at_one_and_zero():
+    for name, module in build_resnet("resnet26", 4, 2).named_modules():
+        if isinstance(module, nn.Conv3d):
+            weight = module.weight.detach()
+            fan_out = weight.shape[0] * math.prod(weight.shape[2:])
+            # Standard error of a standard deviation is 1 / sqrt(2 n); five of them.
+            tolerance = 5 / math.sqrt(2 * weight.numel())
+            assert weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=tolerance), name
+            assert abs(weight.mean().item()) < 5 * math.sqrt(2 / fan_out / weight.numel()), name
+        elif isinstance(module, nn.BatchNorm3d):
+            assert (module.weight == 1).all(), name
+            assert (module.bias == 0).all(), name
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "bninception", ""])
+def test_unknown_arch_is_refused(arch):
+    with pytest.raises(ValueError, match=rf"^arch {arch} is not one of resnet14, .*resnet152$"):
+        build_resnet(arch, 4, 2)
+
+
+@pytest.mark.parametrize(("alpha", "beta", "name"), [(3, 2, "alpha 3"), (1, 1, "alpha 1"), (4, 4, "beta 4")])
+def test_split_that_cannot_work_is_refused(alpha, beta, name):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        build_resnet("resnet14", alpha, beta)
+
+
+# The start from 2D weights.
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(4, 2), (4, 1), (8, 2)])
+def test_2d_weights_of_torchvisions_resnet50_are_converted(alpha, beta):
+    weights = torchvision.models.resnet50(weights=None).state_dict()
+    # Else batch norms are the same before and after.
+    weights = {name: torch.randn_like(value.float()) for name, value in weights.items()}
+    model = build_resnet("resnet50", alpha, beta)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given = {name: value.clone() for name, value in weights.items()}
+
+    loaded, kept = load_2d_weights(model, weights)
+
+    own = model.state_dict()
+    assert sorted(loaded + kept) == sorted(own)
+    counters = [name for name in own if name.endswith("num_batches_tracked")]
+    assert sorted(kept) == sorted(
+        [name for name in own if ".Tconv." in name] + ["fc.weight", "fc.bias"] + counters
+    )
+    assert len([name for name in kept if ".Tconv." in name]) == 16
+    for name in kept:
+        assert torch.equal(own[name], before[name]), name
+    assert len(loaded) == 53 + 4 * 53  # convolutions; scale, shift, mean and variance of batch norms
+    for name in loaded:
+        expected = weights[name]
+        if name.endswith(".conv2.weight"):
+            planes = expected.shape[0]
+            expected = expected[: planes * (alpha - 1) // alpha, : planes // beta]
+        if expected.ndim == 4:
+            expected = expected[:, :, None]
+        assert own[name].shape == expected.shape, name
+        assert torch.equal(own[name], expected), name
+    assert all(torch.equal(weights[name], given[name]) for name in given)  # the caller's stay as they are
+
+
+@torch.no_grad()
+def test_converted_convolutions_compute_what_the_2d_ones_did():
+    weights = weights_2d(BLOCKS["resnet14"])
+    model = build_resnet("resnet14", 4, 1)
+    load_2d_weights(model, weights)
+    x = torch.randn(1, 3, 2, 32, 32)
+    stem = nn.functional.conv2d(x[:, :, 1], weights["conv1.weight"], stride=2, padding=3)
+    torch.testing.assert_close(model.conv1(x)[:, :, 1], stem)
+    x = torch.randn(1, 64, 2, 8, 8)
+    spatial = nn.functional.conv2d(x[:, :, 0], weights["layer1.0.conv2.weight"], padding=1)
+    torch.testing.assert_close(model.layer1[0].conv2(x)[:, :, 0], spatial[:, :48], rtol=1e-4, atol=1e-4)
+
+
+def test_2d_weights_without_a_classifier_do():
+    weights = weights_2d(BLOCKS["resnet14"])
+    headless = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    one, other = (build_resnet("resnet14", 4, 2) for _ in range(2))
+    assert load_2d_weights(one, weights) == load_2d_weights(other, headless)
+
+
+def broken(change: str) -> dict[str, torch.Tensor]:
+    weights = weights_2d(BLOCKS["resnet14"])
+    if change == "missing":
+        del weights["layer2.0.bn2.running_var"]
+    elif change == "narrow":
+        weights["layer3.0.conv1.weight"] = weights["layer3.0.conv1.weight"][:, :100]
+    elif change == "conv2 too small":
+        weights["layer3.0.conv2.weight"] = weights["layer3.0.conv2.weight"][:100]
+    elif change == "other kernel":
+        weights["conv1.weight"] = torch.randn(64, 3, 3, 3)
+    elif change == "deeper":
+        weights |= weights_2d((2, 1, 1, 1))
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", "has no tensor 'layer2.0.bn2.running_var'"),
+        ("narrow", r"has 'layer3.0.conv1.weight' with shape \(256, 100, 1, 1\), which does not fit"),
+        ("conv2 too small", r"has 'layer3.0.conv2.weight' with shape \(100, 256, 3, 3\), which does not fit"),
+        ("other kernel", r"has 'conv1.weight' with shape \(64, 3, 3, 3\), which does not fit"),
+        ("deeper", "has a tensor 'layer1.1.conv1.weight' that this arch does not have"),
+    ],
+)
+def test_2d_weights_that_do_not_fit_are_refused_and_change_nothing(change, message):
+    model = build_resnet("resnet14", 4, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_2d_weights(model, broken(change))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_2d_weights_of_a_basic_block_resnet_are_refused():
+    """ResNet-18 has the stages of resnet26, but no bottlenecks."""
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    with pytest.raises(ValueError, match=r"has 'layer1.0.conv1.weight' .*does not fit"):
+        load_2d_weights(build_resnet("resnet26", 4, 2), weights)

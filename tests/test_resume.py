@@ -1,0 +1,187 @@
+"""Runs that are killed, stopped, or cannot save, and what resuming makes of them."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import resume_harness
+import torch
+from conftest import REPOSITORY, assert_one_line_error, run
+from resume_harness import NAME, ONE_THREAD, differences, training_commands, what_is_left
+from synthetic import make_dataset
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("resume"), train=22, val=6, frames=6)
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves that nobody disturbs. Read only."""
+    out = tmp_path_factory.mktemp("finished")
+    assert resume_harness.run_for(training_commands(root, out), None) == [0]
+    return out
+
+
+def checkpoint_of(out: Path) -> Path:
+    return out / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
+
+
+def start(root: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """Start a long run, and wait until it trains."""
+    command = training_commands(root, out)[0] + ["--epochs", "500", *more]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=os.environ | ONE_THREAD, text=True, **pipes)
+    for line in process.stdout:
+        if line.startswith("Epoch: [0][2/"):
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+def resume(root: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return run("main.py", *training_commands(root, out)[0][2:], *more, env=ONE_THREAD)
+
+
+def test_killed_runs_end_as_one_that_was_not(tmp_path):
+    assert resume_harness.run_with_kills(tmp_path, kills=2) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+)
+def test_a_signal_saves_and_ends_the_run(root, finished, tmp_path, number, status):
+    process = start(root, tmp_path)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (status, "")
+    assert f"stopped by {number.name} and saved {checkpoint_of(tmp_path)}" in output
+    if number == signal.SIGTERM:
+        # 500 epochs were asked for, but with the step schedule the first three are the same.
+        assert resume(root, tmp_path).returncode == 0
+        assert differences(what_is_left(finished), what_is_left(tmp_path)) == []
+
+
+def test_a_second_interrupt_ends_at_once_and_harms_nothing(root, tmp_path):
+    process = start(root, tmp_path, "--save-freq", "1")
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    process.communicate()
+    assert process.returncode == 130
+    torch.load(checkpoint_of(tmp_path), weights_only=True)
+
+
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    file.unlink()  # the older checkpoint may be a link to it
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit-flipped"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, finished, tmp_path, how):
+    process = start(root, tmp_path)
+    process.kill()
+    process.communicate()
+    damage(checkpoint_of(tmp_path), how)
+    resumed = resume(root, tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{checkpoint_of(tmp_path)}: is" in resumed.stdout
+    assert "looking for the one before it" in resumed.stdout
+    assert f"resumed {checkpoint_of(tmp_path)}.1 " in resumed.stdout
+    assert differences(what_is_left(finished), what_is_left(tmp_path)) == []
+
+
+def test_where_all_are_damaged_nothing_is_written_over(root, tmp_path):
+    folder = checkpoint_of(tmp_path).parent
+    folder.mkdir()
+    for name in (checkpoint_of(tmp_path), Path(f"{checkpoint_of(tmp_path)}.1")):
+        name.write_bytes(b"not a checkpoint")
+    assert_one_line_error(resume(root, tmp_path), checkpoint_of(tmp_path), "none of its 2 checkpoints")
+    assert checkpoint_of(tmp_path).read_bytes() == b"not a checkpoint"
+
+
+def test_keep_bounds_the_number_of_checkpoints(root, tmp_path):
+    assert resume(root, tmp_path, "--epochs", "1", "--keep", "3").returncode == 0
+    names = {file.name.removeprefix(f"{NAME}_") for file in checkpoint_of(tmp_path).parent.iterdir()}
+    assert names == {"best.pth.tar", *("checkpoint.pth.tar" + suffix for suffix in ("", ".1", ".2"))}
+    steps = [
+        torch.load(f"{checkpoint_of(tmp_path)}{suffix}", weights_only=True)["step"]
+        for suffix in ("", ".1", ".2")
+    ]
+    assert steps == [0, 6, 5]
+
+
+def test_saves_that_fail_stop_the_run_and_leave_the_old_checkpoint(root, tmp_path):
+    assert resume(root, tmp_path, "--epochs", "1").returncode == 0
+    before = checkpoint_of(tmp_path).read_bytes()
+
+    def full_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails then, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    process = subprocess.run(
+        training_commands(root, tmp_path)[0],
+        preexec_fn=full_disk,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    warning, error = process.stderr.splitlines()
+    assert process.returncode == 1
+    assert warning.startswith(f"warning: cannot save {checkpoint_of(tmp_path)} (File too large)")
+    assert error.startswith(f"error: cannot save {checkpoint_of(tmp_path)} (File too large)")
+    assert checkpoint_of(tmp_path).read_bytes() == before
+    assert not list(checkpoint_of(tmp_path).parent.glob("*.tmp"))
+
+
+def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path):
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from main import Curves\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
+        "curves = Curves(Path(sys.argv[1]), 0)\n"
+        "for step in range(5000): curves.add({'train/loss': 1.0}, step)\n"
+        "print('done')"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert process.stdout == "done\n", process.stderr
+    assert process.stderr == "warning: no more TensorBoard curves (File too large)\n"
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker in /proc")
+def test_a_killed_worker_is_told_in_one_line(root, tmp_path):
+    process = start(root, tmp_path)
+    worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[-1]
+    os.kill(int(worker), signal.SIGKILL)
+    output, errors = process.communicate(timeout=120)
+    told = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    assert_one_line_error(told, f"(pid {worker})", "killed", "--workers")
+    torch.load(checkpoint_of(tmp_path), weights_only=True)
+
+
+def test_auto_starts_afresh_where_a_run_was_killed_before_its_first_save(root, tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / f"{NAME}.csv").write_text("epoch\n")
+    resumed = resume(root, tmp_path, "--epochs", "1")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "no checkpoint yet" in resumed.stdout
+
+
+def test_the_harness_itself_finds_a_difference():
+    ours = {"checkpoint state_dict": {"weight": torch.ones(3)}, "csv": "a"}
+    other = {"checkpoint state_dict": {"weight": torch.tensor([1, 1, 1 + 1e-7])}, "csv": "a"}
+    assert differences(ours, ours) == []
+    assert differences(ours, other) == ["/checkpoint state_dict/weight"]

@@ -1,0 +1,247 @@
+"""Clip transforms against torchvision and PIL, and the label that travels along."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torchvision.transforms as published
+from PIL import Image
+
+from transforms import (
+    Compose,
+    GroupCenterCrop,
+    GroupMultiScaleCrop,
+    GroupRandomHorizontalFlip,
+    GroupScale,
+    Stack,
+    evaluation_transform,
+    training_transform,
+)
+
+# Width x height: as the data sets have them, odd ones, both ways up, a square, small ones.
+SIZES = [
+    (427, 240),
+    (176, 100),
+    (320, 256),
+    (340, 256),
+    (257, 345),
+    (131, 101),
+    (240, 427),
+    (256, 256),
+    (57, 39),
+]
+
+
+def noise(width: int, height: int, count: int = 3, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    shape = (count, height, width, 3)
+    return [Image.fromarray(frame) for frame in rng.integers(256, size=shape, dtype=np.uint8)]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+class FixedBox(GroupMultiScaleCrop):
+    """The crop with a box that the test chose."""
+
+    def __init__(self, input_size: int, box: tuple[int, int, int, int]) -> None:
+        super().__init__(input_size)
+        self.box = box
+
+    def sample_box(self, width, height, rng):
+        return self.box
+
+
+def arrays(frames: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+# Validation and test.
+
+
+@pytest.mark.parametrize(("scale", "crop"), [(256, 224), (73, 64), (55, 48)])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_evaluation_is_torchvisions_to_the_bit(size, scale, crop):
+    frames = noise(*size)
+    reference = published.Compose([published.Resize(scale), published.CenterCrop(crop)])
+    clip, label = evaluation_transform(scale, crop)(frames, 7, rng())
+    assert label == 7
+    assert clip.shape == (3, crop, crop, 3)
+    assert np.array_equal(clip, arrays([reference(frame) for frame in frames]))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_group_scale_and_centre_crop_alone_are_torchvisions(size):
+    frames = noise(*size, count=1)
+    scaled, label = GroupScale(100)(frames, 3, rng())
+    assert label == 3
+    assert min(scaled[0].size) == 100
+    assert np.array_equal(arrays(scaled), arrays([published.Resize(100)(frames[0])]))
+    cropped, label = GroupCenterCrop(33)(frames, 3, rng())
+    assert label == 3
+    assert np.array_equal(arrays(cropped), arrays([published.CenterCrop(33)(frames[0])]))
+
+
+# Training: the crop.
+
+
+@pytest.mark.parametrize("size", [(427, 240), (131, 101), (240, 427)], ids=str)
+def test_multi_scale_crop_is_pils_crop_and_resize_of_the_sampled_box(size):
+    frames = noise(*size)
+    crop = GroupMultiScaleCrop(64)
+    for seed in range(5):
+        box = crop.sample_box(*size, rng(seed))
+        result, label = crop(frames, 4, rng(seed))
+        assert label == 4
+        expected = [frame.crop(box).resize((64, 64), Image.Resampling.BILINEAR) for frame in frames]
+        assert np.array_equal(arrays(result), arrays(expected))
+
+
+def test_multi_scale_crop_cuts_the_same_place_out_of_every_frame():
+    """The box that counts is the one drawn for the clip; here it is the only bright place."""
+    box = (8, 4, 40, 36)
+    pixels = np.zeros((2, 48, 64, 3), dtype=np.uint8)
+    pixels[:, box[1] : box[3], box[0] : box[2]] = 200
+    result, _ = FixedBox(32, box)([Image.fromarray(frame) for frame in pixels], 0, rng())
+    assert (arrays(result) == 200).all()
+
+
+@pytest.mark.parametrize("size", [(427, 240), (240, 427), (131, 101), (256, 256)], ids=str)
+def test_all_sizes_and_places_of_the_crop_occur_and_no_others(size):
+    width, height = size
+    short = min(size)
+    sides = [int(short * scale) for scale in (1, 0.875, 0.75, 0.66)]
+    crop = GroupMultiScaleCrop(32)  # far from every side, so that none is snapped to it
+    generator = rng()
+    boxes = Counter(crop.sample_box(width, height, generator) for _ in range(6000))
+
+    assert all(0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height for box in boxes)
+    pairs = {(a, b) for i, a in enumerate(sides) for j, b in enumerate(sides) if abs(i - j) <= 1}
+    assert len(pairs) == 10
+    assert {(right - left, bottom - top) for left, top, right, bottom in boxes} == pairs
+
+    places = {pair: set() for pair in pairs}
+    for left, top, right, bottom in boxes:
+        places[right - left, bottom - top].add((left, top))
+    for (crop_width, crop_height), found in places.items():
+        x, y = (width - crop_width) // 4, (height - crop_height) // 4
+        grid = {(0, 0), (4 * x, 0), (0, 4 * y), (4 * x, 4 * y), (2 * x, 2 * y)}  # corners and centre
+        grid |= {(0, 2 * y), (4 * x, 2 * y), (2 * x, 4 * y), (2 * x, 0)}  # middles of the edges
+        grid |= {(x, y), (3 * x, y), (x, 3 * y), (3 * x, 3 * y)}  # between centre and corners
+        assert found == grid
+        assert len(grid) == (13 if x and y else len(grid))
+    # Every size as likely as every other: 6000 draws of 10 have a standard deviation of 23.
+    drawn = Counter()
+    for (left, top, right, bottom), times in boxes.items():
+        drawn[right - left, bottom - top] += times
+    assert all(abs(times - 600) < 120 for times in drawn.values())
+
+
+def test_crop_near_the_networks_input_is_taken_at_that_size():
+    """240 * .875 is 210, 2 away from 212: such a crop is not scaled, as published."""
+    generator = rng()
+    boxes = [GroupMultiScaleCrop(212).sample_box(427, 240, generator) for _ in range(500)]
+    assert {right - left for left, _, right, _ in boxes} == {240, 212, 180, 158}
+    boxes = [GroupMultiScaleCrop(213).sample_box(427, 240, generator) for _ in range(500)]
+    assert {right - left for left, _, right, _ in boxes} == {240, 210, 180, 158}
+
+
+@pytest.mark.parametrize("short", [62, 63, 64, 65, 66])
+def test_crop_stays_inside_a_frame_about_as_small_as_the_networks_input(short):
+    generator = rng()
+    for _ in range(300):
+        left, top, right, bottom = GroupMultiScaleCrop(64).sample_box(short, short + 9, generator)
+        assert 0 <= left < right <= short
+        assert 0 <= top < bottom <= short + 9
+
+
+def test_crop_follows_the_generator():
+    crop = GroupMultiScaleCrop(64)
+    assert crop.sample_box(427, 240, rng(3)) == crop.sample_box(427, 240, rng(3))
+    assert len({crop.sample_box(427, 240, rng(seed)) for seed in range(20)}) > 10
+
+
+# Training: the flip.
+
+
+def test_flip_mirrors_every_frame_and_swaps_the_label():
+    frames = noise(9, 6)
+    flip = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[])
+    outcomes = Counter()
+    generator = rng()
+    for _ in range(400):
+        result, label = flip(frames, 1, generator)
+        mirrored = label == 5
+        expected = arrays(frames)[:, :, ::-1] if mirrored else arrays(frames)
+        assert label in (1, 5)
+        assert np.array_equal(arrays(result), expected)
+        outcomes[mirrored] += 1
+    assert abs(outcomes[True] - 200) < 50  # five standard deviations
+
+
+def test_flip_swaps_both_ways_and_leaves_other_labels():
+    flip = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[])
+    generator = rng()
+    frames = noise(4, 4)
+    for label, expected in ((5, {5, 1}), (1, {1, 5}), (2, {2}), (0, {0})):
+        assert {flip(frames, label, generator)[1] for _ in range(40)} == expected
+
+
+def test_label_that_swaps_with_nothing_is_still_mirrored():
+    flip = GroupRandomHorizontalFlip({}, never=[])
+    frames = noise(9, 6)
+    generator = rng()
+    results = {arrays(flip(frames, 2, generator)[0]).tobytes() for _ in range(40)}
+    assert results == {arrays(frames).tobytes(), arrays(frames)[:, :, ::-1].tobytes()}
+
+
+def test_never_listed_labels_are_not_mirrored():
+    flip = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[3])
+    frames = noise(9, 6)
+    generator = rng()
+    for _ in range(40):
+        result, label = flip(frames, 3, generator)
+        assert label == 3
+        assert np.array_equal(arrays(result), arrays(frames))
+
+
+# Stack, and the whole.
+
+
+def test_stack():
+    frames = noise(9, 6, count=4)
+    clip, label = Stack()(frames, 2, rng())
+    assert label == 2
+    assert clip.dtype == np.uint8
+    assert clip.shape == (4, 6, 9, 3)
+    assert all(np.array_equal(clip[i], np.asarray(frame)) for i, frame in enumerate(frames))
+
+
+def test_compose_hands_frames_and_label_on_in_order():
+    swap = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[])
+    frames = noise(9, 6)
+    generator = rng(1)
+    once = [swap(frames, 1, generator) for _ in range(2)]
+    result, label = Compose(swap, swap)(frames, 1, rng(1))
+    flips = sum(label == 5 for _, label in once)
+    assert label == (5 if flips == 1 else 1)
+    assert np.array_equal(arrays(result), arrays(frames)[:, :, :: -1 if flips == 1 else 1])
+
+
+def test_training_transform_crops_and_flips():
+    transform = training_transform(32, {1: 5, 5: 1}, never_flip=[3])
+    frames = noise(60, 44)
+    generator = rng()
+    clips = [transform(frames, 1, generator) for _ in range(60)]
+    assert {label for _, label in clips} == {1, 5}
+    assert {transform(frames, 3, generator)[1] for _ in range(40)} == {3}
+    assert all(clip.shape == (3, 32, 32, 3) and clip.dtype == np.uint8 for clip, _ in clips)
+    assert len({clip.tobytes() for clip, _ in clips}) > 30
+    for seed in range(10):  # crop first, then flip, from the one generator
+        generator = rng(seed)
+        cropped, _ = GroupMultiScaleCrop(32)(frames, 1, generator)
+        expected, expected_label = GroupRandomHorizontalFlip({1: 5, 5: 1}, [3])(cropped, 1, generator)
+        clip, label = transform(frames, 1, rng(seed))
+        assert label == expected_label
+        assert np.array_equal(clip, arrays(expected))
