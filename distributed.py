@@ -159,17 +159,19 @@ class _SyncBatchNorm(nn.BatchNorm3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
+        # Sums in float64, as in torch's own batch norm on CPUs.
         x = x.float()
-        count = torch.tensor(x.numel() / x.shape[1])
+        axes = (0, 2, 3, 4)
+        count = torch.tensor(x.numel() / x.shape[1], dtype=torch.float64)
         distributed.all_reduce(count)
-        mean = _SumOverProcesses.apply(x.sum((0, 2, 3, 4))) / count
-        centred = x - mean.view(1, -1, 1, 1, 1)
-        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3, 4))) / count
+        mean = _SumOverProcesses.apply(x.sum(axes, dtype=torch.float64)) / count
+        centred = x - mean.float().view(1, -1, 1, 1, 1)
+        variance = _SumOverProcesses.apply(centred.square().sum(axes, dtype=torch.float64)) / count
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).float(), self.momentum)
             self.num_batches_tracked += 1
-        scale = self.weight * (variance + self.eps).rsqrt()
+        scale = self.weight * (variance + self.eps).rsqrt().float()
         return centred * scale.view(1, -1, 1, 1, 1) + self.bias.view(1, -1, 1, 1, 1)
 
 

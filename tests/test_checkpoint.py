@@ -527,9 +527,7 @@ def test_a_damaged_file_in_the_cache_is_named(torch_home, content):
     weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
     cached = torch_home / weights.url.rsplit("/", 1)[1]
     cached.write_bytes(content)
-    message = refusal(read_pretrained, "imagenet", "resnet50")
-    for word in (cached, weights.url, "--pretrained FILE", "--pretrained none"):
-        assert str(word) in message
+    assert str(cached) in refusal(read_pretrained, "imagenet", "resnet50")
 
 
 def test_code_in_the_cache_is_not_run(torch_home, tmp_path):
