@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from errors import InputError
+from gst import check_split
 from models import TemporalModel
 from resnet_gst import BLOCKS
 
@@ -82,7 +84,8 @@ def _numbered(path: Path, number: int) -> Path:
 
 def all_checkpoints(path: Path) -> list[Path]:
     """Those of `save_checkpoint` that are there, the newest first."""
-    numbered = path.parent.glob(glob.escape(path.name) + ".[0-9]*")
+    numbered = path.parent.glob(glob.escape(path.name) + ".*")
+    numbered = [file for file in numbered if file.name[len(path.name) + 1 :].isdecimal()]
     older = sorted(numbered, key=lambda file: int(file.suffix[1:]))
     return ([path] if path.exists() else []) + older
 
@@ -116,17 +119,24 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     try:
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
             raise InputError(f"{path}: is damaged, a check sum in it is wrong")  # torch.load does not look
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; an error says what matters of it
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        code = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
         if code:
             raise InputError(
                 f"{path}: refused, because loading it would run code in it ({code.group(1)}); "
                 "save its state_dict alone and use that"
             ) from None
-        raise InputError(f"{path}: is no checkpoint, or is damaged") from None
+        raise InputError(
+            f"{path}: is no checkpoint, is damaged, or is saved with another pickle protocol than "
+            "torch.save's own (2), which cannot be read without running code in it"
+        ) from None
     except InputError:
         raise
     except Exception as error:  # whatever bytes can make torch.load raise; the file is at fault
@@ -154,9 +164,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     state_dict = content["state_dict"]
     if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
         raise InputError(f"{path}: has no state dict of tensors")
+    if not all(isinstance(name, str) for name in state_dict):
+        raise InputError(f"{path}: its state dict has a key that is no tensor's name")
+    for name, kind in (("options", dict), ("categories", list)):
+        if name in content and not isinstance(content[name], kind):
+            raise InputError(f"{path}: its '{name}' are a {type(content[name]).__name__}")
     content["state_dict"] = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if "best_prec1" in content:
-        content["best_prec1"] = float(content["best_prec1"])
+        try:
+            content["best_prec1"] = float(content["best_prec1"])
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{path}: its 'best_prec1' is no number") from None
     return content
 
 
@@ -225,10 +243,15 @@ def describe_model(state_dict: dict[str, torch.Tensor], path: str | Path) -> Mod
     if arch is None:
         raise InputError(f"{path}: its {blocks} blocks are those of no known arch ({', '.join(BLOCKS)})")
     planes = spatial.shape[0] + temporal.shape[0]
+    alpha, beta = planes // temporal.shape[0], planes // temporal.shape[1]
+    try:
+        check_split(alpha, beta)
+    except ValueError as error:
+        raise InputError(f"{path}: is no GST model: by its shapes {error}") from None
     return ModelSpec(
         arch=arch,
-        alpha=planes // temporal.shape[0],
-        beta=planes // temporal.shape[1],
+        alpha=alpha,
+        beta=beta,
         num_class=classifier.shape[0],
         has_dropout=head == "new_fc",
     )
@@ -251,7 +274,11 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
     for name in state_dict:
         if name not in own:
             raise InputError(f"{path}: has a tensor '{name}' that the model does not have")
-    model.load_state_dict(state_dict)
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:  # no plain tensor: sparse, quantised, without data
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path}: its tensors cannot be copied ({reason})") from None
 
 
 def check_categories(saved: dict[str, Any], categories: list[str], path: str | Path) -> None:
@@ -268,6 +295,9 @@ def check_categories(saved: dict[str, Any], categories: list[str], path: str | P
     num_class = describe_model(saved["state_dict"], path).num_class
     if num_class != len(categories):
         raise InputError(f"{path} is for {num_class} classes, but category.txt has {len(categories)}")
-    for label, (old, new) in enumerate(zip(saved.get("categories", categories), categories, strict=True)):
+    known = saved.get("categories", categories)
+    if len(known) != num_class:
+        raise InputError(f"{path}: names {len(known)} categories, but its classifier has {num_class}")
+    for label, (old, new) in enumerate(zip(known, categories, strict=True)):
         if old != new:
             raise InputError(f"{path} has '{old}' as class {label}, but category.txt has '{new}'")

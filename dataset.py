@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -315,13 +316,23 @@ def evaluation_batches(num_clips: int, batch_size: int, rank: int = 0, size: int
     Whole batches, not parts of them, so that a clip is computed in the same company, and to the
     same last digit, for any number of processes.
     """
-    batches = [list(range(start, start + batch_size)) for start in range(0, num_clips, batch_size)]
-    batches[-1] = [number for number in batches[-1] if number < num_clips]
+    starts = range(0, num_clips, batch_size)
+    batches = [list(range(start, min(start + batch_size, num_clips))) for start in starts]
     return batches[rank::size]
 
 
 def make_loader(dataset: VideoDataSet, batches: ClipSampler | list[list[int]], workers: int) -> DataLoader:
-    """A DataLoader of (clips, labels): batch x frames x height x width x channel (uint8), and batch."""
+    """A DataLoader of (clips, labels): batch x frames x height x width x channel (uint8), and batch.
+
+    Raises:
+        InputError: the path for temporary files is too long for the sockets of the workers.
+    """
+    if (
+        workers and len(tempfile.gettempdir()) > 70
+    ):  # a socket's name has 108 bytes; too long, it waits for ever
+        raise InputError(
+            f"TMPDIR {tempfile.gettempdir()}: is too long a path for --workers; give a shorter one"
+        )
     return DataLoader(
         dataset,
         batch_sampler=batches,

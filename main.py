@@ -209,8 +209,8 @@ def main() -> None:
         args.dataset, args.root_path, args.train_list, args.val_list, args.image_tmpl, not args.evaluate
     )
     categories = paths.categories
-    val_set = open_videos(args, paths, is_training=False)
     train_set = None if args.evaluate else open_videos(args, paths, is_training=True)
+    val_set = open_videos(args, paths, is_training=False)
     if saved:
         check_data(args, saved, train_set, categories)
 
@@ -330,7 +330,10 @@ def main() -> None:
             if result is None:
                 stop_if_asked(epoch, sampler.num_steps)
             if not math.isfinite(result.loss):
-                raise InputError(f"epoch {epoch}: the validation loss is {result.loss}, so nothing is saved")
+                raise InputError(
+                    f"epoch {epoch}: the validation loss is {result.loss}, so training stops and nothing more "
+                    "is saved; try a smaller --lr"
+                )
             is_best = result.prec1 > best_prec1 or not files.best.exists()
             best_prec1 = max(best_prec1, result.prec1)
             measured = {"loss": result.loss, "prec1": result.prec1, "prec5": result.prec5}

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 import opts
-from checkpoint import check_categories, describe_model, load_checkpoint, load_weights, write_atomically
+from checkpoint import (
+    ModelSpec,
+    check_categories,
+    describe_model,
+    load_checkpoint,
+    load_weights,
+    write_atomically,
+)
 from dataset import VideoDataSet, check_videos, evaluation_batches, make_loader
 from datasets_video import return_dataset
 from distributed import start
@@ -27,7 +34,8 @@ def main() -> None:
     if args.save_scores:
         check_output(Path(args.save_scores))
     saved = load_checkpoint(args.weights)
-    model = build_model(args, saved)
+    spec = describe_model(saved["state_dict"], args.weights)
+    num_segments, input_size = read_settings(args, spec, saved.get("options", {}))
 
     paths = return_dataset(
         args.dataset, args.root_path, val_list=args.val_list, image_tmpl=args.image_tmpl, for_training=False
@@ -36,9 +44,8 @@ def main() -> None:
     dataset = VideoDataSet(
         paths.root_data,
         paths.val_list,
-        model.num_segments,
+        num_segments,
         paths.prefix,
-        transform=evaluation_transform(model.scale_size, model.crop_size),
         random_shift=False,
         test_mode=True,
         num_class=len(paths.categories),
@@ -46,6 +53,14 @@ def main() -> None:
     if args.max_num:
         dataset.keep(np.arange(min(args.max_num, len(dataset))))
     check_videos(dataset, args.skip_missing)
+
+    model = build_model(spec, num_segments, input_size, args.weights)
+    load_weights(model, saved["state_dict"], args.weights)
+    dataset.transform = evaluation_transform(model.scale_size, model.crop_size)
+    print(
+        f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
+        f"{num_segments} frames of {input_size} x {input_size}"
+    )
     print(world.describe(args.batch_size))
 
     began = time.perf_counter()
@@ -53,15 +68,22 @@ def main() -> None:
     loader = make_loader(dataset, batches, args.workers)
     result = evaluate(loader, world.place(model), model, world, args.amp, args.print_freq)
     seconds = time.perf_counter() - began
+    scores_error = None
     if args.save_scores and world.is_main:
         videos = [dataset.record(number).path for number in range(len(dataset))]
         content = io.BytesIO()
         np.savez(content, scores=result.scores, labels=result.labels, videos=videos)
-        write_atomically(Path(args.save_scores), content.getvalue())
-        print(f"scores: {args.save_scores}")
+        try:
+            write_atomically(Path(args.save_scores), content.getvalue())
+        except OSError as error:
+            scores_error = error
+        else:
+            print(f"scores: {args.save_scores}")
     print(f"Mean class accuracy {result.mean_class:.3f}")
     print(f"{len(dataset)} clips, {len(dataset) / seconds:.1f} clips/s")
     print(f"{result}{dataset.coverage()}")
+    if scores_error:  # the figures are not lost with them
+        raise InputError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")
 
 
 def check_output(path: Path) -> None:
@@ -72,41 +94,52 @@ def check_output(path: Path) -> None:
     """
     if path.suffix != ".npz":
         raise InputError(f"--save_scores {path}: the name must end in .npz")
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
         raise InputError(f"--save_scores {path}: is there already")
-    if not os.access(path.parent, os.W_OK):
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"--save_scores {path}: cannot write to the folder {path.parent}")
 
 
-def build_model(args: Namespace, saved: dict[str, Any]) -> TemporalModel:
-    """Build the model that the checkpoint is of, with its weights.
+def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> tuple[int, int]:
+    """Tell the number of segments and the input size from the checkpoint, else from the command line.
 
     Raises:
-        InputError: the checkpoint does not fit together, or an option contradicts it.
+        InputError: an option contradicts the checkpoint.
     """
-    spec = describe_model(saved["state_dict"], args.weights)
     told = {"type": "GST", "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
-    told |= {name: saved["options"][name] for name in ("num_segments", "input_size") if "options" in saved}
+    told |= {name: options[name] for name in ("num_segments", "input_size") if name in options}
     for name, value in told.items():
         given = getattr(args, name)
         if given is not None and given != value:
             raise InputError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
-    model = TemporalModel(
-        spec.num_class,
+    settings = (
         told.get("num_segments", args.num_segments or 8),
-        "GST",
-        spec.arch,
-        spec.alpha,
-        spec.beta,
-        dropout=0.5 if spec.has_dropout else 0,  # only whether it is there matters here
-        input_size=told.get("input_size", args.input_size or 224),
+        told.get("input_size", args.input_size or 224),
     )
-    load_weights(model, saved["state_dict"], args.weights)
-    print(
-        f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
-        f"{model.num_segments} frames of {model.input_size} x {model.input_size}"
-    )
-    return model
+    if not all(isinstance(value, int) and value > 0 for value in settings):
+        raise InputError(f"{args.weights}: num_segments and input_size {settings} cannot be right")
+    return settings
+
+
+def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str) -> TemporalModel:
+    """Build the model that a checkpoint is of.
+
+    Raises:
+        InputError: what the checkpoint says cannot be.
+    """
+    try:
+        return TemporalModel(
+            spec.num_class,
+            num_segments,
+            "GST",
+            spec.arch,
+            spec.alpha,
+            spec.beta,
+            dropout=0.5 if spec.has_dropout else 0,  # only whether it is there matters here
+            input_size=input_size,
+        )
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":

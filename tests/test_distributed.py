@@ -29,7 +29,8 @@ def one_process(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 # A rate and a size that do not let a difference in the last digit grow.
-EPOCH = "--epochs 1 --dropout 0 --save-freq 1000 -b 8 --lr 0.0001 --input_size 64".split()
+STABLE = ("-b", "8", "--lr", "0.0001", "--input_size", "64")
+EPOCH = ("--epochs", "1", "--dropout", "0", "--save-freq", "1000", *STABLE)
 
 
 def losses_of(commands: list[list[str]]) -> list[float]:
