@@ -331,8 +331,8 @@ def main() -> None:
                 stop_if_asked(epoch, sampler.num_steps)
             if not math.isfinite(result.loss):
                 raise InputError(
-                    f"epoch {epoch}: the validation loss is {result.loss}, so training stops and nothing more "
-                    "is saved; try a smaller --lr"
+                    f"epoch {epoch}: the validation loss is {result.loss}, so training stops and "
+                    "nothing more is saved; try a smaller --lr"
                 )
             is_best = result.prec1 > best_prec1 or not files.best.exists()
             best_prec1 = max(best_prec1, result.prec1)
