@@ -9,6 +9,7 @@ import shutil
 import sys
 import warnings
 import zipfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,9 +200,10 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not cached.exists():
         try:
-            weights.get_state_dict(
-                progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
-            )
+            with redirect_stderr(sys.stdout):  # that it downloads is no error
+                weights.get_state_dict(
+                    progress=sys.stdout.isatty(), check_hash=True, map_location="cpu", weights_only=True
+                )
         except (OSError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
