@@ -10,6 +10,7 @@ import sys
 import warnings
 import zipfile
 from contextlib import redirect_stderr
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,7 +205,7 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor
                 weights.get_state_dict(
                     progress=sys.stdout.isatty(), check_hash=True, map_location="cpu", weights_only=True
                 )
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"ImageNet weights of {arch} cannot be loaded ({reason}): "
