@@ -108,34 +108,55 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
-def run_with_kills(
-    folder: Path, kills: int, processes: int = 1, nodes: int = 1, seed: int = 0, *more: str
-) -> tuple[int, list[str]]:
-    """Compare a run left alone with runs that are killed.
+def make_data(folder: Path) -> Path:
+    """Data for runs of a few seconds; 22 clips leave a short last batch."""
+    return make_dataset(folder, train=22, val=6, frames=6)
+
+
+def run_alone(root: Path, out: Path, processes: int = 1) -> tuple[dict[str, Any], float]:
+    """Let a run finish; give what it leaves and the seconds it took."""
+    start = time.monotonic()
+    assert run_for(training_commands(root, out, processes), None) == [0]
+    return what_is_left(out), time.monotonic() - start
+
+
+def kill_and_compare(
+    root: Path,
+    folder: Path,
+    alone: tuple[dict[str, Any], float],
+    kills: int,
+    processes: int = 1,
+    nodes: int = 1,
+    seed: int = 0,
+) -> list[str]:
+    """Kill runs `kills` times altogether, and resume each until it ends.
+
+    Args:
+        root: of the data.
+        folder: where they write.
+        alone: what `run_alone` gave for this data and number of processes.
+        kills: how often to kill; a run that ends before it is killed is followed by another one.
+        processes: see `training_commands`.
+        nodes: see `training_commands`.
+        seed: of the moments.
 
     Returns:
-        How often a run was killed, and where the results differ.
+        Where what they leave differs from what the run left alone has left.
     """
+    expected, duration = alone
     rng = random.Random(seed)
-    root = make_dataset(folder / "data", train=22, val=6, frames=6)
-    alone = folder / "alone"
-    start = time.monotonic()
-    assert run_for(training_commands(root, alone, processes, nodes, *more), None) == [0] * nodes
-    duration = time.monotonic() - start
-    expected = what_is_left(alone)
     done, attempt, found = 0, 0, []
     while done < kills:
         attempt += 1
         out = folder / f"killed{attempt}"
-        while done < kills:
-            commands = training_commands(root, out, processes, nodes, *more)
-            if 0 not in run_for(commands, rng.uniform(0.1, 1.1) * duration):
-                done += 1
-            else:
-                break
-        assert run_for(training_commands(root, out, processes, nodes, *more), None) == [0] * nodes
+        ended = False
+        while done < kills and not ended:
+            commands = training_commands(root, out, processes, nodes)
+            ended = 0 in run_for(commands, rng.uniform(0.1, 1.1) * duration)
+            done += not ended
+        assert run_for(training_commands(root, out, processes, nodes), None) == [0] * nodes
         found += [f"run {attempt}: {where}" for where in differences(expected, what_is_left(out))]
-    return done, found
+    return found
 
 
 if __name__ == "__main__":
@@ -147,8 +168,11 @@ if __name__ == "__main__":
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        kills, found = run_with_kills(Path(folder), args.kills, args.processes, args.nodes, args.seed)
-    print(f"{kills} kills, {len(found)} differences")
-    print("\n".join(found))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root = make_data(folder / "data")
+        alone = run_alone(root, folder / "alone", args.processes)
+        found = kill_and_compare(root, folder, alone, args.kills, args.processes, args.nodes, args.seed)
+    print(f"{args.kills} kills, {len(found)} differences")
+    print("\n".join(found), end="")
     sys.exit(bool(found))

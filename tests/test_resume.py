@@ -7,26 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import resume_harness
 import torch
 from conftest import REPOSITORY, assert_one_line_error, run
 from resume_harness import NAME, ONE_THREAD, differences, training_commands, what_is_left
-from synthetic import make_dataset
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("resume"), train=22, val=6, frames=6)
+    return resume_harness.make_data(tmp_path_factory.mktemp("resume"))
 
 
 @pytest.fixture(scope="module")
-def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves that nobody disturbs. Read only."""
-    out = tmp_path_factory.mktemp("finished")
-    assert resume_harness.run_for(training_commands(root, out), None) == [0]
-    return out
+def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    """What a run leaves that nobody disturbs, and the seconds it takes."""
+    return resume_harness.run_alone(root, tmp_path_factory.mktemp("alone"))
 
 
 def checkpoint_of(out: Path) -> Path:
@@ -48,14 +46,14 @@ def resume(root: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str
     return run("main.py", *training_commands(root, out)[0][2:], *more, env=ONE_THREAD)
 
 
-def test_killed_runs_end_as_one_that_was_not(tmp_path):
-    assert resume_harness.run_with_kills(tmp_path, kills=2) == (2, [])
+def test_killed_runs_end_as_one_that_was_not(root, alone, tmp_path):
+    assert resume_harness.kill_and_compare(root, tmp_path, alone, kills=2) == []
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
 )
-def test_a_signal_saves_and_ends_the_run(root, finished, tmp_path, number, status):
+def test_a_signal_saves_and_ends_the_run(root, alone, tmp_path, number, status):
     process = start(root, tmp_path)
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
@@ -64,7 +62,7 @@ def test_a_signal_saves_and_ends_the_run(root, finished, tmp_path, number, statu
     if number == signal.SIGTERM:
         # 500 epochs were asked for, but with the step schedule the first three are the same.
         assert resume(root, tmp_path).returncode == 0
-        assert differences(what_is_left(finished), what_is_left(tmp_path)) == []
+        assert differences(alone[0], what_is_left(tmp_path)) == []
 
 
 def test_a_second_interrupt_ends_at_once_and_harms_nothing(root, tmp_path):
@@ -88,7 +86,7 @@ def damage(file: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "bit-flipped"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, finished, tmp_path, how):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, alone, tmp_path, how):
     process = start(root, tmp_path)
     process.kill()
     process.communicate()
@@ -98,7 +96,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, finished, tmp_p
     assert f"{checkpoint_of(tmp_path)}: is" in resumed.stdout
     assert "looking for the one before it" in resumed.stdout
     assert f"resumed {checkpoint_of(tmp_path)}.1 " in resumed.stdout
-    assert differences(what_is_left(finished), what_is_left(tmp_path)) == []
+    assert differences(alone[0], what_is_left(tmp_path)) == []
 
 
 def test_where_all_are_damaged_nothing_is_written_over(root, tmp_path):
