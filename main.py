@@ -46,22 +46,10 @@ from resnet_gst import load_2d_weights
 from transforms import evaluation_transform, training_transform
 
 # What may not change between a checkpoint and the run that goes on from it.
-RECIPE = (
-    *("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout"),
-    *(
-        "batch_size",
-        "accumulate",
-        "sync_bn",
-        "lr",
-        "lr_schedule",
-        "lr_steps",
-        "warmup_epochs",
-        "momentum",
-        "weight_decay",
-        "clip_gradient",
-    ),
-    *("seed", "amp"),
-)
+MODEL_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
+STEP_OPTIONS = ("batch_size", "accumulate", "sync_bn", "momentum", "weight_decay", "clip_gradient")
+RATE_OPTIONS = ("lr", "lr_schedule", "lr_steps", "warmup_epochs")
+RECIPE = (*MODEL_OPTIONS, *STEP_OPTIONS, *RATE_OPTIONS, "seed", "amp")
 
 
 @dataclass

@@ -262,9 +262,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         "-j",
         "--workers",
         type=_non_negative_int,
-        default=min(16, cores()),
+        default=min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
         metavar="N",
-        help="processes that load clips; the default is this machine's cores, 16 at the most",
+        help="processes that load clips, for each process of torchrun; the default is the cores that it "
+        "has, 16 at the most",
     )
     group.add_argument(
         "--gpus",
