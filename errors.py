@@ -31,8 +31,8 @@ def run_program(main: Callable[[], int | None]) -> None:
         first_line = (str(error).splitlines() or [""])[0].strip()
         if first_line.startswith("DataLoader worker"):
             sys.exit(f"error: {first_line} It loads clips; if memory ran out, try fewer --workers")
-        if first_line.endswith(" by peer") or " by peer [" in first_line:  # gloo: closed or reset
-            sys.exit("error: another process of this run has ended; what it said tells why")
+        if "/gloo/" in first_line or " by peer" in first_line:
+            sys.exit("error: lost another process of this run; what that one said tells why")
         raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more

@@ -92,10 +92,15 @@ class RunFiles:
 
 
 class Interruption:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 (Slurm's warning), so that a run can finish its step and save."""
+    """Remembers SIGTERM, SIGINT and SIGUSR1 (Slurm's warning), so that a run can finish its step and save.
+
+    A torchrun that has died counts as SIGTERM: its processes would train on unseen, beside those
+    of the next attempt.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -103,6 +108,12 @@ class Interruption:
         if number == self.signal == signal.SIGINT:
             os._exit(128 + number)  # asked twice; files are replaced whole, so none is harmed
         self.signal = number
+
+    @property
+    def number(self) -> int:
+        """The signal to stop for; 0 for none."""
+        is_orphan = self.parent is not None and os.getppid() != self.parent
+        return self.signal or (signal.SIGTERM if is_orphan else 0)
 
 
 class Saver:
@@ -143,7 +154,7 @@ class Saver:
         except OSError as error:
             told = f"cannot save {self.files.checkpoint} ({error.strerror}); what was saved before is whole"
             if self.failed or is_last:
-                raise InputError(f"{told}; make room and go on with --resume") from None
+                raise InputError(f"{told}; make room and go on with --resume auto") from None
             print(f"warning: {told}; training stops if the next save fails too", file=sys.stderr)
             self.failed = True
         else:
@@ -261,6 +272,7 @@ def main() -> None:
         if curves:
             curves.add(values, step)
 
+    print(f"run {files.name}, written below {args.checkpoint_dir}")
     interruption = Interruption()
     saver = Saver(files, args.keep, world.is_main)
     watch = LossWatch(train_loader)
@@ -286,13 +298,15 @@ def main() -> None:
         saver.save(content, **how)
 
     def stop_if_asked(epoch: int, step: int) -> None:
-        if number := world.max(interruption.signal)[0]:
+        if number := world.max(interruption.number)[0]:
             save(epoch, step, is_last=True)
-            print(f"stopped by {signal.Signals(number).name} and saved {files.checkpoint}; --resume goes on")
+            name = signal.Signals(number).name
+            print(f"stopped by {name} and saved {files.checkpoint}; --resume auto goes on")
             sys.exit(128 + number)
 
     for epoch in range(first_epoch, args.epochs):
         sampler.start(epoch, step)
+        began = time.monotonic()
         for step in train_steps(
             train_loader, train_model, model, optimizer, scaler, meters, watch, args, world, report
         ):
@@ -302,6 +316,8 @@ def main() -> None:
                 save(epoch, step)
 
         loss, prec1, prec5 = averages(meters.totals)
+        seconds = time.monotonic() - began
+        print(f"Training Results: Prec@1 {prec1:.3f} Prec@5 {prec5:.3f} Loss {loss:.5f} ({seconds:.0f} s)")
         row = {"epoch": epoch, "lr": learning_rate(args, epoch)}
         row |= {"train_loss": loss, "train_prec1": prec1, "train_prec5": prec5}
         is_best = False
@@ -313,7 +329,7 @@ def main() -> None:
                 world,
                 args.amp,
                 args.print_freq,
-                is_stopped=lambda: world.max(interruption.signal)[0] > 0,
+                is_stopped=lambda: world.max(interruption.number)[0] > 0,
             )
             if result is None:
                 stop_if_asked(epoch, sampler.num_steps)
@@ -437,7 +453,7 @@ def check_run(args: Namespace, files: RunFiles, saved: dict[str, Any] | None) ->
     is_continued = saved.get("run") == files.name if saved else args.resume == "auto"
     if old and not (is_continued or args.overwrite or args.evaluate):
         raise InputError(
-            f"an older run of this name is there: {', '.join(map(str, old))}; go on with it (--resume), "
+            f"an older run of this name is there: {', '.join(map(str, old))}; go on with it (--resume auto), "
             "name this run otherwise (--store_name), or delete it (--overwrite)"
         )
 

@@ -57,9 +57,10 @@ def main() -> None:
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
     dataset.transform = evaluation_transform(model.scale_size, model.crop_size)
+    unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
     print(
         f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
-        f"{num_segments} frames of {input_size} x {input_size}"
+        f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
     )
     print(world.describe(args.batch_size))
 

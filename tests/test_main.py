@@ -173,9 +173,13 @@ def test_the_log_tells_the_run_in_plain_lines(finished):
     assert next(lines) == "horizontal flip: swaps the labels 0 and 2"
     assert re.fullmatch(r"device: CPU, \d+ threads; batch of 5", next(lines))
     assert re.search(r"5 clips .*--lr 0\.01\b.*chosen for 24.*linear rule.*--lr 0\.00208333", next(lines))
+    assert next(lines) == f"run {finished.name}, written below {finished.out}"
     for epoch in "01":
         for step in "01":
             assert TRAIN_LINE.fullmatch(next(lines)).groups()[:4] == (epoch, step, "2", "0.01000")
+        assert re.fullmatch(
+            r"Training Results: Prec@1 [\d.]+ Prec@5 [\d.]+ Loss [\d.]+ \(\d+ s\)", next(lines)
+        )
         for step in "01":
             assert re.fullmatch(
                 rf"Test: \[{step}/2\]\tTime {NUMBER}\tLoss .*\tPrec@1 .*\tPrec@5 .*", next(lines)
@@ -466,7 +470,7 @@ def halves(trn_root, tmp_path_factory):
 
 
 def without_times(lines):
-    return [re.sub(rf"(Time|Data) {NUMBER}", r"\1", line) for line in lines]
+    return [re.sub(rf"(Time|Data) {NUMBER}|\(\d+ s\)", r"\1", line) for line in lines]
 
 
 def test_a_resumed_run_ends_as_the_one_that_was_not(halves):

@@ -171,13 +171,15 @@ def check_lists(args: argparse.Namespace, frames: Path) -> int:
     # torch, which comes with it, takes seconds; only this needs it.
     from dataset import read_list
 
-    paths = return_dataset(args.dataset, args.root_path)
+    has_train_list = any((frames.parent / name).is_file() for name in TRAIN_LISTS)
+    paths = return_dataset(args.dataset, args.root_path, for_training=has_train_list)
     lists = {
         path.name: [
             Video(record.path, record.label, record.num_frames)
             for record in read_list(path, len(paths.categories))
         ]
         for path in (paths.train_list, paths.val_list)
+        if path
     }
     test_list = frames.parent / TEST_LIST
     if test_list.is_file():
