@@ -129,3 +129,14 @@ def test_torchrun_restarts_go_on_from_the_newest_checkpoint(small, alone, tmp_pa
     assert agent.wait(timeout=120) == 0, output
     assert "resumed" in output
     assert resume_harness.differences(alone[0], what_is_left(tmp_path)) == []
+
+
+def test_the_processes_of_a_dead_torchrun_save_and_stop(small, tmp_path):
+    command = [*training_commands(small, tmp_path, 2)[0], "--epochs", "40"]
+    env, quiet = os.environ | ONE_THREAD, subprocess.DEVNULL
+    agent = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=quiet, text=True)
+    next(line for line in agent.stdout if line.startswith("Epoch: [0][2/"))
+    agent.kill()
+    rest = agent.stdout.read()  # until the last process that holds the pipe has ended
+    agent.wait()
+    assert "stopped by SIGTERM and saved" in rest, rest
