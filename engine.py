@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from tqdm import tqdm
 from distributed import World
 from errors import InputError
 from models import TemporalModel
+from speed import deploy
+
+DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class AverageMeter:
@@ -109,26 +113,48 @@ class Result(NamedTuple):
         return f"Testing Results: Prec@1 {self.prec1:.3f} Prec@5 {self.prec5:.3f} Loss {self.loss:.5f}"
 
 
-def to_input(clips: torch.Tensor, model: TemporalModel, device: torch.device) -> torch.Tensor:
-    """Move clips to the device and normalise them by ImageNet's mean and standard deviation.
+def to_device(batch: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Move a batch to the device; to a GPU while it still computes what it was given before."""
+    if device.type != "cuda":
+        return batch
+    stream = _copy_stream(device)
+    with torch.cuda.stream(stream):
+        moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+    computing = torch.cuda.current_stream(device)
+    computing.wait_stream(stream)
+    for tensor in moved:
+        tensor.record_stream(computing)
+    return moved
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def to_input(clips: torch.Tensor, model: TemporalModel) -> torch.Tensor:
+    """Normalise clips by ImageNet's mean and standard deviation.
 
     Args:
-        clips: uint8, batch x frames x height x width x channel (RGB).
+        clips: uint8, batch x frames x height x width x channel (RGB), on the model's device.
         model: whose `input_mean` and `input_std` to use.
-        device: where to.
 
     Returns:
         float32, batch x frames x channel x height x width.
     """
-    clips = clips.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).float().div_(255)
-    mean = torch.tensor(model.input_mean, device=device).view(3, 1, 1)
-    std = torch.tensor(model.input_std, device=device).view(3, 1, 1)
-    return clips.sub_(mean).div_(std)
+    mean, std = (_per_channel(values, clips.device) for values in (model.input_mean, model.input_std))
+    return clips.permute(0, 1, 4, 2, 3).float().div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # Once per device: a GPU would have to be waited for at every copy.
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def autocast(amp: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass: float32 with 'off', else mixed with bfloat16 or float16."""
-    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    """The context of a forward pass in training: float32 with 'off', else mixed with bfloat16 or float16."""
+    dtype = None if amp == "off" else DTYPES[amp]
     return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
 
 
@@ -242,14 +268,14 @@ def train_steps(
         optimizer.zero_grad()
         for part in range(len(parts)):
             start = time.perf_counter()
-            clips, labels = next(batches)
+            batch = next(batches)
             waited += time.perf_counter() - start
-            labels = labels.to(world.device, non_blocking=True)
+            clips, labels = to_device(batch, world.device)
             is_last = part == len(parts) - 1
             # The processes need not exchange gradients before the step's last batch.
             with model.no_sync() if world.size > 1 and not is_last else nullcontext():
                 with autocast(options.amp, world.device):
-                    logits = model(to_input(clips, core, world.device)).float()
+                    logits = model(to_input(clips, core)).float()
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
                 # The mean over the step's clips, given that the processes' gradients are averaged.
                 scaler.scale(loss * (world.size / num_clips)).backward()
@@ -289,21 +315,19 @@ def derive_seed(*numbers: int) -> int:
 
 def evaluate(
     loader: DataLoader,
-    model: nn.Module,
-    core: TemporalModel,
+    model: TemporalModel,
     world: World,
     amp: str,
     print_freq: int,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Result | None:
-    """Score every clip once.
+    """Score every clip once, with the model's deployed form (see `speed.deploy`).
 
     Args:
         loader: of `dataset.evaluation_batches`.
-        model: what to call: `core`, or what shares the work of `core` among GPUs.
-        core: the model itself.
+        model: stays as it is.
         world: of this process.
-        amp: see `autocast`.
+        amp: 'off', 'bf16' or 'fp16', the precision of all that is computed.
         print_freq: log a line every so many batches.
         is_stopped: asked after every batch whether to give up.
 
@@ -313,8 +337,9 @@ def evaluate(
     batch_time = AverageMeter()
     meters = ClipMeters(World(0, 1, world.devices))  # a glimpse for the log, of this process's clips
     scores = []
-    world.share_buffers(core)
-    model.eval()
+    world.share_buffers(model)
+    deployed = deploy(model, world.device, DTYPES[amp])
+    called = world.place(deployed)
     batches = iter(loader)
     num_batches = world.max(len(loader))[0]
     end = time.perf_counter()
@@ -322,11 +347,11 @@ def evaluate(
         range(num_batches), desc="test", unit="batch", disable=None if world.is_main else True, leave=False
     ):
         if step < len(loader):  # another process may have one batch more
-            clips, labels = next(batches)
-            with torch.inference_mode(), autocast(amp, world.device):
-                logits = model(to_input(clips, core, world.device)).float().cpu()
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            meters.update(batch_sums(loss, logits, labels).to(world.device))
+            clips, labels = to_device(next(batches), world.device)
+            with torch.inference_mode():
+                logits = called(to_input(clips, deployed)).float()
+                loss = functional.cross_entropy(logits, labels, reduction="sum")
+                meters.update(batch_sums(loss, logits, labels))
             scores.append(logits)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
@@ -334,7 +359,7 @@ def evaluate(
             tqdm.write(f"Test: [{step}/{num_batches}]\tTime {batch_time}\t{meters}")
         if is_stopped():
             return None
-    shares = world.gather(scores)
+    shares = world.gather([logits.cpu() for logits in scores])
     in_order = [share[step] for step in range(num_batches) for share in shares if step < len(share)]
     return summarise(torch.cat(in_order), torch.from_numpy(loader.dataset.labels))
 

@@ -82,9 +82,11 @@ class GSTBottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
-        # With beta 2 these are the two halves, with beta 1 both are all of the channels.
-        spatial = self.conv2(out[:, : self.path_inputs])
-        temporal = self.Tconv(out[:, -self.path_inputs :])
-        out = self.relu(self.bn2(torch.cat((spatial, temporal), dim=1)))
+        # With beta 2 these are the two halves, with beta 1 the one is all of the channels. Slices instead
+        # would cost time: their gradients come back in NCTHW, whatever the layout of the rest.
+        shares = out.split(self.path_inputs, dim=1)
+        out = torch.cat((self.conv2(shares[0]), self.Tconv(shares[-1])), dim=1)
+        out = self.relu(self.bn2(out))
         out = self.bn3(self.conv3(out))
-        return self.relu(out + shortcut)
+        out += shortcut
+        return self.relu(out)

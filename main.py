@@ -43,6 +43,7 @@ from errors import InputError, run_program
 from gst import check_split
 from models import TemporalModel
 from resnet_gst import load_2d_weights
+from speed import compile_model, keep_freed_memory, to_channels_last
 from transforms import evaluation_transform, training_transform
 
 # What may not change between a checkpoint and the run that goes on from it.
@@ -200,6 +201,8 @@ def main() -> None:
     args = opts.training_parser().parse_args()
     check_options(args)
     world = start(args.gpus)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     files = RunFiles.of(args)
     args.resume, saved = world.share(find_checkpoint(args.resume, files) if world.is_main else None)
     check_run(args, files, saved)
@@ -217,12 +220,14 @@ def main() -> None:
     val_set.transform = evaluation_transform(model.scale_size, model.crop_size)
     val_batches = evaluation_batches(len(val_set), args.batch_size, world.rank, world.size)
     val_loader = make_loader(val_set, val_batches, args.workers)
-    eval_model = world.place(model)
+    model.to(world.device)
+    if args.channels_last or world.device.type == "cpu":
+        to_channels_last(model, world.device)
+    if args.compile:
+        compile_model(model)
     print(world.describe(args.batch_size))
     if args.evaluate:
-        print(
-            f"{evaluate(val_loader, eval_model, model, world, args.amp, args.print_freq)}{val_set.coverage()}"
-        )
+        print(f"{evaluate(val_loader, model, world, args.amp, args.print_freq)}{val_set.coverage()}")
         return
 
     train_set.transform = training_transform(
@@ -324,7 +329,6 @@ def main() -> None:
         if (epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs:
             result = evaluate(
                 val_loader,
-                eval_model,
                 model,
                 world,
                 args.amp,
@@ -533,18 +537,28 @@ def load_optimizer(
         return
     try:
         optimizer.load_state_dict(saved["optimizer"])
+        for parameter, state in optimizer.state.items():
+            if state.get("momentum_buffer") is not None:  # which may come in another layout
+                state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
         scaler.load_state_dict(saved.get("scaler", scaler.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: its optimizer state does not fit ({str(error).splitlines()[0]})") from None
 
 
 def make_optimizer(model: TemporalModel, args: Namespace) -> torch.optim.Optimizer:
-    """SGD with the model's parameter groups (paper, section 4.2)."""
+    """SGD with the model's parameter groups (paper, section 4.2), all of a group in one kernel.
+
+    The momentum is there from the start: when fp16's scaler skips the first step, torch's fused SGD
+    leaves in it what was in the memory before.
+    """
     groups = [
         group | {"lr": args.lr * group["lr_mult"], "weight_decay": args.weight_decay * group["decay_mult"]}
         for group in model.get_optim_policies()
     ]
-    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
+    optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, fused=True)
+    for parameter in model.parameters() if args.momentum else ():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def write_json(

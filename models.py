@@ -77,8 +77,12 @@ class TemporalModel(nn.Module):
         return self.input_size * 256 // 224
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        clips = clips.view(clips.shape[0], self.num_segments, 3, *clips.shape[-2:])
-        logits = self.base_model(clips.transpose(1, 2))
+        clips = clips.view(clips.shape[0], self.num_segments, 3, *clips.shape[-2:]).transpose(1, 2)
+        # Type and layout of all that follows are those of the weights.
+        weight = self.base_model.conv1.weight
+        is_channels_last = weight.is_contiguous(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d if is_channels_last else torch.contiguous_format
+        logits = self.base_model(clips.to(weight.dtype, memory_format=layout))
         if self.new_fc is not None:
             logits = self.new_fc(logits)
         return logits.view(-1, self.num_segments, logits.shape[-1]).mean(dim=1)

@@ -120,6 +120,12 @@ def training_parser() -> argparse.ArgumentParser:
     )
 
     run = _add_run_options(parser)
+    run.add_argument(
+        "--channels_last",
+        action="store_true",
+        help="keep channels last in memory, and on GPUs compute with 2D kernels on frames; on the CPU, "
+        "where it is always faster, this is so anyway",
+    )
     run.add_argument("--store_name", default="", metavar="NAME", help="added to the run's name")
     run.add_argument(
         "--checkpoint_dir",
@@ -189,6 +195,13 @@ def testing_parser() -> argparse.ArgumentParser:
     _add_data_options(parser, is_training=False)
     _add_model_options(parser, is_training=False)
     run = _add_run_options(parser)
+    parser.set_defaults(amp=None)
+    run.add_argument(
+        "--fast",
+        action="store_true",
+        help="all that makes it faster at a price: --amp bf16, if the device has instructions for it and "
+        "--amp does not say otherwise, and --compile",
+    )
     run.add_argument(
         "-b",
         "--batch-size",
@@ -279,7 +292,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         choices=("off", "bf16", "fp16"),
         default="off",
         help="mixed precision: off is float32, as published; bf16 (or fp16, with a scaled loss, on older "
-        "GPUs) is faster where the hardware has it",
+        "GPUs) is faster where the hardware has it (default: off)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model with torch.compile at its first batch, which takes from seconds to minutes; "
+        "needs a C++ compiler",
     )
     group.add_argument(
         "--print-freq", "-p", type=_positive_int, default=20, metavar="N", help="log a line every N batches"

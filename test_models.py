@@ -24,6 +24,7 @@ from distributed import start
 from engine import evaluate
 from errors import InputError, run_program
 from models import TemporalModel
+from speed import compile_model, has_bf16, keep_freed_memory
 from transforms import evaluation_transform
 
 
@@ -31,6 +32,12 @@ def main() -> None:
     """Evaluate as the command line says."""
     args = opts.testing_parser().parse_args()
     world = start(args.gpus)
+    if world.device.type == "cpu":
+        keep_freed_memory()
+    if args.fast:
+        args.amp = args.amp or ("bf16" if has_bf16(world.device) else "off")
+        args.compile = True
+    args.amp = args.amp or "off"
     if args.save_scores:
         check_output(Path(args.save_scores))
     saved = load_checkpoint(args.weights)
@@ -62,12 +69,16 @@ def main() -> None:
         f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
         f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
     )
-    print(world.describe(args.batch_size))
+    precision = {"off": "float32"}.get(args.amp, args.amp)
+    print(f"{world.describe(args.batch_size)}; {precision}{', compiled' if args.compile else ''}")
 
+    model.to(world.device)
+    if args.compile:
+        compile_model(model)
     began = time.perf_counter()
     batches = evaluation_batches(len(dataset), args.batch_size, world.rank, world.size)
     loader = make_loader(dataset, batches, args.workers)
-    result = evaluate(loader, world.place(model), model, world, args.amp, args.print_freq)
+    result = evaluate(loader, model, world, args.amp, args.print_freq)
     seconds = time.perf_counter() - began
     scores_error = None
     if args.save_scores and world.is_main:

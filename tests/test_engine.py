@@ -79,7 +79,7 @@ def test_to_input_normalises_each_channel_once():
     rng = np.random.default_rng(0)
     clips = torch.from_numpy(rng.integers(0, 256, size=(2, 3, 5, 4, 3), dtype=np.uint8))
     before = clips.clone()
-    result = to_input(clips, TemporalModel(2, 3, backbone="resnet14"), CPU)
+    result = to_input(clips, TemporalModel(2, 3, backbone="resnet14"))
     assert (result.shape, result.dtype) == ((2, 3, 3, 5, 4), torch.float32)
     for channel in range(3):
         expected = (before[..., channel].double() / 255 - MEAN[channel]) / STD[channel]
@@ -172,9 +172,9 @@ def test_average_meter():
 class Clips(Dataset):
     """Noise, as a data set gives it: uint8, frames x height x width x channel."""
 
-    def __init__(self, count):
+    def __init__(self, count, size=3):
         rng = np.random.default_rng(2)
-        self.clips = rng.integers(0, 256, size=(count, 2, 3, 3, 3), dtype=np.uint8)
+        self.clips = rng.integers(0, 256, size=(count, 2, size, size, 3), dtype=np.uint8)
         self.labels = rng.integers(4, size=count)
 
     def __len__(self):
@@ -331,24 +331,28 @@ def test_a_gradient_that_is_not_finite_stops_the_run():
 
 @pytest.mark.parametrize("batch_size", [4, 7, 100])
 def test_evaluation_scores_every_clip_once_in_the_order_of_the_list(batch_size):
-    dataset, model = Clips(10), Linear(dropout=0.5)
-    model.train()  # evaluation must switch dropout off itself
+    torch.manual_seed(0)
+    dataset, model = Clips(10, size=32), TemporalModel(4, 2, backbone="resnet14", dropout=0.5)
+    model.train()  # evaluation must switch dropout off itself, and leave the model as it is
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     loader = DataLoader(dataset, batch_sampler=evaluation_batches(10, batch_size))
-    result = evaluate(loader, model, model, WORLD, "off", 1)
+    result = evaluate(loader, model, WORLD, "off", 1)
     assert result.scores.shape == (10, 4)
     assert np.array_equal(result.labels, dataset.labels)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model.eval()
     with torch.no_grad():
         for clip, scores in zip(dataset.clips, result.scores, strict=True):
-            expected = model(to_input(torch.from_numpy(clip[None]), model, CPU))[0]
+            expected = model(to_input(torch.from_numpy(clip[None]), model))[0]
             np.testing.assert_allclose(scores, expected, atol=1e-5)
     again = summarise(torch.from_numpy(result.scores), torch.from_numpy(dataset.labels))
     assert (again.prec1, again.loss) == (result.prec1, result.loss)
 
 
 def test_evaluation_gives_up_when_asked_to():
-    dataset, model = Clips(4), Linear()
+    dataset, model = Clips(4, size=32), TemporalModel(4, 2, backbone="resnet14")
     loader = DataLoader(dataset, batch_sampler=evaluation_batches(4, 1))
     asked = iter([False, True])
-    assert evaluate(loader, model, model, WORLD, "off", 1, is_stopped=lambda: next(asked)) is None
+    assert evaluate(loader, model, WORLD, "off", 1, is_stopped=lambda: next(asked)) is None
     assert list(asked) == []

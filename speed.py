@@ -1,0 +1,153 @@
+"""The same model, computed faster: memory that is kept, layout, kernels, folded batch norm, compilation."""
+
+import copy
+import ctypes
+
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.nn import functional
+
+from errors import InputError
+from gst import GSTBottleneck
+from models import TemporalModel
+
+# Parameters of glibc's mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let the process keep freed memory for its next tensors, instead of giving it back to the system.
+
+    A CPU's activations are allocated anew in every forward pass. By default each of them is mapped and
+    unmapped, and the system fills every page with zeros first. Only glibc has the switch; elsewhere
+    nothing changes. Numbers never change.
+
+    Args:
+        keep: False restores what glibc settles at by itself.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    if keep:
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    else:
+        libc.mallopt(M_MMAP_MAX, 2**16)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
+        libc.malloc_trim(0)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def to_channels_last(model: nn.Module, device: torch.device) -> None:
+    """Put a model's weights, and so all that it computes, into the layout that is fastest on a device.
+
+    In channels-last the frames of a clip are 2D images in memory too, so that a convolution over
+    one frame can be a 2D convolution of batch * frames images without moving anything. On CPUs
+    oneDNN's 3D kernels are as fast as that, and faster for 3x3x3. On GPUs cuDNN's 3D kernels are slow in
+    bf16, and in some releases wrong (pytorch issue 163539).
+
+    Args:
+        model: changed in place; its state dict keeps names, shapes and values.
+        device: where it will run.
+    """
+    model.to(memory_format=torch.channels_last_3d)
+    if device.type == "cuda":
+        use_2d_kernels(model)
+
+
+def use_2d_kernels(model: nn.Module) -> None:
+    """Let a model's 3D convolutions be computed by 2D ones on frames; see `to_channels_last`."""
+    for module in model.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = _FrameConv3d  # same parameters, another forward
+
+
+class _FrameConv3d(nn.Conv3d):
+    """A convolution 1 or 3 frames long, as one 2D convolution of all frames.
+
+    For 3 frames it makes, of each frame, what the frame adds to the one after it, to itself and to
+    the one before it; sums of shifted frames remain.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        clips, _, frames = x.shape[:3]
+        is_long = self.kernel_size[0] == 3
+        images = x.transpose(1, 2).flatten(0, 1)
+        weight = self.weight.permute(2, 0, 1, 3, 4).flatten(0, 1)
+        bias = None if is_long else self.bias
+        out = functional.conv2d(images, weight, bias, self.stride[1:], self.padding[1:])
+        out = out.unflatten(0, (clips, frames)).transpose(1, 2)
+        if not is_long:
+            return out
+        to_next, to_same, to_previous = out.chunk(3, dim=1)
+        out = to_same + functional.pad(to_next[:, :, :-1], (0, 0, 0, 0, 1, 0))
+        out = out + functional.pad(to_previous[:, :, 1:], (0, 0, 0, 0, 0, 1))
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
+
+
+class _CompiledModel(TemporalModel):
+    """Runs `TemporalModel.forward` compiled. A class, so that DataParallel's replicas have it too."""
+
+    # With eager's random numbers, so that dropout's masks do not depend on --compile.
+    _forward = torch.compile(TemporalModel.forward, dynamic=False, options={"fallback_random": True})
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        try:
+            return self._forward(clips)
+        except BackendCompilerFailed as error:
+            reason = next((line for line in reversed(str(error).splitlines()) if "rror" in line), str(error))
+            raise InputError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
+
+
+def compile_model(model: TemporalModel) -> None:
+    """Compile a model's forward (and backward) pass at its first call, in place, for each size of a batch."""
+    model.__class__ = _CompiledModel
+
+
+def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torch.float32) -> TemporalModel:
+    """Make a copy of a model for inference: the same answers from less work.
+
+    Batch norm is folded into the convolutions, and layout and kernels are those of `to_channels_last`.
+
+    Args:
+        model: stays as it is.
+        device: where the copy will run; it stays on the model's device for now.
+        dtype: of its weights and all it computes. In float32 its logits are the model's to 1e-5.
+
+    Returns:
+        A model that cannot be trained, for input as the model's own.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    resnet = model.base_model
+    _fold(resnet, "bn1", resnet.conv1)
+    for block in model.modules():
+        if isinstance(block, GSTBottleneck):
+            _fold(block, "bn1", block.conv1)
+            _fold(block, "bn2", block.conv2, block.Tconv)
+            _fold(block, "bn3", block.conv3)
+            if block.downsample is not None:
+                _fold(block.downsample, "1", block.downsample[0])
+    model.to(dtype)
+    to_channels_last(model, device)
+    return model
+
+
+def _fold(parent: nn.Module, name: str, *convolutions: nn.Conv3d) -> None:
+    """Fold a batch norm into the convolutions whose outputs, one after the other, are its channels."""
+    norm = getattr(parent, name)
+    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    sizes = [convolution.out_channels for convolution in convolutions]
+    for convolution, factor, bias in zip(convolutions, scale.split(sizes), shift.split(sizes), strict=True):
+        weight = convolution.weight * factor.view(-1, 1, 1, 1, 1)
+        convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype), requires_grad=False)
+        convolution.bias = nn.Parameter(bias.to(convolution.weight.dtype), requires_grad=False)
+    setattr(parent, name, nn.Identity())
