@@ -4,7 +4,10 @@ The label travels along because mirroring a clip can change its class. Randomnes
 caller's generator, so that a clip's augmentation depends on nothing else.
 """
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -37,6 +40,71 @@ class GroupCenterCrop:
         left = round((width - self.size) / 2)
         top = round((height - self.size) / 2)
         return [frame.crop((left, top, left + self.size, top + self.size)) for frame in frames], label
+
+
+class GroupScaleCenterCrop:
+    """`GroupScale` and `GroupCenterCrop`, bit by bit, without computing pixels that the crop cuts off.
+
+    Pillow resizes such frames along the rows first, then along the columns. Between the two, the columns
+    that are cut off are dropped, and before the first, the rows that no output row depends on. With
+    frames higher than wide its order differs, so nothing is saved with those.
+
+    Args:
+        scale_size: see `GroupScale`.
+        crop_size: see `GroupCenterCrop`; not above `scale_size`.
+    """
+
+    def __init__(self, scale_size: int, crop_size: int) -> None:
+        self.scale_size = scale_size
+        self.crop_size = crop_size
+        self.whole = Compose(GroupScale(scale_size), GroupCenterCrop(crop_size))
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
+        width, height = frames[0].size
+        if width < height:
+            return self.whole(frames, label, rng)
+        columns = _Axis.of(width, self.scale_size * width // height, self.crop_size)
+        rows = _Axis.of(height, self.scale_size, self.crop_size)
+        return [self._resize(frame, columns, rows) for frame in frames], label
+
+    def _resize(self, frame: Image.Image, columns: "_Axis", rows: "_Axis") -> Image.Image:
+        crop, bilinear = self.crop_size, Image.Resampling.BILINEAR
+        height = rows.last - rows.first
+        frame = frame.crop((0, rows.first, frame.width, rows.last))
+        frame = frame.resize((columns.size, height), bilinear, (columns.low, 0, columns.high, height))
+        if columns.size > crop:
+            frame = frame.crop((columns.offset, 0, columns.offset + crop, height))
+        box = (0, rows.low - rows.first, crop, rows.high - rows.first)
+        frame = frame.resize((crop, rows.size), bilinear, box)
+        return frame.crop((0, rows.offset, crop, rows.offset + crop)) if rows.size > crop else frame
+
+
+class _Axis(NamedTuple):
+    """How to resize along one axis: pixels `low` to `high` to `size` pixels, then crop from `offset` on.
+
+    The result depends on the pixels from `first` up to `last` only.
+    """
+
+    size: int
+    low: float
+    high: float
+    offset: int
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, length: int, scaled: int, crop: int) -> "_Axis":
+        """For the centre `crop` pixels of `length` pixels resized to `scaled`."""
+        offset = round((scaled - crop) / 2)
+        scale = Fraction(length, scaled)
+        if scale.denominator & (scale.denominator - 1) or length >= 2**14:
+            return cls(scaled, 0, length, offset, 0, length)
+        # Pillow takes a window in float32: with a power of two below the line nothing is rounded, and its
+        # weights are exactly those of the whole.
+        low, high = offset * scale, (offset + crop) * scale
+        reach = max(1, scale)  # of the bilinear filter
+        first, last = max(0, math.floor(low - reach)), min(length, math.ceil(high + reach))
+        return cls(crop, float(low), float(high), 0, first, last)
 
 
 class GroupMultiScaleCrop:
@@ -112,7 +180,10 @@ class Stack:
     """Make one uint8 array, frames x height x width x channel (RGB), of the frames."""
 
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        return np.stack([np.asarray(frame) for frame in frames]), label
+        clip = np.empty((len(frames), frames[0].height, frames[0].width, 3), np.uint8)
+        for place, frame in zip(clip, frames, strict=True):
+            place[:] = frame
+        return clip, label
 
 
 class Compose:
@@ -138,4 +209,4 @@ def training_transform(crop_size: int, target_transforms: dict[int, int], never_
 
 def evaluation_transform(scale_size: int, crop_size: int) -> Compose:
     """The published evaluation: scale the short side to `scale_size`, one centre crop."""
-    return Compose(GroupScale(scale_size), GroupCenterCrop(crop_size), Stack())
+    return Compose(GroupScaleCenterCrop(scale_size, crop_size), Stack())

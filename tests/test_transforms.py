@@ -71,6 +71,17 @@ def test_evaluation_is_torchvisions_to_the_bit(size, scale, crop):
     assert np.array_equal(clip, arrays([reference(frame) for frame in frames]))
 
 
+@pytest.mark.parametrize(("scale", "crop"), [(256, 224), (64, 56), (55, 48)])
+def test_evaluation_is_scale_and_crop_to_the_bit_for_any_size(scale, crop):
+    # Windows of a resize have weights of their own if a coordinate is rounded; only some sizes show it.
+    sizes = rng(scale).integers(20, 500, size=(60, 2)).tolist() + [[2000, 1100]]
+    for width, height in sizes:
+        frames = noise(width, height, count=1)
+        expected, _ = Compose(GroupScale(scale), GroupCenterCrop(crop), Stack())(frames, 0, rng())
+        clip, _ = evaluation_transform(scale, crop)(frames, 0, rng())
+        assert np.array_equal(clip, expected), (width, height)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_group_scale_and_centre_crop_alone_are_torchvisions(size):
     frames = noise(*size, count=1)
