@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
 from distributed import World, start
 from engine import autocast, evaluate, to_device, to_input
-from errors import run_program
+from errors import InputError, run_program
 from main import make_optimizer
 from models import TemporalModel
 from opts import Parser, cores
@@ -70,6 +70,8 @@ Row = dict[str, Any]
 
 def main() -> None:
     args = parse_args()
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise InputError(f"--json {args.json}: there is no such folder")
     world = start(None)
     device = world.device
     torch.manual_seed(0)
@@ -118,8 +120,8 @@ def parse_args() -> argparse.Namespace:
         "--batch-size",
         type=count,
         metavar="N",
-        help="clips in a batch (default: 2 on a CPU; on a GPU 24 in training, and in inference the best "
-        "of 8, 16, 32, 64, 128, for each form)",
+        help="clips in a batch (default: 2 on a CPU, on a GPU 24 in training, and in inference the best "
+        "of 8, 16, 32, 64, 128, for each form; 8 for the loaders, 4 or 64 end to end)",
     )
     parser.add_argument(
         "--compile_training",
@@ -345,7 +347,7 @@ class TSNClips(VideoDataSet):
         return clip, label
 
 
-def make_videos(root: Path, size: tuple[int, int], videos: int, frames: int = 40) -> Path:
+def make_videos(root: Path, size: tuple[int, int], videos: int, frames: int = 16) -> Path:
     """Write frame folders of smooth noise that drifts, and their list, which is returned."""
     rng = np.random.default_rng(0)
     width, height = size
@@ -380,7 +382,8 @@ def open_clips(kind: type[VideoDataSet], videos: Path, transform: Any, is_traini
 def compare_loaders(args: argparse.Namespace) -> list[Row]:
     cpu, threads = torch.device("cpu"), torch.get_num_threads()
     torch.set_num_threads(1)
-    count, rows = 24, []
+    batch_size = args.batch_size or 8
+    count, rows = 3 * batch_size, []
     for name, size in FRAME_SIZES.items():
         with tempfile.TemporaryDirectory() as folder:
             videos = make_videos(Path(folder), size, count)
@@ -390,7 +393,7 @@ def compare_loaders(args: argparse.Namespace) -> list[Row]:
                 if is_training:
                     steps = (GroupMultiScaleCrop(224), GroupRandomHorizontalFlip({}, []))
                     fast = training_transform(224, {}, [])
-                batches = evaluation_batches(count, 8)
+                batches = evaluation_batches(count, batch_size)
                 plain_loader = DataLoader(
                     open_clips(TSNClips, videos, steps, is_training), batch_sampler=batches
                 )

@@ -1,0 +1,91 @@
+"""Plot the training loss of the faster forms beside float32's, over 200 steps on the demo's data.
+
+    make demo
+    python tools/plot_losses.py demo/data docs/losses.png
+
+Runs main.py with the demo's recipe, in float32 with three seeds, and with the first of them in the other
+forms. The spread of the seeds shows the noise. Needs matplotlib, and takes some minutes on a CPU.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from errors import InputError, run_program
+from opts import Parser
+
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")  # draws without a display
+    import matplotlib.pyplot as plt
+except ImportError:
+    plt = None
+
+RECIPE = "--arch resnet14 --input_size 48 -b 12 --lr 0.02 --warmup_epochs 2 --epochs 5 --eval-freq 5 -p 1"
+WINDOW = 20  # steps that a point of a curve averages
+SEEDS = (0, 1, 2)
+FORMS = {
+    "--amp bf16": "--amp bf16",
+    "--compile": "--compile",
+    "--amp bf16 --channels_last --compile": "--amp bf16 --channels_last --compile",
+}
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("data", help="what tools/make_demo_data.py wrote")
+    parser.add_argument("picture", help="file to write")
+    args = parser.parse_args()
+    if plt is None:
+        raise InputError("matplotlib: not installed; pip install -r requirements-dev.txt")
+    seeds = [read_losses(args.data, f"--seed {seed}") for seed in SEEDS]
+    forms = {name: read_losses(args.data, options) for name, options in FORMS.items()}
+    spread = np.ptp(seeds, axis=0).max()
+    print(f"float32, seeds {SEEDS}: up to {spread:.3f} apart")
+    for name, losses in forms.items():
+        print(f"{name}: up to {np.abs(losses - seeds[0]).max():.3f} from float32 of the same seed")
+    draw(seeds, forms, args.picture)
+
+
+def read_losses(data: str, options: str) -> np.ndarray:
+    """Train, and give the loss, averaged over `WINDOW` steps, from step `WINDOW` on.
+
+    Raises:
+        InputError: the training failed.
+    """
+    print(f"training: {options}", flush=True)
+    script = Path(__file__).resolve().parent.parent / "main.py"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(script), "--dataset", "somethingv1", "--root_path", data]
+        command += [*RECIPE.split(), "--checkpoint_dir", folder, *options.split()]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise InputError(f"main.py {options}: {process.stderr.strip()}")
+    losses = [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", process.stdout, re.MULTILINE)]
+    return np.convolve(losses, np.ones(WINDOW) / WINDOW, mode="valid")
+
+
+def draw(seeds: list[np.ndarray], forms: dict[str, np.ndarray], picture: str) -> None:
+    """Draw all curves into one picture."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    steps = np.arange(WINDOW, WINDOW + len(seeds[0]))
+    for seed, losses in zip(SEEDS[1:], seeds[1:], strict=True):
+        axes.plot(steps, losses, color="0.75", label=f"float32, seed {seed}")
+    axes.plot(steps, seeds[0], color="black", linewidth=2.5, label="float32, seed 0")
+    for (name, losses), style in zip(forms.items(), ("-", "--", ":"), strict=True):
+        axes.plot(steps, losses, style, label=f"{name}, seed 0")
+    axes.set(xlabel="step", ylabel=f"training loss, mean of {WINDOW} steps", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(picture, dpi=150)
+
+
+if __name__ == "__main__":
+    run_program(main)
