@@ -2,10 +2,11 @@
 
 import copy
 import ctypes
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import nn
-from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional
 
 from errors import InputError
@@ -96,15 +97,29 @@ class _FrameConv3d(nn.Conv3d):
 class _CompiledModel(TemporalModel):
     """Runs `TemporalModel.forward` compiled. A class, so that DataParallel's replicas have it too."""
 
-    # With eager's random numbers, so that dropout's masks do not depend on --compile.
-    _forward = torch.compile(TemporalModel.forward, dynamic=False, options={"fallback_random": True})
-
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        errors: tuple[type[Exception], ...] = (OSError,)
         try:
-            return self._forward(clips)
-        except BackendCompilerFailed as error:
-            reason = next((line for line in reversed(str(error).splitlines()) if "rror" in line), str(error))
+            # Imported here: that takes most of a second and makes a folder, which no other run shall.
+            from torch._dynamo import config
+            from torch._dynamo.exc import TorchDynamoException
+
+            errors += (TorchDynamoException,)
+            # Training, evaluation, their last batches, and all that for each GPU, are variants. To be
+            # set here, since it holds for one thread, and DataParallel starts new ones.
+            config.cache_size_limit = 256
+            return _compiled_forward()(self, clips)
+        except errors as error:
+            cause = getattr(error, "inner_exception", error)
+            lines = str(cause).strip().splitlines() or [type(cause).__name__]
+            reason = next((line for line in reversed(lines) if "error" in line), lines[0])
             raise InputError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
+
+
+@cache
+def _compiled_forward() -> Callable[[TemporalModel, torch.Tensor], torch.Tensor]:
+    # With eager's random numbers, so that dropout's masks do not depend on --compile.
+    return torch.compile(TemporalModel.forward, dynamic=False, options={"fallback_random": True})
 
 
 def compile_model(model: TemporalModel) -> None:

@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import VISIBLE_GPUS, run
+from conftest import REPOSITORY, VISIBLE_GPUS, run
 from synthetic import make_dataset
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
@@ -59,6 +61,88 @@ def test_mixed_precision_follows_float32(root, tmp_path, amp):
     assert found == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [["--channels_last"], ["--compile"], ["--channels_last", "--compile", "--amp", "bf16"]],
+    ids=["channels_last", "compile", "all"],
+)
+def test_faster_training_follows_the_plain_one(root, plain, tmp_path, more):
+    found = losses(train(root, tmp_path, "--epochs", 1, "--gpus", 0, *more))
+    assert found == pytest.approx(plain.losses, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def plain(root, tmp_path_factory) -> Namespace:
+    """A run on one GPU: its losses, and its best checkpoint."""
+    out = tmp_path_factory.mktemp("plain")
+    log = train(root, out, "--epochs", 1, "--gpus", 0)
+    return Namespace(losses=losses(log), weights=out / "checkpoint" / f"{NAME}_best.pth.tar")
+
+
+def scores(root: Path, weights: Path, path: Path, env: dict[str, str], *more: object) -> np.ndarray:
+    options = ("--weights", weights, "--dataset", "somethingv1", "--root_path", root, "-j", 0)
+    process = run("test_models.py", *options, "--save_scores", path, *more, env=env)
+    assert process.returncode == 0, process.stderr
+    with np.load(path) as content:
+        return content["scores"]
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+# Convolutions in float32 proper, which torch does not insist on by default.
+PRECISE = VISIBLE_GPUS | {"NVIDIA_TF32_OVERRIDE": "0"}
+
+
+def test_evaluation_gives_the_scores_of_the_cpu(root, plain, tmp_path):
+    on_cpu = scores(root, plain.weights, tmp_path / "cpu.npz", {})
+    on_gpu = scores(root, plain.weights, tmp_path / "gpu.npz", PRECISE, "--gpus", 0)
+    assert relative(on_gpu, on_cpu) < 1e-4
+
+
+def test_fast_evaluation_gives_the_scores_of_the_default(root, plain, tmp_path):
+    expected = scores(root, plain.weights, tmp_path / "plain.npz", VISIBLE_GPUS, "--gpus", 0)
+    found = scores(root, plain.weights, tmp_path / "fast.npz", VISIBLE_GPUS, "--gpus", 0, "--fast")
+    assert relative(found, expected) < 2e-2
+
+
+# In a process of its own, because this one sees no GPU.
+DEPLOYED = """
+import torch
+from torch import nn
+from models import TemporalModel
+from speed import deploy
+
+torch.manual_seed(0)
+model = TemporalModel(5, 4, backbone="resnet14").eval()
+nn.init.normal_(model.new_fc.weight, 0, 0.1)
+for module in model.modules():
+    if isinstance(module, nn.BatchNorm3d):
+        nn.init.normal_(module.bias, 0, 0.3)
+        nn.init.normal_(module.running_mean, 0, 0.3)
+        nn.init.uniform_(module.running_var, 0.5, 2)
+clips, device = torch.randn(2, 4, 3, 64, 64), torch.device("cuda")
+with torch.inference_mode():
+    expected = model(clips)
+    for dtype in (torch.float32, torch.bfloat16):
+        deployed = deploy(model, device, dtype).to(device)
+        assert not any(type(module) is nn.Conv3d for module in deployed.modules()), "3D kernels are used"
+        found = deployed(clips.to(device)).float().cpu()
+        print(float((found - expected).norm() / expected.norm()))
+"""
+
+
+def test_the_deployed_form_gives_the_logits_of_the_model_on_the_cpu():
+    command = [sys.executable, "-c", DEPLOYED]
+    env = os.environ | PRECISE
+    process = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    in_float32, in_bf16 = map(float, process.stdout.split())
+    assert in_float32 < 1e-4
+    assert in_bf16 < 2e-2
+
+
 def test_a_checkpoint_of_the_gpu_evaluates_on_the_cpu(root, tmp_path):
     train(root, tmp_path, "--epochs", 1, "--gpus", 0)
     weights = tmp_path / "checkpoint" / f"{NAME}_best.pth.tar"
@@ -77,3 +161,11 @@ def test_data_parallel_trains_and_saves_keys_without_module(root, tmp_path):
     assert losses(log) == pytest.approx(
         losses(train(root, tmp_path / "one", "--epochs", 1, "--gpus", 0)), rel=0.1
     )
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_data_parallel_trains_compiled_and_channels_last(root, plain, tmp_path):
+    log = train(root, tmp_path, "--epochs", 2, "--gpus", 0, 1, "--compile", "--channels_last")
+    assert "DataParallel" in log
+    # Batch norm sees half the clips.
+    assert losses(log)[:3] == pytest.approx(plain.losses, rel=0.1)

@@ -35,6 +35,7 @@ import opts
 from dataset import ClipSampler
 from errors import run_program
 from models import TemporalModel
+from speed import to_channels_last
 
 # Sums on a GPU are not the same to the last bit from run to run, and that is what many tests compare.
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
@@ -772,6 +773,112 @@ def test_what_the_flip_does_with_the_classes_is_told(tmp_path, categories, words
     for word in words:
         assert word in told
     assert ("not for" in told) == (len(words) > 1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The optimizer.
+
+RECIPE = Namespace(lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def model_of(channels_last, state=None):
+    torch.manual_seed(0)
+    model = TemporalModel(4, 2, backbone="resnet14")
+    model.load_state_dict(state or model.state_dict())
+    if channels_last:
+        to_channels_last(model, torch.device("cpu"))
+    return model
+
+
+def give_gradients(model, seed):
+    """Gradients that depend on the seed alone, each in the layout of its parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        parameter.grad = torch.empty_like(parameter).copy_(values)
+
+
+def assert_close_models(one, other):
+    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_optimizer_is_sgd_with_a_rate_and_decay_for_each_group(channels_last):
+    model, other = model_of(channels_last), model_of(False)
+    optimizer = main.make_optimizer(model, RECIPE)
+    groups = [
+        {"params": g["params"], "lr": 0.1 * g["lr_mult"], "weight_decay": 0.01 * g["decay_mult"]}
+        for g in other.get_optim_policies()
+    ]
+    assert [len(group["params"]) for group in groups] == [3, 0, 19, 1, 34]
+    expected = torch.optim.SGD(groups, momentum=0.9, fused=False, foreach=False)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    for step in range(3):
+        give_gradients(model, step)
+        give_gradients(other, step)
+        optimizer.step()
+        expected.step()
+        assert_close_models(model, other)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_momentum_goes_on_in_the_other_layout(channels_last):
+    """A checkpoint of a GPU without --channels_last, continued on a CPU, or the other way round."""
+    model = model_of(channels_last)
+    optimizer = main.make_optimizer(model, RECIPE)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for step in range(2):
+        give_gradients(model, step)
+        optimizer.step()
+    file = io.BytesIO()
+    torch.save({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = load(file)
+    other = model_of(not channels_last, saved["state_dict"])
+    resumed = main.make_optimizer(other, RECIPE)
+    main.load_optimizer(resumed, scaler, saved, "a.pth")
+    for parameter in other.parameters():  # which the kernel goes through in the order of the memory
+        assert resumed.state[parameter]["momentum_buffer"].stride() == parameter.stride()
+    give_gradients(model, 2)
+    give_gradients(other, 2)
+    optimizer.step()
+    resumed.step()
+    assert_close_models(other, model)
+
+
+@pytest.fixture
+def memory_is_not_zero():
+    """What torch leaves uninitialised is NaN, so that nobody gets away with zeros by luck."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_first_step_that_fp16_skips_leaves_no_momentum(memory_is_not_zero):
+    assert torch.empty(3).isnan().all()
+    model, other = model_of(True), model_of(True)
+    optimizer, scaler = main.make_optimizer(model, RECIPE), torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    def step(scale, infinity=0.0):
+        scaler.scale(torch.ones(()))
+        give_gradients(model, 0)
+        for parameter in model.parameters():
+            parameter.grad *= scale
+        next(model.parameters()).grad[0] += infinity
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(8, torch.inf)
+    assert scaler.get_scale() == 4
+    assert not any(state["momentum_buffer"].any() for state in optimizer.state.values())
+    assert_close_models(model, other)
+    # The second is as a first one.
+    step(4)
+    give_gradients(other, 0)
+    main.make_optimizer(other, RECIPE).step()
+    assert_close_models(model, other)
 
 
 # ---------------------------------------------------------------------------------------------------------
