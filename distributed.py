@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,8 @@ class World:
             model = convert(model)
         model.to(self.device)
         if for_training and self.size > 1:
+            # Channels last and NCTHW differ in the strides of 1x1x1 kernels by name only.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             return DistributedDataParallel(model)
         return nn.DataParallel(model, device_ids=self.devices) if len(self.devices) > 1 else model
 

@@ -39,6 +39,7 @@ def losses_of(commands: list[list[str]]) -> list[float]:
         commands[0], env=os.environ | ONE_THREAD, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
+    assert "Warning" not in process.stderr, process.stderr
     return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", process.stdout, re.MULTILINE)]
 
 

@@ -17,6 +17,7 @@ beyond what the process had before.
 
 import argparse
 import gc
+import io
 import json
 import math
 import multiprocessing
@@ -26,6 +27,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ from transforms import (
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
 NUM_CLASS = 174
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}
-PARTS = ("inference", "training", "loader", "end-to-end")
+PARTS = ("loader", "inference", "training", "end-to-end")
 V2_VIDEOS = 220_847
 PLAIN = "plain: float32, eager, NCTHW"
 TSN_LOADER = "plain: TSN's loader"
@@ -430,7 +432,8 @@ def compare_end_to_end(args: argparse.Namespace, world: World) -> list[Row]:
 
         def run_fast(amp: str) -> float:
             loader = make_loader(fast_set, batches, cores())
-            return evaluate(loader, model, world, amp, count).prec1
+            with redirect_stdout(io.StringIO()):  # its log
+                return evaluate(loader, model, world, amp, count).prec1
 
         forms = {
             TSN_LOADER + ", float32, eager, NCTHW": run_plain,
