@@ -110,7 +110,13 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     count = whole_number(1, 1000)
-    parser.add_argument("--only", nargs="+", choices=(*PARTS, "startup"), default=PARTS, help="measure these")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*PARTS, "startup"),
+        default=PARTS,
+        help="measure these (default: all but startup)",
+    )
     parser.add_argument(
         "--frames", nargs="+", type=count, default=[8, 16], metavar="N", help="frames of the models' clips"
     )
