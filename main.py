@@ -175,7 +175,9 @@ class Curves:
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        self.file: EventsWriter | None = EventsWriter(str(folder / "events"))
+        # Its name has the second in which it was made; a clock may show one again.
+        number = len(list(folder.iterdir()))
+        self.file: EventsWriter | None = EventsWriter(str(folder / "events"), f".{number:03}")
         self._write(Event(step=purge_step, file_version="brain.Event:2"))
         self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 

@@ -506,6 +506,12 @@ def test_tensorboard_goes_on_at_the_right_step(halves):
     assert list(one["train/loss"]) == [0, 1, 2, 3]
 
 
+def test_tensorboard_files_of_the_same_second_are_all_kept(tmp_path):
+    for step in range(5):
+        main.Curves(tmp_path, step).add({"train/loss": step / 2}, step)
+    assert scalars_of(tmp_path) == {"train/loss": {step: step / 2 for step in range(5)}}
+
+
 CHANGES = [
     ("dataset", "somethingv2"),
     ("alpha", 8),
