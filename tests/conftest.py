@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def trn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def authors_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small somethingv2 with the GST authors' list names and tabs. Read only: it is shared."""
     return make_dataset(tmp_path_factory.mktemp("authors"), "somethingv2", "authors", seed=1)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Let torch compute with two threads, where what it computes depends on there being more than one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def run(

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +64,16 @@ def test_a_wrong_option_is_one_line(option):
     assert_one_line_error(run("tools/benchmark.py", *option), option[0])
 
 
-def test_the_numbers_file_must_be_writable(tmp_path):
-    process = run("tools/benchmark.py", "--only", "loader", "--json", tmp_path / "none" / "x.json")
-    assert_one_line_error(process, Path("none") / "x.json")
+@pytest.mark.parametrize("name", ["none/x.json", "."])
+def test_the_numbers_file_must_be_writable(name, tmp_path):
+    process = run("tools/benchmark.py", "--only", "loader", "--json", tmp_path / name)
+    assert_one_line_error(process, f"--json {tmp_path / name}")
+
+
+@pytest.mark.parametrize(
+    ("data", "picture"), [("none", "x.png"), (".", "none/x.png"), (".", "x.nothing"), (".", ".")]
+)
+def test_the_plot_refuses_missing_data_and_a_file_it_cannot_write(data, picture, tmp_path):
+    process = run("tools/plot_losses.py", tmp_path / data, tmp_path / picture)
+    assert_one_line_error(process, tmp_path / (data if data == "none" else picture))
+    assert not list(tmp_path.iterdir())

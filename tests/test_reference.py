@@ -78,14 +78,6 @@ def train(dtype: torch.dtype) -> tuple[list[float], list[float], dict[str, float
     return losses, norms, {name: state_dict[name].double().norm().item() for name in case.weight_norms_after}
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 def test_training_steps():
     """Four steps amplify rounding: the order of float32 sums alone, which the number of threads and

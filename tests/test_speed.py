@@ -148,16 +148,9 @@ def test_2d_kernels_of_a_deployed_model_compute_the_same(frames):
     assert relative(deployed(clips), expected) < 1e-10
 
 
-@pytest.fixture
-def two_threads():
-    """With one, torch computes 1x1 convolutions of few clips in another way, which is always NCTHW."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_channels_last_stays_from_the_first_layer_to_the_last_and_back(two_threads):
+@pytest.mark.usefixtures("two_threads")
+def test_channels_last_stays_from_the_first_layer_to_the_last_and_back():
+    # With one thread, torch computes 1x1 convolutions of few clips in another way, which is always NCTHW.
     """One layer that gave another layout would have the others copy, or take slow kernels."""
     # Sizes of more than one, since strides of others mean nothing.
     model, clips = filled(dropout=0), torch.randn(2, 3, 3, 64, 64)

@@ -28,6 +28,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,13 @@ Row = dict[str, Any]
 
 def main() -> None:
     args = parse_args()
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise InputError(f"--json {args.json}: there is no such folder")
+    if args.json:
+        try:
+            Path(args.json).touch()  # now, not after minutes of measuring
+        except OSError as error:
+            raise InputError(f"--json {args.json}: cannot be written ({error.strerror})") from None
+        if not Path(args.json).is_file():
+            raise InputError(f"--json {args.json}: is no file")
     world = start(None)
     device = world.device
     torch.manual_seed(0)
@@ -91,10 +97,12 @@ def main() -> None:
     rows: list[Row] = []
     for part in args.only:
         if part in ("inference", "training"):
-            compare = compare_inference if part == "inference" else compare_training
+            compare_models = compare_inference if part == "inference" else compare_training
             for name, beta in MODELS.items():
                 for frames in args.frames:
-                    rows += compare(f"{part}, {name}, {frames} frames", beta, frames, args, device, rates)
+                    rows += compare_models(
+                        f"{part}, {name}, {frames} frames", beta, frames, args, device, rates
+                    )
         elif part == "loader":
             rows += compare_loaders(args)
         elif part == "startup":
@@ -276,17 +284,14 @@ def compare_inference(
 
         return run
 
-    forms, clips = {}, {}
-    for form, model in models.items():
-        best = math.inf
-        for size in sizes:
-            run = runner(model, size)
-            if len(sizes) > 1:
-                for _ in range(2):
-                    run()
-            per_clip = measure(run, device) / size if len(sizes) > 1 else 0.0
-            if per_clip < best:
-                best, forms[form], clips[form] = per_clip, run, size
+    def seconds_per_clip(model: TemporalModel, size: int) -> float:
+        run = runner(model, size)
+        run()
+        run()
+        return measure(run, device) / size
+
+    clips = {form: min(sizes, key=partial(seconds_per_clip, model)) for form, model in models.items()}
+    forms = {form: runner(model, clips[form]) for form, model in models.items()}
     return add_rates(compare(what, forms, clips, args.rounds, device), macs, rates)
 
 
@@ -490,10 +495,8 @@ def measure_worker_memory() -> None:
                     lines_of = Path(f"/proc/{worker}/smaps_rollup").read_text().splitlines()
                     private = (line.split()[1] for line in lines_of if line.startswith("Private_Dirty"))
                     sizes.append(int(next(private)) * 1024 / 1e6)
-            print(
-                f"a worker's own memory, {count} records: {sizes[0]:.0f} MB after 21 batches of 8, ", end=""
-            )
-            print(f"{sizes[1]:.0f} MB after 250", flush=True)
+            after = f"{sizes[0]:.0f} MB after 21 batches of 8, {sizes[1]:.0f} MB after 250"
+            print(f"a worker's own memory, {count} records: {after}", flush=True)
             del batches, loader
 
 

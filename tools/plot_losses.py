@@ -3,7 +3,7 @@
     make demo
     python tools/plot_losses.py demo/data docs/losses.png
 
-Runs main.py with the demo's recipe, in float32 with three seeds, and with the first of them in the other
+Runs main.py with a recipe like the demo's: in float32 with three seeds, with the first also in the other
 forms. The spread of the seeds shows the noise. Needs matplotlib, and takes some minutes on a CPU.
 """
 
@@ -31,11 +31,7 @@ except ImportError:
 RECIPE = "--arch resnet14 --input_size 48 -b 12 --lr 0.02 --warmup_epochs 2 --epochs 5 --eval-freq 5 -p 1"
 WINDOW = 20  # steps that a point of a curve averages
 SEEDS = (0, 1, 2)
-FORMS = {
-    "--amp bf16": "--amp bf16",
-    "--compile": "--compile",
-    "--amp bf16 --channels_last --compile": "--amp bf16 --channels_last --compile",
-}
+FORMS = ("--amp bf16", "--compile", "--amp bf16 --channels_last --compile")
 
 
 def main() -> None:
@@ -45,8 +41,13 @@ def main() -> None:
     args = parser.parse_args()
     if plt is None:
         raise InputError("matplotlib: not installed; pip install -r requirements-dev.txt")
+    picture = Path(args.picture)
+    if not picture.parent.is_dir() or picture.is_dir():  # now, not after minutes of training
+        raise InputError(f"{picture}: cannot be written; give a file in a folder that is there")
+    if picture.suffix[1:] not in plt.figure().canvas.get_supported_filetypes():
+        raise InputError(f"{picture}: matplotlib does not know this kind of file; .png it does")
     seeds = [read_losses(args.data, f"--seed {seed}") for seed in SEEDS]
-    forms = {name: read_losses(args.data, options) for name, options in FORMS.items()}
+    forms = {options: read_losses(args.data, options) for options in FORMS}
     spread = np.ptp(seeds, axis=0).max()
     print(f"float32, seeds {SEEDS}: up to {spread:.3f} apart")
     for name, losses in forms.items():
