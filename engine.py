@@ -18,7 +18,7 @@ from tqdm import tqdm
 from distributed import World
 from errors import InputError
 from models import TemporalModel
-from speed import deploy
+from speed import deploy, float32_convolutions
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -313,6 +313,7 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+@float32_convolutions()
 def evaluate(
     loader: DataLoader,
     model: TemporalModel,

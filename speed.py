@@ -2,7 +2,8 @@
 
 import copy
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -38,6 +39,20 @@ def keep_freed_memory(keep: bool = True) -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**26)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """Let cuDNN compute float32 convolutions in float32.
+
+    PyTorch lets it round their inputs to the 10 bits of TF32 on GPUs from Ampere on.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -356,3 +356,11 @@ def test_evaluation_gives_up_when_asked_to():
     asked = iter([False, True])
     assert evaluate(loader, model, WORLD, "off", 1, is_stopped=lambda: next(asked)) is None
     assert list(asked) == []
+
+
+def test_evaluation_keeps_float32_from_being_rounded_on_a_gpu_and_training_as_it_was():
+    dataset, model = Clips(1, size=32), TemporalModel(4, 2, backbone="resnet14")
+    loader = DataLoader(dataset, batch_sampler=evaluation_batches(1, 1))
+    allowed = torch.backends.cudnn.allow_tf32
+    assert evaluate(loader, model, WORLD, "off", 1, is_stopped=lambda: torch.backends.cudnn.allow_tf32)
+    assert torch.backends.cudnn.allow_tf32 == allowed
