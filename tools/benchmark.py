@@ -3,6 +3,9 @@
     python tools/benchmark.py
     python tools/benchmark.py --only inference --json inference.json
     python tools/benchmark.py --only startup
+    CUDA_VISIBLE_DEVICES= python tools/benchmark.py
+
+It measures the GPU if there is one; the last command the CPU even so.
 
 The plain model is the repository's own in float32, eager, NCTHW, with PyTorch's own handling of memory. The
 plain loader is TSN-pytorch's: PIL images, whole frames resized, stacked to an array, to a float tensor,
