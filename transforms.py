@@ -97,14 +97,18 @@ class _Axis(NamedTuple):
         """For the centre `crop` pixels of `length` pixels resized to `scaled`."""
         offset = round((scaled - crop) / 2)
         scale = Fraction(length, scaled)
-        if scale.denominator & (scale.denominator - 1) or length >= 2**14:
-            return cls(scaled, 0, length, offset, 0, length)
-        # Pillow takes a window in float32: with a power of two below the line nothing is rounded, and its
-        # weights are exactly those of the whole.
-        low, high = offset * scale, (offset + crop) * scale
+        # Pillow takes a window's ends in float32, and gives it the weights of the whole if they are exact. So
+        # the window is wide enough to leave nothing but a power of two below the line.
+        step = scale.denominator
+        while step % 2 == 0:
+            step //= 2
+        start, stop = offset // step * step, -(-(offset + crop) // step) * step
+        if any(end * scale != float(np.float32(end * scale)) for end in (start, stop)):
+            start, stop = 0, scaled  # frames of many thousands of pixels
+        low, high = start * scale, stop * scale
         reach = max(1, scale)  # of the bilinear filter
         first, last = max(0, math.floor(low - reach)), min(length, math.ceil(high + reach))
-        return cls(crop, float(low), float(high), 0, first, last)
+        return cls(stop - start, float(low), float(high), offset - start, first, last)
 
 
 class GroupMultiScaleCrop:

@@ -14,6 +14,7 @@ from transforms import (
     GroupRandomHorizontalFlip,
     GroupScale,
     Stack,
+    _Axis,
     evaluation_transform,
     training_transform,
 )
@@ -74,12 +75,21 @@ def test_evaluation_is_torchvisions_to_the_bit(size, scale, crop):
 @pytest.mark.parametrize(("scale", "crop"), [(256, 224), (64, 56), (55, 48)])
 def test_evaluation_is_scale_and_crop_to_the_bit_for_any_size(scale, crop):
     # Windows of a resize have weights of their own if a coordinate is rounded; only some sizes show it.
-    sizes = rng(scale).integers(20, 500, size=(60, 2)).tolist() + [[2000, 1100]]
+    sizes = rng(scale).integers(20, 500, size=(60, 2)).tolist() + [[2000, 1100], [1920, 1080], [130, 65]]
     for width, height in sizes:
         frames = noise(width, height, count=1)
         expected, _ = Compose(GroupScale(scale), GroupCenterCrop(crop), Stack())(frames, 0, rng())
         clip, _ = evaluation_transform(scale, crop)(frames, 0, rng())
         assert np.array_equal(clip, expected), (width, height)
+
+
+def test_a_resize_leaves_out_what_the_crop_cuts_off_where_that_is_exact():
+    assert _Axis.of(240, 256, 224) == (224, 15, 225, 0, 14, 226)
+    # 427 / 455 is 61 / 65: whole pixels at every 65th.
+    assert _Axis.of(427, 455, 224) == (325, 61, 366, 51, 60, 367)
+    assert _Axis.of(176, 450, 224) == (450, 0, 176, 113, 0, 176)
+    # A power of two below the line, but too many digits for float32.
+    assert _Axis.of(2**20 + 1, 1024, 224) == (1024, 0, 2**20 + 1, 400, 0, 2**20 + 1)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
