@@ -12,6 +12,8 @@ plain loader is TSN-pytorch's: PIL images, whole frames resized, stacked to an a
 normalised channel by channel. Each form is compared with the plain one of the same process; they take
 turns, and the ratio is the median over the rounds of the ratios within a round.
 
+On a GPU the plain model's convolutions are in TF32, PyTorch's default, which evaluation does without.
+
 Multiply-adds are those of convolutions and classifier; a training step has three times as many. They
 are also given as a share of what the machine does in products of square matrices of the form's
 precision, the fastest of three sizes in the same run. Memory is what a call takes at its peak
@@ -30,7 +32,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,14 @@ from errors import InputError, run_program
 from main import make_optimizer
 from models import TemporalModel
 from opts import Parser, cores
-from speed import compile_model, deploy, has_bf16, keep_freed_memory, to_channels_last
+from speed import (
+    compile_model,
+    deploy,
+    float32_convolutions,
+    has_bf16,
+    keep_freed_memory,
+    to_channels_last,
+)
 from transforms import (
     GroupCenterCrop,
     GroupMultiScaleCrop,
@@ -282,7 +291,7 @@ def compare_inference(
         clips = torch.randn(size, frames, 3, 224, 224, device=device)
 
         def run() -> torch.Tensor:
-            with torch.inference_mode():
+            with torch.inference_mode(), nullcontext() if model is plain else float32_convolutions():
                 return model(clips)
 
         return run
