@@ -322,7 +322,12 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, REPOSITORY / TOOL, "--videos", tmp_path / "videos", "--out", out]
     process = subprocess.Popen(
-        [*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background of a script would hand down that they ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(out.glob("[!.]*")):
         assert process.poll() is None
