@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import PIL
 import torch
-from common import whole_number
+from common import check_output, whole_number
 from PIL import Image
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -51,7 +51,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
 from distributed import World, start
 from engine import autocast, evaluate, to_device, to_input
-from errors import InputError, run_program
+from errors import run_program
 from main import make_optimizer
 from models import TemporalModel
 from opts import Parser, cores
@@ -86,12 +86,7 @@ Row = dict[str, Any]
 def main() -> None:
     args = parse_args()
     if args.json:
-        try:
-            Path(args.json).touch()  # now, not after minutes of measuring
-        except OSError as error:
-            raise InputError(f"--json {args.json}: cannot be written ({error.strerror})") from None
-        if not Path(args.json).is_file():
-            raise InputError(f"--json {args.json}: is no file")
+        check_output(args.json, "--json")
     world = start(None)
     device = world.device
     torch.manual_seed(0)

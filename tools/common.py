@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from errors import InputError
+
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -77,6 +79,28 @@ def write_atomically(texts: dict[Path, str]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+def check_output(file: str, option: str = "") -> None:
+    """Refuse a file that cannot be written, before the minutes of work whose result it is for.
+
+    Args:
+        file: it and what is in it stay as they are.
+        option: that names it, for the message.
+
+    Raises:
+        InputError: it cannot be written, or is something else than a file.
+    """
+    path, name = Path(file), f"{option} {file}".strip()
+    try:
+        is_new = not path.exists()
+        if not is_new and not path.is_file():
+            raise InputError(f"{name}: is no file")
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{name}: cannot be written ({error.strerror})") from None
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from common import check_output
 
 from errors import InputError, run_program
 from opts import Parser
@@ -41,11 +42,9 @@ def main() -> None:
     args = parser.parse_args()
     if plt is None:
         raise InputError("matplotlib: not installed; pip install -r requirements-dev.txt")
-    picture = Path(args.picture)
-    if not picture.parent.is_dir() or picture.is_dir():  # now, not after minutes of training
-        raise InputError(f"{picture}: cannot be written; give a file in a folder that is there")
-    if picture.suffix[1:] not in plt.figure().canvas.get_supported_filetypes():
-        raise InputError(f"{picture}: matplotlib does not know this kind of file; .png it does")
+    check_output(args.picture)
+    if Path(args.picture).suffix[1:] not in plt.figure().canvas.get_supported_filetypes():
+        raise InputError(f"{args.picture}: matplotlib does not know this kind of file; .png it does")
     seeds = [read_losses(args.data, f"--seed {seed}") for seed in SEEDS]
     forms = {options: read_losses(args.data, options) for options in FORMS}
     spread = np.ptp(seeds, axis=0).max()
