@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 RUN := demo/runs/checkpoint/GST_somethingv1_resnet14_alpha4_beta2_segment8_demo
 DATA := --dataset somethingv1 --root_path demo/data
-MODEL := --arch resnet14 --input_size 48 --amp bf16
+MODEL := --arch resnet14 --input_size 48 --amp auto
 RECIPE := --epochs 8 -b 12 --lr 0.02 --lr_schedule cosine --warmup_epochs 2
 
 .PHONY: venv test demo
@@ -25,4 +25,4 @@ test: venv
 demo: venv
 	$(BIN)/python tools/make_demo_data.py demo/data
 	$(BIN)/python main.py $(DATA) $(MODEL) $(RECIPE) --store_name demo --checkpoint_dir demo/runs --resume auto
-	$(BIN)/python test_models.py --weights $(RUN)_best.pth.tar $(DATA) --amp bf16
+	$(BIN)/python test_models.py --weights $(RUN)_best.pth.tar $(DATA)

@@ -20,6 +20,7 @@ from errors import InputError
 from gst import check_split
 from models import TemporalModel
 from resnet_gst import BLOCKS
+from utils.precision import DTYPES
 
 
 class ModelSpec(NamedTuple):
@@ -178,6 +179,21 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         except (TypeError, ValueError, RuntimeError):
             raise InputError(f"{path}: its 'best_prec1' is no number") from None
     return content
+
+
+def saved_option(saved: dict[str, Any], name: str, path: str | Path) -> Any:
+    """What a checkpoint was trained with: 'amp' or 'batch_size'; None where it does not say.
+
+    Raises:
+        InputError: it says something that cannot be.
+    """
+    value = saved.get("options", {}).get(name)
+    if value is None:
+        return None
+    is_right = value in DTYPES if name == "amp" else isinstance(value, int) and value > 0
+    if not is_right:
+        raise InputError(f"{path}: its option {name} is {value!r}, which cannot be")
+    return value
 
 
 def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor]]:

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from distributed import World
 from errors import InputError
 from models import TemporalModel
-from speed import deploy, float32_convolutions
-
-DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from speed import compile_model, deploy, float32_convolutions
+from utils.precision import DTYPES
 
 
 class AverageMeter:
@@ -321,6 +320,7 @@ def evaluate(
     amp: str,
     print_freq: int,
     is_stopped: Callable[[], bool] = lambda: False,
+    compiled: bool = False,
 ) -> Result | None:
     """Score every clip once, with the model's deployed form (see `speed.deploy`).
 
@@ -331,6 +331,7 @@ def evaluate(
         amp: 'off', 'bf16' or 'fp16', the precision of all that is computed.
         print_freq: log a line every so many batches.
         is_stopped: asked after every batch whether to give up.
+        compiled: whether to compile the deployed form; its last digits differ.
 
     Returns:
         The same in every process, the clips in the order of the list; None if stopped.
@@ -340,6 +341,8 @@ def evaluate(
     scores = []
     world.share_buffers(model)
     deployed = deploy(model, world.device, DTYPES[amp])
+    if compiled:
+        compile_model(deployed)
     called = world.place(deployed)
     batches = iter(loader)
     num_batches = world.max(len(loader))[0]

@@ -33,9 +33,18 @@ from checkpoint import (
     load_weights,
     read_pretrained,
     save_checkpoint,
+    saved_option,
     write_atomically,
 )
-from dataset import ClipSampler, VideoDataSet, check_videos, evaluation_batches, make_loader
+from dataset import (
+    PUBLISHED_BATCH_SIZE,
+    ClipSampler,
+    VideoDataSet,
+    check_videos,
+    evaluation_batch_size,
+    evaluation_batches,
+    make_loader,
+)
 from datasets_video import DatasetPaths, flip_label_map, return_dataset, unflippable_labels
 from distributed import World, start
 from engine import ClipMeters, LossWatch, averages, evaluate, learning_rate, train_steps
@@ -45,6 +54,7 @@ from models import TemporalModel
 from resnet_gst import load_2d_weights
 from speed import compile_model, keep_freed_memory, to_channels_last
 from transforms import evaluation_transform, training_transform
+from utils.precision import emulation_warning, evaluation_precision, training_precision
 
 # What may not change between a checkpoint and the run that goes on from it.
 MODEL_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
@@ -207,7 +217,23 @@ def main() -> None:
         keep_freed_memory()
     files = RunFiles.of(args)
     args.resume, saved = world.share(find_checkpoint(args.resume, files) if world.is_main else None)
+    trained_in = saved_option(saved, "amp", args.resume) if saved else None
+    if args.evaluate:
+        trained_batch = min(
+            args.batch_size, saved_option(saved, "batch_size", args.resume) or args.batch_size
+        )
+        validation = evaluation_precision(args.amp, trained_in or "off", world.device)
+        warning = emulation_warning(validation, world.device)
+    else:
+        trained_batch = args.batch_size
+        precision = training_precision(args.amp, trained_in, world.device)
+        args.amp = precision.amp
+        validation = evaluation_precision(None, args.amp, world.device)
+        warning = emulation_warning(precision, world.device)
+    val_batch = evaluation_batch_size(None, trained_batch, len(world.devices))
     check_run(args, files, saved)
+    if warning and world.is_main:
+        print(warning, file=sys.stderr)
 
     paths = return_dataset(
         args.dataset, args.root_path, args.train_list, args.val_list, args.image_tmpl, not args.evaluate
@@ -220,17 +246,20 @@ def main() -> None:
 
     model = build_model(args, categories, saved, world)
     val_set.transform = evaluation_transform(model.scale_size, model.crop_size)
-    val_batches = evaluation_batches(len(val_set), args.batch_size, world.rank, world.size)
+    val_batches = evaluation_batches(len(val_set), val_batch, world.rank, world.size)
     val_loader = make_loader(val_set, val_batches, args.workers)
     model.to(world.device)
     if args.channels_last or world.device.type == "cpu":
         to_channels_last(model, world.device)
+    print(world.describe(val_batch if args.evaluate else args.batch_size))
+    told = "" if args.evaluate else f"training in {precision}; "
+    print(f"precision: {told}validation in {validation}")
+    if args.evaluate:
+        result = evaluate(val_loader, model, world, validation.amp, args.print_freq, compiled=args.compile)
+        print(f"{result}{val_set.coverage()}")
+        return
     if args.compile:
         compile_model(model)
-    print(world.describe(args.batch_size))
-    if args.evaluate:
-        print(f"{evaluate(val_loader, model, world, args.amp, args.print_freq)}{val_set.coverage()}")
-        return
 
     train_set.transform = training_transform(
         model.crop_size, model.target_transforms, unflippable_labels(categories)
@@ -250,15 +279,11 @@ def main() -> None:
         load_optimizer(optimizer, scaler, saved, args.resume)
         del saved
     clips_in_step = args.batch_size * args.accumulate
-    if (
-        clips_in_step != opts.PUBLISHED_BATCH_SIZE
-        and args.lr == opts.PUBLISHED_LR
-        and first_epoch < args.epochs
-    ):
-        linear = opts.PUBLISHED_LR * clips_in_step / opts.PUBLISHED_BATCH_SIZE
+    if clips_in_step != PUBLISHED_BATCH_SIZE and args.lr == opts.PUBLISHED_LR and first_epoch < args.epochs:
+        linear = opts.PUBLISHED_LR * clips_in_step / PUBLISHED_BATCH_SIZE
         print(
             f"{clips_in_step} clips a step with the default --lr {args.lr:g}, which was chosen for "
-            f"{opts.PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
+            f"{PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
         )
 
     curves = None
@@ -333,7 +358,7 @@ def main() -> None:
                 val_loader,
                 model,
                 world,
-                args.amp,
+                validation.amp,
                 args.print_freq,
                 is_stopped=lambda: world.max(interruption.number)[0] > 0,
             )

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from dataset import PUBLISHED_BATCH_SIZE
+
 TRAINING_EXAMPLES = """\
 the paper's GST and GST-Large:
   python main.py --root_path DATA --dataset somethingv1 --type GST --arch resnet50 --num_segments 8 \\
@@ -22,7 +24,6 @@ example:
 DATASETS = ("somethingv1", "somethingv2", "diving48")
 ARCHS = ("resnet14", "resnet26", "resnet50", "resnet101", "resnet152")
 PUBLISHED_LR = 0.01
-PUBLISHED_BATCH_SIZE = 24
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -52,7 +53,8 @@ def training_parser() -> argparse.ArgumentParser:
         type=_positive_int,
         default=PUBLISHED_BATCH_SIZE,
         metavar="N",
-        help="clips in a batch, over all GPUs and processes",
+        help="clips in a training batch, over all GPUs and processes; validation takes at most "
+        f"{PUBLISHED_BATCH_SIZE} at a time on each",
     )
     recipe.add_argument(
         "--accumulate",
@@ -119,7 +121,17 @@ def training_parser() -> argparse.ArgumentParser:
         help="of all that is random: order, frames, crops, flips, initialisation, dropout",
     )
 
-    run = _add_run_options(parser)
+    run = _add_run_options(
+        parser,
+        amp="precision of training: off is float32, as published; bf16 and fp16 compute convolutions and "
+        "products in that type and keep weights, sums and the loss in float32 (autocast; fp16 with a scaled "
+        "loss); auto is bf16 where the device has instructions for it, else off. Validation computes "
+        "everything but the loss in that type, or in float32 where the device has no instructions for it, "
+        "as test_models.py does. (default: off; a resumed run keeps its checkpoint's)",
+        compiled="compile training with torch.compile, which takes from seconds to minutes at the first "
+        "batch and needs a C++ compiler; validation is never compiled, so that its numbers are those "
+        "of test_models.py",
+    )
     run.add_argument(
         "--channels_last",
         action="store_true",
@@ -194,21 +206,26 @@ def testing_parser() -> argparse.ArgumentParser:
     )
     _add_data_options(parser, is_training=False)
     _add_model_options(parser, is_training=False)
-    run = _add_run_options(parser)
-    parser.set_defaults(amp=None)
+    run = _add_run_options(
+        parser,
+        amp="precision of everything but the loss: off is float32; auto is bf16 where the device has "
+        "instructions for it, else off (default: what the checkpoint was trained in, as in its validation; "
+        "float32 where the device has no instructions for that)",
+        compiled="compile the model with torch.compile, which takes from seconds to minutes at the first "
+        "batch and needs a C++ compiler; the last digits differ from validation's",
+    )
     run.add_argument(
         "--fast",
         action="store_true",
-        help="all that makes it faster at a price: --amp bf16, if the device has instructions for it and "
-        "--amp does not say otherwise, and --compile",
+        help="--compile, and --amp auto unless --amp is given",
     )
     run.add_argument(
         "-b",
         "--batch-size",
         type=_positive_int,
-        default=PUBLISHED_BATCH_SIZE,
         metavar="N",
-        help="clips evaluated together",
+        help="clips evaluated together in each process (default: as in the checkpoint's validation: those of "
+        f"its training batch, at most {PUBLISHED_BATCH_SIZE} on each GPU)",
     )
     run.add_argument("--max_num", type=_positive_int, metavar="N", help="evaluate the first N videos only")
     run.add_argument(
@@ -269,7 +286,7 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
     return group
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("run")
     group.add_argument(
         "-j",
@@ -289,16 +306,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     )
     group.add_argument(
         "--amp",
-        choices=("off", "bf16", "fp16"),
-        default="off",
-        help="mixed precision: off is float32, as published; bf16 (or fp16, with a scaled loss, on older "
-        "GPUs) is faster where the hardware has it (default: off)",
+        choices=("off", "bf16", "fp16", "auto"),
+        help=amp,
     )
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model with torch.compile at its first batch, which takes from seconds to minutes; "
-        "needs a C++ compiler",
+        help=compiled,
     )
     group.add_argument(
         "--print-freq", "-p", type=_positive_int, default=20, metavar="N", help="log a line every N batches"

@@ -156,6 +156,7 @@ def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torc
         A model that cannot be trained, for input as the model's own.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    model.__class__ = TemporalModel  # not compiled, even where the model is
     resnet = model.base_model
     _fold(resnet, "bn1", resnet.conv1)
     for block in model.modules():

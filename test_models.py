@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -16,16 +17,24 @@ from checkpoint import (
     describe_model,
     load_checkpoint,
     load_weights,
+    saved_option,
     write_atomically,
 )
-from dataset import VideoDataSet, check_videos, evaluation_batches, make_loader
+from dataset import (
+    VideoDataSet,
+    check_videos,
+    evaluation_batch_size,
+    evaluation_batches,
+    make_loader,
+)
 from datasets_video import return_dataset
 from distributed import start
 from engine import evaluate
 from errors import InputError, run_program
 from models import TemporalModel
-from speed import compile_model, has_bf16, keep_freed_memory
+from speed import keep_freed_memory
 from transforms import evaluation_transform
+from utils.precision import emulation_warning, evaluation_precision
 
 
 def main() -> None:
@@ -34,15 +43,21 @@ def main() -> None:
     world = start(args.gpus)
     if world.device.type == "cpu":
         keep_freed_memory()
-    if args.fast:
-        args.amp = args.amp or ("bf16" if has_bf16(world.device) else "off")
-        args.compile = True
-    args.amp = args.amp or "off"
     if args.save_scores:
         check_output(Path(args.save_scores))
     saved = load_checkpoint(args.weights)
     spec = describe_model(saved["state_dict"], args.weights)
     num_segments, input_size = read_settings(args, spec, saved.get("options", {}))
+    precision = evaluation_precision(
+        args.amp or ("auto" if args.fast else None),
+        saved_option(saved, "amp", args.weights) or "off",
+        world.device,
+    )
+    trained_batch = saved_option(saved, "batch_size", args.weights)
+    batch_size = evaluation_batch_size(args.batch_size, trained_batch, len(world.devices))
+    compiled = args.compile or args.fast
+    if world.is_main and (warning := emulation_warning(precision, world.device)):
+        print(warning, file=sys.stderr)
 
     paths = return_dataset(
         args.dataset, args.root_path, val_list=args.val_list, image_tmpl=args.image_tmpl, for_training=False
@@ -69,16 +84,13 @@ def main() -> None:
         f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
         f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
     )
-    precision = {"off": "float32"}.get(args.amp, args.amp)
-    print(f"{world.describe(args.batch_size)}; {precision}{', compiled' if args.compile else ''}")
+    print(f"{world.describe(batch_size)}; {precision}{', compiled' if compiled else ''}")
 
     model.to(world.device)
-    if args.compile:
-        compile_model(model)
     began = time.perf_counter()
-    batches = evaluation_batches(len(dataset), args.batch_size, world.rank, world.size)
+    batches = evaluation_batches(len(dataset), batch_size, world.rank, world.size)
     loader = make_loader(dataset, batches, args.workers)
-    result = evaluate(loader, model, world, args.amp, args.print_freq)
+    result = evaluate(loader, model, world, precision.amp, args.print_freq, compiled=compiled)
     seconds = time.perf_counter() - began
     scores_error = None
     if args.save_scores and world.is_main:

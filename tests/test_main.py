@@ -173,6 +173,8 @@ def test_the_log_tells_the_run_in_plain_lines(finished):
     assert next(lines) == "weights: random start"
     assert next(lines) == "horizontal flip: swaps the labels 0 and 2"
     assert re.fullmatch(r"device: CPU, \d+ threads; batch of 5", next(lines))
+    precisions = "training in float32 (as published); validation in float32 (as published)"
+    assert next(lines) == f"precision: {precisions}"
     assert re.search(r"5 clips .*--lr 0\.01\b.*chosen for 24.*linear rule.*--lr 0\.00208333", next(lines))
     assert next(lines) == f"run {finished.name}, written below {finished.out}"
     for epoch in "01":

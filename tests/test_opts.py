@@ -76,7 +76,7 @@ def test_testing_asks_for_weights_and_takes_the_model_from_them():
     args = parser.parse_args([*REQUIRED, "--weights", "file"])
     told = (args.type, args.arch, args.alpha, args.beta, args.num_segments, args.input_size)
     assert told == (None,) * 6  # a default would contradict a checkpoint of another model
-    assert args.batch_size == 24
+    assert args.batch_size is None  # the checkpoint's
     assert (args.max_num, args.save_scores) == (None, None)
     with pytest.raises(SystemExit):
         parser.parse_args(REQUIRED)
