@@ -8,7 +8,7 @@
 The GPU is measured if there is one; the last command measures the CPU regardless. A default run takes at
 most ten minutes on two cores with AVX2, and each section at most three minutes by itself: a section
 has a time budget, and each of its comparisons stops after 7 rounds or when its part of the budget is
-used, but not before 3 rounds. The table tells the number; --rounds sets it. Rows appear as they are
+used, but not before 2 rounds. The table tells the number; --rounds sets it. Rows appear as they are
 measured, and Ctrl-C keeps those that are there.
 
 The baseline model is this repository's own in float32, eager, NCTHW. The baseline loader is TSN-pytorch's:
@@ -16,8 +16,8 @@ PIL images, whole frames resized, stacked to an array, to a float tensor, normal
 Baselines run in a process of their own, with the system's default memory allocation; the variants run in
 the main process, set up as main.py and test_models.py do it. In each round baseline and variants
 are measured one after the other; the speed-up is the median over the rounds of the ratios within a
-round. Times of models and loaders are those of a second call, which follows an unmeasured one; end to end
-there is one unmeasured call at the start.
+round. Each of them warms up once before the rounds; on a GPU, which the two processes share, once more
+in each round.
 
 Precisions that the device has no instructions for are left out, since emulation is many times slower
 than float32 (--emulated measures them). A CPU's capability can be limited as PyTorch and oneDNN do it:
@@ -83,7 +83,7 @@ NUM_CLASS = 174
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}
 SECONDS = {"loader": 60, "inference": 150, "training": 150, "end-to-end": 100}  # a section's budget
 WITH_MODELS = ("inference", "training", "end-to-end")
-MIN_ROUNDS, MAX_ROUNDS = 3, 7
+MIN_ROUNDS, MAX_ROUNDS = 2, 7
 V2_VIDEOS = 220_847
 PLAIN = "plain: float32, eager, NCTHW"
 TSN_LOADER = "plain: TSN's loader"
@@ -117,14 +117,12 @@ class Comparison(NamedTuple):
         builders: name -> what makes the variant; the baseline is the first, and is made in another process.
         macs: multiply-adds of a clip; 0 if throughput is not told in them.
         with_memory: whether to measure the peak of a call, too.
-        is_warmed: whether an unmeasured call precedes each measured one.
     """
 
     what: str
     builders: dict[str, Callable[[], Variant]]
     macs: float = 0.0
     with_memory: bool = False
-    is_warmed: bool = True
 
 
 def main() -> int:
@@ -275,9 +273,9 @@ class Benchmark:
         try:
             while not is_enough(len(rounds), self.args.rounds, longest, budget + began - time.perf_counter()):
                 round_began = time.perf_counter()
-                turn = {plain: self.baseline.call(time_baseline, comparison.is_warmed, self.device)}
+                turn = {plain: self.baseline.call(time_baseline, self.device)}
                 for name, variant in variants.items():
-                    turn[name] = seconds_per_clip(variant, comparison.is_warmed, self.device)
+                    turn[name] = seconds_per_clip(variant, self.device)
                 rounds.append(turn)
                 longest = max(longest, time.perf_counter() - round_began)
                 done = (time.perf_counter() - began) / max(budget, 1)
@@ -318,12 +316,13 @@ class Benchmark:
             best = self.rates[torch.bfloat16 if "bf16" in name else torch.float32]
             row |= {"GMAC/s": rate / 1e9, "share": rate / best}
         row["rounds"] = [turn[name] for turn in rounds]
-        if not self.rows:
-            tqdm.write("\n" + table_line(list(COLUMNS)))
-            tqdm.write(f"|{'|'.join('-' * (width + 2) for width in COLUMNS.values())}|")
-        tqdm.write(table_line(cells(row)))
-        sys.stdout.flush()
-        self.rows.append(row)
+        with uninterrupted():  # in both or in none
+            if not self.rows:
+                tqdm.write("\n" + table_line(list(COLUMNS)))
+                tqdm.write(f"|{'|'.join('-' * (width + 2) for width in COLUMNS.values())}|")
+            tqdm.write(table_line(cells(row)))
+            sys.stdout.flush()
+            self.rows.append(row)
 
     def show_progress(self, seconds: float) -> None:
         """Move the bar to this part of the sections' budgets."""
@@ -412,8 +411,8 @@ def build_baseline(builder: Callable[[], Variant]) -> int:
     return _baselines[0].clips
 
 
-def time_baseline(is_warmed: bool, device: torch.device) -> float:
-    return seconds_per_clip(_baselines[0], is_warmed, device)
+def time_baseline(device: torch.device) -> float:
+    return seconds_per_clip(_baselines[0], device)
 
 
 def baseline_memory(device: torch.device) -> float:
@@ -427,9 +426,9 @@ def drop_baseline() -> None:
         torch.cuda.empty_cache()
 
 
-def seconds_per_clip(variant: Variant, is_warmed: bool, device: torch.device) -> float:
-    """Seconds per clip of a call, which follows an unmeasured one if `is_warmed`."""
-    if is_warmed:
+def seconds_per_clip(variant: Variant, device: torch.device) -> float:
+    """Seconds per clip of a call; on a GPU, whose memory the other process had, of a second one."""
+    if device.type == "cuda":
         variant.run()
     seconds = measure(variant.run, device) / variant.clips
     if device.type == "cuda":
@@ -509,6 +508,12 @@ def count_macs(model: TemporalModel, frames: int) -> float:
     return counter.get_total_flops() / 2
 
 
+def meta_model(beta: int, frames: int) -> TemporalModel:
+    """A model without weights."""
+    with torch.device("meta"):
+        return TemporalModel(NUM_CLASS, frames, beta=beta)
+
+
 def inference_variants(device: torch.device, emulated: bool) -> dict[str, tuple[str, bool]]:
     """Name -> precision, and whether it is compiled; those that this device is measured in."""
     variants = {PLAIN: ("off", False), "default: float32, deployed": ("off", False)}
@@ -529,7 +534,7 @@ def inference_comparisons(args: Namespace, device: torch.device, folder: Path) -
             name: partial(inference_variant, beta, frames, amp, name != PLAIN, compiled, sizes, device)
             for name, (amp, compiled) in inference_variants(device, args.emulated).items()
         }
-        macs = count_macs(TemporalModel(NUM_CLASS, frames, beta=beta), frames)
+        macs = count_macs(meta_model(beta, frames), frames)
         comparisons.append(
             Comparison(f"inference, {model_name}, {frames} frames", builders, macs, with_memory=True)
         )
@@ -564,7 +569,7 @@ def inference_variant(
     def seconds(size: int) -> float:
         variant = of_size(size)
         variant.run()
-        return seconds_per_clip(variant, True, device)
+        return seconds_per_clip(variant, device)
 
     return of_size(min(sizes, key=seconds) if len(sizes) > 1 else sizes[0])
 
@@ -590,7 +595,7 @@ def training_comparisons(args: Namespace, device: torch.device, folder: Path) ->
             name: partial(training_variant, beta, frames, amp, name != PLAIN, compiled, size, device)
             for name, (amp, compiled) in variants.items()
         }
-        macs = 3 * count_macs(TemporalModel(NUM_CLASS, frames, beta=beta), frames)
+        macs = 3 * count_macs(meta_model(beta, frames), frames)
         comparisons.append(
             Comparison(f"training, {model_name}, {frames} frames", builders, macs, with_memory=True)
         )
@@ -765,7 +770,7 @@ def end_to_end_comparisons(args: Namespace, device: torch.device, folder: Path) 
     for amp in precisions(device, args.emulated):
         builders[names[amp]] = partial(fast_evaluation, videos, count, batch_size, device, amp)
     what = f"end to end, GST, 8 frames, {count} clips (v1)"
-    return [Comparison(what, builders, is_warmed=False)]
+    return [Comparison(what, builders)]
 
 
 def plain_evaluation(videos: Path, count: int, batch_size: int, device: torch.device) -> Variant:
