@@ -163,8 +163,8 @@ def test_ctrl_c_keeps_the_rows_so_far(tmp_path):
     while not (line := process.stdout.readline()).startswith("| loader"):
         assert line or process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    stdout, stderr = process.stdout.read(), process.stderr.read()  # communicate() forgets what was read ahead
+    assert process.wait(timeout=60) == 130, stderr
     assert stderr == ""
     assert stdout.splitlines()[-1].startswith("interrupted")
     table = [line, *(line for line in stdout.splitlines() if line.startswith("| loader"))]

@@ -40,6 +40,7 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -405,6 +406,8 @@ _baselines: list[Variant] = []  # at most one, in the baseline's process
 
 def build_baseline(builder: Callable[[], Variant]) -> int:
     """Make a baseline, and warm it up; returns the clips of a call."""
+    # Else tqdm makes a semaphore of the system's, which is left when Ctrl-C ends this process.
+    tqdm.set_lock(threading.RLock())
     drop_baseline()
     _baselines.append(builder())
     _baselines[0].run()
