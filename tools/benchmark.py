@@ -214,7 +214,7 @@ class Benchmark:
             smoothing=0,
             leave=False,
             dynamic_ncols=True,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left",
         )
 
     def describe(self) -> None:
