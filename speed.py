@@ -13,32 +13,23 @@ from torch.nn import functional
 from errors import InputError
 from gst import GSTBottleneck
 from models import TemporalModel
+from utils.precision import has_instructions
 
 # Parameters of glibc's mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-def keep_freed_memory(keep: bool = True) -> None:
+def keep_freed_memory() -> None:
     """Let the process keep freed memory for its next tensors, instead of giving it back to the system.
 
     A CPU's activations are allocated anew in every forward pass. By default each of them is mapped and
     unmapped, and the system fills every page with zeros first. Only glibc has the switch; elsewhere
     nothing changes. Numbers never change.
-
-    Args:
-        keep: False restores what glibc settles at by itself.
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return
-    if keep:
+    if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    else:
-        libc.mallopt(M_MMAP_MAX, 2**16)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-        libc.malloc_trim(0)
 
 
 @contextmanager
@@ -56,10 +47,8 @@ def float32_convolutions() -> Iterator[None]:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; without them it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """`utils.precision.has_instructions` for bfloat16, for callers that still import it from here."""
+    return has_instructions(device, "bf16")
 
 
 def to_channels_last(model: nn.Module, device: torch.device) -> None:

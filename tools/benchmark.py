@@ -1,68 +1,74 @@
-"""Compare this repository's fast forms with the plain ones, on this machine, in one run.
+"""Measure throughput of the optimised variants against a baseline, in one run.
 
     python tools/benchmark.py
     python tools/benchmark.py --only inference --json inference.json
     python tools/benchmark.py --only startup
     CUDA_VISIBLE_DEVICES= python tools/benchmark.py
 
-It measures the GPU if there is one; the last command the CPU even so.
+The GPU is measured if there is one; the last command measures the CPU regardless. A default run takes at
+most ten minutes on two cores with AVX2, and each section at most three minutes by itself: a section
+has a time budget, and each of its comparisons stops after 7 rounds or when its part of the budget is
+used, but not before 2 rounds. The table tells the number; --rounds sets it. Rows appear as they are
+measured, and Ctrl-C keeps those that are there.
 
-The plain model is the repository's own in float32, eager, NCTHW, with PyTorch's own handling of memory. The
-plain loader is TSN-pytorch's: PIL images, whole frames resized, stacked to an array, to a float tensor,
-normalised channel by channel. Each form is compared with the plain one of the same process; they take
-turns, and the ratio is the median over the rounds of the ratios within a round.
+The baseline model is this repository's own in float32, eager, NCTHW. The baseline loader is TSN-pytorch's:
+PIL images, whole frames resized, stacked to an array, to a float tensor, normalised channel by channel.
+Baselines run in a process of their own, with the system's default memory allocation; the variants run in
+the main process, set up as main.py and test_models.py do it. In each round baseline and variants
+are measured one after the other; the speed-up is the median over the rounds of the ratios within a
+round. Each of them warms up once before the rounds; on a GPU, which the two processes share, once more
+in each round.
 
-On a GPU the plain model's convolutions are in TF32, PyTorch's default, which evaluation does without.
+Precisions that the device has no instructions for are left out, since emulation is many times slower
+than float32 (--emulated measures them). A CPU's capability can be limited as PyTorch and oneDNN do it:
+ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2. On a GPU the baseline's convolutions are in TF32,
+PyTorch's default, which evaluation does without.
 
-Multiply-adds are those of convolutions and classifier; a training step has three times as many. They
-are also given as a share of what the machine does in products of square matrices of the form's
-precision, the fastest of three sizes in the same run. Memory is what a call takes at its peak
-beyond what the process had before.
+Multiply-adds (MAC) are those of convolutions and classifier; a training step has three times as many. They
+are also given as a share of the throughput of square matrix products in the variant's precision, the
+fastest of several sizes in the same run. Memory is the peak of a call beyond what was in use before it.
 """
 
 import argparse
+import copy
+import ctypes
 import gc
-import io
+import itertools
 import json
 import math
 import multiprocessing
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import PIL
 import torch
-from common import check_output, whole_number
+from common import check_output, uninterrupted, whole_number, worker_pool, write_atomically
 from PIL import Image
-from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
 from distributed import World, start
-from engine import autocast, evaluate, to_device, to_input
-from errors import run_program
+from engine import ClipMeters, LossWatch, evaluate, train_steps
+from errors import InputError, run_program
 from main import make_optimizer
 from models import TemporalModel
 from opts import Parser, cores
-from speed import (
-    compile_model,
-    deploy,
-    float32_convolutions,
-    has_bf16,
-    keep_freed_memory,
-    to_channels_last,
-)
+from speed import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
 from transforms import (
     GroupCenterCrop,
     GroupMultiScaleCrop,
@@ -71,55 +77,82 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
+from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
 NUM_CLASS = 174
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}
-PARTS = ("loader", "inference", "training", "end-to-end")
+SECONDS = {"loader": 60, "inference": 150, "training": 150, "end-to-end": 100}  # a section's budget
+WITH_MODELS = ("inference", "training", "end-to-end")
+MIN_ROUNDS, MAX_ROUNDS = 2, 7
 V2_VIDEOS = 220_847
 PLAIN = "plain: float32, eager, NCTHW"
 TSN_LOADER = "plain: TSN's loader"
+COLUMNS = {  # title -> width
+    "": 44,
+    "variant": 42,
+    "batch": 5,
+    "ms a clip": 9,
+    "speed-up": 8,
+    "GMAC/s": 6,
+    "of the matmul rate": 18,
+    "peak GB": 7,
+    "rounds": 6,
+}
 
 Row = dict[str, Any]
 
 
-def main() -> None:
+class Variant(NamedTuple):
+    """What is measured: a call, and the number of clips that it computes."""
+
+    run: Callable[[], Any]
+    clips: int
+
+
+class Comparison(NamedTuple):
+    """A baseline and its variants.
+
+    Attributes:
+        what: its name.
+        builders: name -> what makes the variant; the baseline is the first, and is made in another process.
+        macs: multiply-adds of a clip; 0 if throughput is not told in them.
+        with_memory: whether to measure the peak of a call, too.
+    """
+
+    what: str
+    builders: dict[str, Callable[[], Variant]]
+    macs: float = 0.0
+    with_memory: bool = False
+
+
+def main() -> int:
     args = parse_args()
     if args.json:
         check_output(args.json, "--json")
-    world = start(None)
-    device = world.device
-    torch.manual_seed(0)
-    rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    machine = {
-        "device": world.describe(args.batch_size or default_batch_size(device)),
-        "bf16 instructions": has_bf16(device),
-        "GMAC/s float32": rates[torch.float32] / 1e9,
-        "GMAC/s bf16": rates[torch.bfloat16] / 1e9,
-        "torch": torch.__version__,
-        "pillow": PIL.__version__,
-    }
-    for name, value in machine.items():
-        print(f"{name}: {value:.0f}" if isinstance(value, float) else f"{name}: {value}")
-    rows: list[Row] = []
-    for part in args.only:
-        if part in ("inference", "training"):
-            compare_models = compare_inference if part == "inference" else compare_training
-            for name, beta in MODELS.items():
-                for frames in args.frames:
-                    rows += compare_models(
-                        f"{part}, {name}, {frames} frames", beta, frames, args, device, rates
-                    )
-        elif part == "loader":
-            rows += compare_loaders(args)
-        elif part == "startup":
-            measure_start()
-            measure_worker_memory()
-        else:
-            rows += compare_end_to_end(args, world)
-    print_table(rows)
+    device = start(None).device
+    if device.type == "cpu":
+        keep_freed_memory()
+    status = 0
+    benchmark = Benchmark(args, device)
+    try:
+        benchmark.describe()
+        for section in args.only:
+            if section == "startup":
+                measure_start()
+                measure_worker_memory()
+            else:
+                benchmark.run_section(section)
+    except KeyboardInterrupt:
+        status = 130
+        told = "the rows above were measured before" if benchmark.rows else "nothing had been measured"
+        tqdm.write(f"interrupted: {told}")
+    finally:
+        benchmark.close()
     if args.json:
-        Path(args.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+        content = {"machine": benchmark.machine, "rows": benchmark.rows}
+        write_atomically({Path(args.json): json.dumps(content, indent=2) + "\n"})
+    return status
 
 
 def parse_args() -> argparse.Namespace:
@@ -128,15 +161,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=(*PARTS, "startup"),
-        default=PARTS,
-        help="measure these (default: all but startup)",
+        choices=(*SECONDS, "startup"),
+        default=list(SECONDS),
+        help="measure these sections (default: all but startup)",
     )
     parser.add_argument(
-        "--frames", nargs="+", type=count, default=[8, 16], metavar="N", help="frames of the models' clips"
+        "--frames", nargs="+", type=count, default=[8], metavar="N", help="frames of the models' clips"
     )
     parser.add_argument(
-        "--rounds", type=count, default=7, metavar="N", help="times that each form is measured"
+        "--rounds",
+        type=count,
+        metavar="N",
+        help="rounds of each comparison, however long they take (default: "
+        f"{MIN_ROUNDS} to {MAX_ROUNDS}, by the section's time budget)",
     )
     parser.add_argument(
         "-b",
@@ -144,28 +181,280 @@ def parse_args() -> argparse.Namespace:
         type=count,
         metavar="N",
         help="clips in a batch (default: 2 on a CPU, on a GPU 24 in training, and in inference the best "
-        "of 8, 16, 32, 64, 128, for each form; 8 for the loaders, 4 or 64 end to end)",
+        "of 8, 16, 32, 64, 128, for each variant; 8 for the loaders, 4 or 64 end to end)",
+    )
+    parser.add_argument(
+        "--emulated",
+        action="store_true",
+        help="measure bf16 even where the device has no instructions for it, which takes many minutes",
     )
     parser.add_argument(
         "--compile_training",
         action="store_true",
-        help="measure compiled training on a CPU too, which takes a minute for each model",
+        help="measure compiled training on a CPU too, where compilation takes a minute for each model",
     )
     parser.add_argument("--json", metavar="FILE", help="write the numbers, those of each round too")
     return parser.parse_args()
 
 
-def default_batch_size(device: torch.device) -> int:
-    return 2 if device.type == "cpu" else 24
+class Benchmark:
+    """A run: its rows, which are printed as they are measured, and the baseline's process."""
+
+    def __init__(self, args: Namespace, device: torch.device) -> None:
+        self.args = args
+        self.device = device
+        self.baseline = BaselineProcess()
+        self.rows: list[Row] = []
+        self.machine: dict[str, Any] = {}
+        self.rates: dict[torch.dtype, float] = {}
+        sections = [section for section in args.only if section in SECONDS]
+        self.bar = tqdm(
+            total=sum(SECONDS[section] for section in sections),
+            disable=None if sections else True,
+            smoothing=0,
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left",
+        )
+
+    def describe(self) -> None:
+        """Say what is measured with, and what is left out."""
+        if self.device.type == "cpu":
+            name = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        else:
+            name = torch.cuda.get_device_name(self.device)
+        has_bf16 = has_instructions(self.device, "bf16")
+        self.machine |= {"device": name, "bf16 instructions": has_bf16}
+        self.machine |= {"torch": torch.__version__, "pillow": PIL.__version__}
+        if {"inference", "training"} & set(self.args.only):
+            for amp in precisions(self.device, self.args.emulated):
+                self.rates[DTYPES[amp]] = matmul_rate(self.device, DTYPES[amp])
+                self.machine[f"GMAC/s {'float32' if amp == 'off' else amp}"] = self.rates[DTYPES[amp]] / 1e9
+        for key, value in self.machine.items():
+            tqdm.write(f"{key}: {value:.0f}" if isinstance(value, float) else f"{key}: {value}")
+        if set(WITH_MODELS) & set(self.args.only) and not has_bf16 and not self.args.emulated:
+            here = "this CPU" if self.device.type == "cpu" else "this GPU"
+            tqdm.write(f"bf16 is left out: {here} has no instructions for it (--emulated measures it anyway)")
+
+    def run_section(self, section: str) -> None:
+        """Measure a section's comparisons, each in its part of what is left of the section's budget."""
+        end, bar_start = time.perf_counter() + SECONDS[section], self.bar.n
+        with tempfile.TemporaryDirectory() as folder:
+            comparisons = SECTIONS[section](self.args, self.device, Path(folder))
+            weight = SECONDS[section] / len(comparisons)
+            for number, comparison in enumerate(comparisons):
+                self.bar.set_description(comparison.what, refresh=False)
+                seconds = (end - time.perf_counter()) / (len(comparisons) - number)
+                self.compare(comparison, seconds, weight)
+                self.show_progress(bar_start + (number + 1) * weight)
+
+    def compare(self, comparison: Comparison, budget: float, weight: float) -> None:
+        """Measure a comparison's variants in turns.
+
+        Args:
+            comparison: what.
+            budget: seconds that all rounds and their preparation may take, if --rounds says nothing.
+            weight: its part of the progress bar.
+        """
+        began, bar_start = time.perf_counter(), self.bar.n
+        plain, *others = comparison.builders
+        clips = {plain: self.baseline.call(build_baseline, comparison.builders[plain])}
+        variants = {}
+        for name in others:
+            try:
+                variant = comparison.builders[name]()
+                variant.run()  # compiles, and warms up
+            except InputError as error:
+                tqdm.write(f"{comparison.what}: {name}: left out ({error})", file=sys.stderr)
+                continue
+            variants[name], clips[name] = variant, variant.clips
+
+        rounds: list[dict[str, float]] = []
+        longest = 0.0
+        try:
+            while not is_enough(len(rounds), self.args.rounds, longest, budget + began - time.perf_counter()):
+                round_began = time.perf_counter()
+                turn = {plain: self.baseline.call(time_baseline, self.device)}
+                for name, variant in variants.items():
+                    turn[name] = seconds_per_clip(variant, self.device)
+                rounds.append(turn)
+                longest = max(longest, time.perf_counter() - round_began)
+                done = (time.perf_counter() - began) / max(budget, 1)
+                if self.args.rounds:
+                    done = len(rounds) / self.args.rounds
+                self.show_progress(bar_start + weight * min(done, 0.95))
+        except KeyboardInterrupt:
+            for name in clips if rounds else ():
+                self.add_row(comparison, name, clips[name], rounds)
+            raise
+        for name in clips:
+            peak = None
+            if comparison.with_memory and name == plain:
+                peak = self.baseline.call(baseline_memory, self.device)
+            elif comparison.with_memory:
+                peak = peak_memory(variants[name].run, self.device)
+            self.add_row(comparison, name, clips[name], rounds, peak)
+        self.baseline.call(drop_baseline)
+
+    def add_row(
+        self,
+        comparison: Comparison,
+        name: str,
+        clips: int,
+        rounds: list[dict[str, float]],
+        peak: float | None = None,
+    ) -> None:
+        """Print a variant's row of the table, and keep it."""
+        plain = next(iter(comparison.builders))
+        seconds = statistics.median(turn[name] for turn in rounds)
+        ratio = statistics.median(turn[plain] / turn[name] for turn in rounds)
+        row: Row = {"what": comparison.what, "form": name, "clips": clips}
+        row |= {"seconds per clip": seconds, "ratio": ratio}
+        if peak is not None:
+            row["peak GB"] = peak
+        if comparison.macs:
+            rate = comparison.macs / seconds
+            best = self.rates[torch.bfloat16 if "bf16" in name else torch.float32]
+            row |= {"GMAC/s": rate / 1e9, "share": rate / best}
+        row["rounds"] = [turn[name] for turn in rounds]
+        with uninterrupted():  # in both or in none
+            if not self.rows:
+                tqdm.write("\n" + table_line(list(COLUMNS)))
+                tqdm.write(f"|{'|'.join('-' * (width + 2) for width in COLUMNS.values())}|")
+            tqdm.write(table_line(cells(row)))
+            sys.stdout.flush()
+            self.rows.append(row)
+
+    def show_progress(self, seconds: float) -> None:
+        """Move the bar to this part of the sections' budgets."""
+        self.bar.n = seconds
+        self.bar.refresh()
+
+    def close(self) -> None:
+        """Take the bar away, and end the baseline's process."""
+        self.bar.close()
+        self.baseline.close()
+
+
+def is_enough(rounds: int, forced: int | None, longest: float, left: float) -> bool:
+    """Whether to stop measuring.
+
+    Args:
+        rounds: how many there have been.
+        forced: how many there shall be; None for as many as there is time for.
+        longest: seconds that a round takes.
+        left: seconds that are left.
+    """
+    if forced:
+        return rounds >= forced
+    # Half a round more is kept for the peak memory of each variant.
+    return rounds >= MAX_ROUNDS or (rounds >= MIN_ROUNDS and 1.5 * longest > left)
+
+
+def cells(row: Row) -> list[str]:
+    """A row's cells, in the order of `COLUMNS`."""
+    return [
+        row["what"],
+        row["form"],
+        str(row["clips"]),
+        f"{1e3 * row['seconds per clip']:.1f}",
+        f"{row['ratio']:.2f}",
+        f"{row['GMAC/s']:.0f}" if "GMAC/s" in row else "",
+        f"{100 * row['share']:.0f} %" if "share" in row else "",
+        f"{row['peak GB']:.2f}" if "peak GB" in row else "",
+        str(len(row["rounds"])),
+    ]
+
+
+def table_line(texts: Sequence[str]) -> str:
+    """A line of a Markdown table, text to the left and numbers to the right."""
+    padded = [
+        text.ljust(width) if column < 2 else text.rjust(width)
+        for column, (text, width) in enumerate(zip(texts, COLUMNS.values(), strict=True))
+    ]
+    return f"| {' | '.join(padded)} |"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Measuring, in this process and in the baseline's.
+
+
+class BaselineProcess:
+    """A process that never calls `keep_freed_memory`; it starts with the first call, and ends with ours."""
+
+    def __init__(self) -> None:
+        self.pool = worker_pool(1)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function returns there."""
+        try:
+            with uninterrupted():
+                future = self.pool.submit(function, *args)
+            return future.result()
+        except BrokenProcessPool:
+            raise InputError("the baseline's process died; if memory ran out, try --batch-size 1") from None
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        for child in multiprocessing.active_children():
+            child.kill()
+        self.pool.shutdown()
+
+
+_baselines: list[Variant] = []  # at most one, in the baseline's process
+
+
+def build_baseline(builder: Callable[[], Variant]) -> int:
+    """Make a baseline, and warm it up; returns the clips of a call."""
+    # Else tqdm makes a semaphore of the system's, which is left when Ctrl-C ends this process.
+    tqdm.set_lock(threading.RLock())
+    drop_baseline()
+    _baselines.append(builder())
+    _baselines[0].run()
+    return _baselines[0].clips
+
+
+def time_baseline(device: torch.device) -> float:
+    return seconds_per_clip(_baselines[0], device)
+
+
+def baseline_memory(device: torch.device) -> float:
+    return peak_memory(_baselines[0].run, device)
+
+
+def drop_baseline() -> None:
+    _baselines.clear()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def seconds_per_clip(variant: Variant, device: torch.device) -> float:
+    """Seconds per clip of a call; on a GPU, whose memory the other process had, of a second one."""
+    if device.type == "cuda":
+        variant.run()
+    seconds = measure(variant.run, device) / variant.clips
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # for the other process
+    return seconds
+
+
+def precisions(device: torch.device, emulated: bool) -> list[str]:
+    """Those to measure, keys of `utils.precision.DTYPES`: float32, and bf16 where the device has it."""
+    return ["off", "bf16"] if emulated or has_instructions(device, "bf16") else ["off"]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds per second of the fastest of three sizes of square matrices."""
+    """Multiply-adds per second of square matrices, of the fastest size."""
     rates = []
-    for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192, 16384):
+    for size in (1024, 2048) if device.type == "cpu" else (4096, 8192, 16384):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        times = [measure(lambda a=a, b=b: a @ b, device) for _ in range(5)]
+        times = [measure(lambda a=a, b=b: a @ b, device)]
+        if times[0] < 2:  # else it is emulated
+            times += [measure(lambda a=a, b=b: a @ b, device) for _ in range(4)]
         rates.append(size**3 / statistics.median(times))
+        if times[0] >= 2:
+            break
     return max(rates)
 
 
@@ -180,7 +469,7 @@ def measure(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def peak_memory(run: Callable[[], Any], device: torch.device, keep: bool) -> float:
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
     """GB that a call takes at its peak beyond what was taken before."""
     gc.collect()
     if device.type == "cuda":
@@ -190,8 +479,9 @@ def peak_memory(run: Callable[[], Any], device: torch.device, keep: bool) -> flo
         return (torch.cuda.max_memory_allocated(device) - before) / 1e9
     if not Path("/proc/self/clear_refs").exists():
         return math.nan
-    keep_freed_memory(False)
-    keep_freed_memory(keep)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)  # what earlier calls have freed does not count as taken
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = resident("VmRSS")
     run()
@@ -204,149 +494,176 @@ def resident(name: str) -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name)) * 1024 / 1e9
 
 
-def compare(
-    what: str,
-    forms: dict[str, Callable[[], Any]],
-    clips: dict[str, int],
-    rounds: int,
-    device: torch.device,
-    with_memory: bool = True,
-) -> list[Row]:
-    """Measure forms in turns.
-
-    Args:
-        what: name of the comparison.
-        forms: the plain one first. Only the others keep freed memory (see `speed.keep_freed_memory`).
-        clips: how many a call of each form computes.
-        rounds: how often each form is measured.
-        device: where they run.
-        with_memory: whether to measure its peak, too.
-    """
-    plain = next(iter(forms))
-    seconds: dict[str, list[float]] = {form: [] for form in forms}
-    for number in range(rounds):
-        for form, run in forms.items():
-            keep_freed_memory(form != plain)
-            if number == 0:
-                run()  # compiles, and warms up
-            run()  # fills the memory that is kept
-            seconds[form].append(measure(run, device) / clips[form])
-    rows = []
-    for form, run in forms.items():
-        ratios = [a / b for a, b in zip(seconds[plain], seconds[form], strict=True)]
-        row: Row = {"what": what, "form": form, "clips": clips[form]}
-        row |= {"seconds per clip": statistics.median(seconds[form]), "ratio": statistics.median(ratios)}
-        if with_memory:
-            row["peak GB"] = peak_memory(run, device, form != plain)
-        rows.append(row | {"rounds": seconds[form]})
-        print(
-            f"{what}: {form}: {1e3 * row['seconds per clip']:.1f} ms a clip, {row['ratio']:.2f} x", flush=True
-        )
-    return rows
+# ---------------------------------------------------------------------------------------------------------
+# Models.
 
 
-def add_rates(rows: list[Row], macs: float, rates: dict[torch.dtype, float]) -> list[Row]:
-    """Add multiply-adds per second, and their share of the rate in the form's precision."""
-    for row in rows:
-        rate = macs / row["seconds per clip"]
-        best = rates[torch.bfloat16 if "bf16" in row["form"] else torch.float32]
-        row |= {"GMAC/s": rate / 1e9, "share": rate / best}
-    return rows
+def quiet_world(device: torch.device) -> World:
+    """A world for the engine in which it prints no log and shows no progress: not the main process's."""
+    return World(1, 1, [device])
 
 
 def count_macs(model: TemporalModel, frames: int) -> float:
-    """Multiply-adds of a forward pass of one clip."""
+    """Multiply-adds of a forward pass of one clip, which is not computed."""
+    model = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model.eval()(torch.zeros(1, frames, 3, 224, 224, device=model.base_model.conv1.weight.device))
+        model(torch.zeros(1, frames, 3, 224, 224, device="meta"))
     return counter.get_total_flops() / 2
 
 
-def compare_inference(
-    what: str,
-    beta: int,
-    frames: int,
-    args: argparse.Namespace,
-    device: torch.device,
-    rates: dict[torch.dtype, float],
-) -> list[Row]:
-    plain = TemporalModel(NUM_CLASS, frames, beta=beta).to(device).eval()
-    macs = count_macs(plain, frames)
-    models = {
-        PLAIN: plain,
-        "default: float32, deployed": deploy(plain, device),
-        "bf16, deployed": deploy(plain, device, torch.bfloat16),
-        "bf16, deployed, compiled (--fast)": deploy(plain, device, torch.bfloat16),
-    }
-    compile_model(models["bf16, deployed, compiled (--fast)"])
+def meta_model(beta: int, frames: int) -> TemporalModel:
+    """A model without weights."""
+    with torch.device("meta"):
+        return TemporalModel(NUM_CLASS, frames, beta=beta)
+
+
+def inference_variants(device: torch.device, emulated: bool) -> dict[str, tuple[str, bool]]:
+    """Name -> precision, and whether it is compiled; those that this device is measured in."""
+    variants = {PLAIN: ("off", False), "default: float32, deployed": ("off", False)}
+    fastest = precisions(device, emulated)[-1]
+    if fastest == "bf16":
+        variants["bf16, deployed"] = ("bf16", False)
+    name = "float32" if fastest == "off" else fastest
+    return variants | {f"{name}, deployed, compiled (--fast)": (fastest, True)}
+
+
+def inference_comparisons(args: Namespace, device: torch.device, folder: Path) -> list[Comparison]:
     sizes = [args.batch_size or 2]
     if device.type == "cuda" and not args.batch_size:
         sizes = [8, 16, 32, 64, 128]
+    comparisons = []
+    for (model_name, beta), frames in itertools.product(MODELS.items(), args.frames):
+        builders = {
+            name: partial(inference_variant, beta, frames, amp, name != PLAIN, compiled, sizes, device)
+            for name, (amp, compiled) in inference_variants(device, args.emulated).items()
+        }
+        macs = count_macs(meta_model(beta, frames), frames)
+        comparisons.append(
+            Comparison(f"inference, {model_name}, {frames} frames", builders, macs, with_memory=True)
+        )
+    return comparisons
 
-    def runner(model: TemporalModel, size: int) -> Callable[[], torch.Tensor]:
+
+def inference_variant(
+    beta: int,
+    frames: int,
+    amp: str,
+    deployed: bool,
+    compiled: bool,
+    sizes: list[int],
+    device: torch.device,
+) -> Variant:
+    torch.manual_seed(0)
+    model = TemporalModel(NUM_CLASS, frames, beta=beta).to(device).eval()
+    if deployed:
+        model = deploy(model, device, DTYPES[amp])
+    if compiled:
+        compile_model(model)
+
+    def of_size(size: int) -> Variant:
         clips = torch.randn(size, frames, 3, 224, 224, device=device)
 
         def run() -> torch.Tensor:
-            with torch.inference_mode(), nullcontext() if model is plain else float32_convolutions():
+            with torch.inference_mode(), float32_convolutions() if deployed else nullcontext():
                 return model(clips)
 
-        return run
+        return Variant(run, size)
 
-    def seconds_per_clip(model: TemporalModel, size: int) -> float:
-        run = runner(model, size)
-        run()
-        run()
-        return measure(run, device) / size
+    def seconds(size: int) -> float:
+        variant = of_size(size)
+        variant.run()
+        return seconds_per_clip(variant, device)
 
-    clips = {form: min(sizes, key=partial(seconds_per_clip, model)) for form, model in models.items()}
-    forms = {form: runner(model, clips[form]) for form, model in models.items()}
-    return add_rates(compare(what, forms, clips, args.rounds, device), macs, rates)
+    return of_size(min(sizes, key=seconds) if len(sizes) > 1 else sizes[0])
 
 
-def compare_training(
-    what: str,
+def training_variants(device: torch.device, emulated: bool, compiled: bool) -> dict[str, tuple[str, bool]]:
+    """Name -> precision, and whether it is compiled; those that this device is measured in."""
+    variants = {PLAIN: ("off", False), "float32, channels last": ("off", False)}
+    fastest = precisions(device, emulated)[-1]
+    if fastest == "bf16":
+        variants["bf16, channels last"] = ("bf16", False)
+    if compiled or device.type == "cuda":
+        name = "float32" if fastest == "off" else fastest
+        variants[f"{name}, channels last, compiled"] = (fastest, True)
+    return variants
+
+
+def training_comparisons(args: Namespace, device: torch.device, folder: Path) -> list[Comparison]:
+    size = args.batch_size or (2 if device.type == "cpu" else 24)
+    comparisons = []
+    for (model_name, beta), frames in itertools.product(MODELS.items(), args.frames):
+        variants = training_variants(device, args.emulated, args.compile_training)
+        builders = {
+            name: partial(training_variant, beta, frames, amp, name != PLAIN, compiled, size, device)
+            for name, (amp, compiled) in variants.items()
+        }
+        macs = 3 * count_macs(meta_model(beta, frames), frames)
+        comparisons.append(
+            Comparison(f"training, {model_name}, {frames} frames", builders, macs, with_memory=True)
+        )
+    return comparisons
+
+
+class RepeatedBatch:
+    """Stands in `engine.train_steps` for a loader and its sampler: one batch, step after step."""
+
+    epoch, first_step, num_steps = 0, 1, 10**9
+
+    def __init__(self, batch: list[torch.Tensor]) -> None:
+        self.batch = batch
+
+    @property
+    def batch_sampler(self) -> "RepeatedBatch":
+        return self
+
+    def batches_of(self, step: int) -> list[range]:
+        return [range(len(self.batch[0]))]
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        return itertools.repeat(self.batch)
+
+
+def training_variant(
     beta: int,
     frames: int,
-    args: argparse.Namespace,
+    amp: str,
+    is_fast: bool,
+    compiled: bool,
+    size: int,
     device: torch.device,
-    rates: dict[torch.dtype, float],
-) -> list[Row]:
-    size = args.batch_size or default_batch_size(device)
-    clips = torch.randint(0, 256, (size, frames, 224, 224, 3), dtype=torch.uint8)
-    labels = torch.randint(0, NUM_CLASS, (size,))
+    backbone: str = "resnet50",
+    input_size: int = 224,
+) -> Variant:
+    torch.manual_seed(0)
+    batch = [
+        torch.randint(0, 256, (size, frames, input_size, input_size, 3), dtype=torch.uint8),
+        torch.randint(0, NUM_CLASS, (size,)),
+    ]
     if device.type == "cuda":
-        clips, labels = clips.pin_memory(), labels.pin_memory()
+        batch = [tensor.pin_memory() for tensor in batch]
+    model = TemporalModel(NUM_CLASS, frames, backbone=backbone, beta=beta).to(device)
+    if is_fast:
+        to_channels_last(model, device)
+    if compiled:
+        compile_model(model)
+    options = Namespace(lr=0.001, momentum=0.9, weight_decay=3e-4, clip_gradient=20.0, amp=amp, seed=0)
+    options.__dict__ |= {"lr_schedule": "step", "lr_steps": [], "warmup_epochs": 0, "epochs": 1}
+    options.print_freq = RepeatedBatch.num_steps  # no step is logged
+    optimizer = make_optimizer(model, options)
+    for group in optimizer.param_groups if not is_fast else ():
+        group["fused"] = False
+    loader, world = RepeatedBatch(batch), quiet_world(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    meters, watch = ClipMeters(world), LossWatch(loader)
+    steps = train_steps(
+        loader, model, model, optimizer, scaler, meters, watch, options, world, lambda step, values: None
+    )
+    return Variant(partial(next, steps), size)
 
-    def runner(amp: str = "off", is_fast: bool = True, compiled: bool = False) -> Callable[[], None]:
-        torch.manual_seed(0)
-        model = TemporalModel(NUM_CLASS, frames, beta=beta).to(device).train()
-        if is_fast:
-            to_channels_last(model, device)
-        if compiled:
-            compile_model(model)
-        optimizer = make_optimizer(model, Namespace(lr=0.001, momentum=0.9, weight_decay=3e-4))
-        for group in optimizer.param_groups if not is_fast else ():
-            group["fused"] = False
 
-        def run() -> None:
-            moved, target = to_device([clips, labels], device)
-            optimizer.zero_grad()
-            with autocast(amp, device):
-                logits = model(to_input(moved, model)).float()
-            functional.cross_entropy(logits, target).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
-            optimizer.step()
-
-        return run
-
-    forms = {
-        PLAIN: runner(is_fast=False),
-        "float32, channels last": runner(),
-        "bf16, channels last": runner("bf16"),
-    }
-    if device.type == "cuda" or args.compile_training:
-        forms["bf16, channels last, compiled"] = runner("bf16", compiled=True)
-    macs = 3 * count_macs(TemporalModel(NUM_CLASS, frames, beta=beta), frames)
-    return add_rates(compare(what, forms, dict.fromkeys(forms, size), args.rounds, device), macs, rates)
+# ---------------------------------------------------------------------------------------------------------
+# Loaders.
 
 
 class TSNClips(VideoDataSet):
@@ -399,69 +716,105 @@ def open_clips(kind: type[VideoDataSet], videos: Path, transform: Any, is_traini
     )
 
 
-def compare_loaders(args: argparse.Namespace) -> list[Row]:
-    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def loader_comparisons(args: Namespace, device: torch.device, folder: Path) -> list[Comparison]:
     batch_size = args.batch_size or 8
-    count, rows = 3 * batch_size, []
+    comparisons = []
     for name, size in FRAME_SIZES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            videos = make_videos(Path(folder), size, count)
-            for purpose, is_training in (("evaluation", False), ("training", True)):
-                steps: Sequence[Any] = (GroupScale(256), GroupCenterCrop(224))
-                fast: Any = evaluation_transform(256, 224)
-                if is_training:
-                    steps = (GroupMultiScaleCrop(224), GroupRandomHorizontalFlip({}, []))
-                    fast = training_transform(224, {}, [])
-                batches = evaluation_batches(count, batch_size)
-                plain_loader = DataLoader(
-                    open_clips(TSNClips, videos, steps, is_training), batch_sampler=batches
-                )
-                fast_loader = make_loader(open_clips(VideoDataSet, videos, fast, is_training), batches, 0)
-                forms = {
-                    TSN_LOADER: lambda loader=plain_loader: list(loader),
-                    "fast": lambda loader=fast_loader: list(loader),
-                }
-                what = f"loader, one core, {name} ({size[0]} x {size[1]}), {purpose}"
-                rows += compare(what, forms, dict.fromkeys(forms, count), args.rounds, cpu, with_memory=False)
-    torch.set_num_threads(threads)
-    return rows
+        videos = make_videos(folder / name, size, 3 * batch_size)
+        for is_training in (False, True):
+            builders = {
+                form: partial(loader_variant, videos, is_fast, is_training, batch_size)
+                for form, is_fast in ((TSN_LOADER, False), ("fast", True))
+            }
+            purpose = "training" if is_training else "evaluation"
+            what = f"loader, one core, {name} ({size[0]} x {size[1]}), {purpose}"
+            comparisons.append(Comparison(what, builders))
+    return comparisons
 
 
-def compare_end_to_end(args: argparse.Namespace, world: World) -> list[Row]:
-    device = world.device
-    batch_size = args.batch_size or (4 if device.type == "cpu" else 64)
-    count = 8 * batch_size
-    model = TemporalModel(NUM_CLASS, 8).to(device).eval()
+def loader_variant(videos: Path, is_fast: bool, is_training: bool, batch_size: int) -> Variant:
+    count = 3 * batch_size
     batches = evaluation_batches(count, batch_size)
-    with tempfile.TemporaryDirectory() as folder:
-        videos = make_videos(Path(folder), FRAME_SIZES["v1"], count)
-        steps = (GroupScale(256), GroupCenterCrop(224))
-        plain_set = open_clips(TSNClips, videos, steps, is_training=False)
-        fast_set = open_clips(VideoDataSet, videos, evaluation_transform(256, 224), is_training=False)
-        plain_loader = DataLoader(plain_set, batch_sampler=batches, num_workers=cores())
+    if is_fast:
+        transform = training_transform(224, {}, []) if is_training else evaluation_transform(256, 224)
+        loader = make_loader(open_clips(VideoDataSet, videos, transform, is_training), batches, 0)
+    else:
+        steps: Sequence[Any] = (GroupScale(256), GroupCenterCrop(224))
+        if is_training:
+            steps = (GroupMultiScaleCrop(224), GroupRandomHorizontalFlip({}, []))
+        loader = DataLoader(open_clips(TSNClips, videos, steps, is_training), batch_sampler=batches)
 
-        def run_plain() -> float:
-            hits = 0
-            with torch.inference_mode():
-                for clips, labels in plain_loader:
-                    hits += (model(clips.to(device)).argmax(1).cpu() == labels).sum().item()
-            return hits / count
+    def run() -> None:
+        with one_thread():
+            for _ in loader:
+                pass
 
-        def run_fast(amp: str) -> float:
-            loader = make_loader(fast_set, batches, cores())
-            with redirect_stdout(io.StringIO()):  # its log
-                return evaluate(loader, model, world, amp, count).prec1
+    return Variant(run, count)
 
-        forms = {
-            TSN_LOADER + ", float32, eager, NCTHW": run_plain,
-            "default": lambda: run_fast("off"),
-            "--amp bf16": lambda: run_fast("bf16"),
-        }
-        what = f"end to end, {count} clips of v1's size, GST, 8 frames"
-        return compare(
-            what, forms, dict.fromkeys(forms, count), min(3, args.rounds), device, with_memory=False
-        )
+
+def end_to_end_comparisons(args: Namespace, device: torch.device, folder: Path) -> list[Comparison]:
+    batch_size = args.batch_size or (4 if device.type == "cpu" else 64)
+    count = (4 if device.type == "cpu" else 8) * batch_size
+    videos = make_videos(folder / "videos", FRAME_SIZES["v1"], count)
+    names = {"off": "default", "bf16": "--amp bf16"}
+    builders: dict[str, Callable[[], Variant]] = {
+        TSN_LOADER + ", float32, eager, NCTHW": partial(plain_evaluation, videos, count, batch_size, device)
+    }
+    for amp in precisions(device, args.emulated):
+        builders[names[amp]] = partial(fast_evaluation, videos, count, batch_size, device, amp)
+    what = f"end to end, GST, 8 frames, {count} clips (v1)"
+    return [Comparison(what, builders)]
+
+
+def plain_evaluation(videos: Path, count: int, batch_size: int, device: torch.device) -> Variant:
+    torch.manual_seed(0)
+    model = TemporalModel(NUM_CLASS, 8).to(device).eval()
+    clips_of = open_clips(TSNClips, videos, (GroupScale(256), GroupCenterCrop(224)), is_training=False)
+    batches = evaluation_batches(count, batch_size)
+    loader = DataLoader(clips_of, batch_sampler=batches, num_workers=cores())
+
+    def run() -> float:
+        hits = 0
+        with torch.inference_mode():
+            for clips, labels in loader:
+                hits += (model(clips.to(device)).argmax(1).cpu() == labels).sum().item()
+        return 100 * hits / count
+
+    return Variant(run, count)
+
+
+def fast_evaluation(videos: Path, count: int, batch_size: int, device: torch.device, amp: str) -> Variant:
+    torch.manual_seed(0)
+    model = TemporalModel(NUM_CLASS, 8).to(device).eval()
+    dataset = open_clips(VideoDataSet, videos, evaluation_transform(256, 224), is_training=False)
+
+    def run() -> float:
+        loader = make_loader(dataset, evaluation_batches(count, batch_size), cores())
+        return evaluate(loader, model, quiet_world(device), amp, count).prec1
+
+    return Variant(run, count)
+
+
+SECTIONS = {
+    "loader": loader_comparisons,
+    "inference": inference_comparisons,
+    "training": training_comparisons,
+    "end-to-end": end_to_end_comparisons,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Start-up.
 
 
 def measure_start() -> None:
@@ -505,20 +858,6 @@ def measure_worker_memory() -> None:
             after = f"{sizes[0]:.0f} MB after 21 batches of 8, {sizes[1]:.0f} MB after 250"
             print(f"a worker's own memory, {count} records: {after}", flush=True)
             del batches, loader
-
-
-def print_table(rows: list[Row]) -> None:
-    if not rows:
-        return
-    print("\n| | form | batch | ms a clip | plain / form | GMAC/s | of the matmul rate | peak GB |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        cells = [row["what"], row["form"], str(row["clips"]), f"{1e3 * row['seconds per clip']:.1f}"]
-        cells.append(f"{row['ratio']:.2f}")
-        cells.append(f"{row['GMAC/s']:.0f}" if "GMAC/s" in row else "")
-        cells.append(f"{100 * row['share']:.0f} %" if "share" in row else "")
-        cells.append(f"{row['peak GB']:.2f}" if "peak GB" in row else "")
-        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
