@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import resume_harness
-from conftest import REPOSITORY, run
+from helpers import REPOSITORY, run
 from resume_harness import NAME, ONE_THREAD, training_commands, what_is_left
 from synthetic import make_dataset
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import REPOSITORY, assert_one_line_error, run
 from extract_kill_harness import kill_and_compare, make_videos, tree
+from helpers import REPOSITORY, assert_one_line_error, run
 from PIL import Image
 from video_files import cut, numbered_image, read_number, write_audio, write_video
 

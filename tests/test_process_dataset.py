@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, assert_one_line_error, run
+from helpers import REPOSITORY, assert_one_line_error, run
 from PIL import Image
 from video_files import write_video
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import resume_harness
 import torch
-from conftest import REPOSITORY, assert_one_line_error, run
+from helpers import REPOSITORY, assert_one_line_error, run
 from resume_harness import NAME, ONE_THREAD, differences, training_commands, what_is_left
 
 
