@@ -19,7 +19,7 @@ venv: .venv/installed
 test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # --resume auto: a finished demo is not trained again, an interrupted one goes on.
 demo: venv

@@ -1,24 +1,44 @@
-"""Fixtures that several test modules use, and helpers to run the programs as a user does."""
+"""Fixtures that several test modules use, and what holds for the whole of a test run."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import helpers
 import pytest
+from helpers import REPOSITORY, assert_one_line_error, run  # noqa: F401
 from synthetic import make_dataset
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Test processes that run at the same time share the cores: with all of them each, torch's threads
 # wait for each other most of the time. Set before torch is imported; programs under test inherit it.
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
 
-# Results are compared bit by bit, which GPUs do not promise; test_gpu.py shows them to its programs.
-VISIBLE_GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")}
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.update(helpers.ON_CPU)
+
+# These take the longest, so they begin first: the last one to begin decides when all have ended.
+HEAVY = ("test_speed", "test_resume", "test_benchmark", "test_distributed", "test_reference", "test_main")
+
+
+def pytest_sessionstart() -> None:
+    helpers.adopt_orphans()
+
+
+def pytest_sessionfinish() -> None:
+    helpers.kill_what_is_left()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(HEAVY)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    report = yield
+    if report.failed:  # by its time limit, too
+        helpers.kill_what_is_left()
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -42,41 +62,3 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def run(
-    script: str,
-    *args: object,
-    cwd: Path = REPOSITORY,
-    env: dict[str, str] | None = None,
-    timeout: float = 300,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program of the repository to its end, with captured text output.
-
-    Args:
-        script: its path below the repository.
-        args: of its command line.
-        cwd: where it runs.
-        env: variables to set besides the ones that are set.
-        timeout: seconds after which the test fails; no test measures time.
-    """
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *map(str, args)],
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=timeout,
-        check=False,
-    )
-
-
-def assert_one_line_error(process: subprocess.CompletedProcess[str], *words: object) -> None:
-    """Check that a program refused its input as it should: one line with these words, status not 0."""
-    told = f"status {process.returncode}\nstdout:\n{process.stdout}\nstderr:\n{process.stderr}"
-    assert process.returncode != 0, told
-    assert "Traceback" not in process.stdout + process.stderr, told
-    assert len(process.stderr.splitlines()) == 1, told
-    for word in words:
-        assert str(word) in process.stderr, f"'{word}' is not in the message; {told}"

@@ -3,20 +3,18 @@
 import io
 import os
 import pickle
-import resource
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from conftest import run
+from helpers import Hostile, files_limited_to
 
 import checkpoint
 from checkpoint import (
@@ -45,27 +43,6 @@ content = {"epoch": 3, "state_dict": state_dict, "best_prec1": torch.tensor(61.5
 torch.save(content, sys.argv[1], _use_new_zipfile_serialization=True)
 torch.save(content, sys.argv[2], _use_new_zipfile_serialization=False)
 """
-
-
-class Hostile:
-    """Pickled, it is a call that makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable, tuple[str]]:
-        return os.system, (f"touch '{self.marker}'",)
-
-
-@contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes, as on a full disk. Python ignores the signal of it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def tensor_bytes(content: object, is_zip: bool = True) -> bytes:
@@ -545,25 +522,3 @@ def test_weights_to_start_from_may_be_any_file(tmp_path):
     assert_same_tensors(weights, STATE)
     assert "no such file" in refusal(read_pretrained, str(tmp_path / "none.pth"), "resnet50")
     assert "is no checkpoint" in refusal(read_tensors, checkpoint.__file__)
-
-
-def test_without_network_training_says_what_to_fetch_and_does_not_start(tmp_path, trn_root):
-    no_network = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https")} | {"no_proxy": ""}
-    process = run(
-        "main.py",
-        *("--dataset", "somethingv1", "--root_path", trn_root, "--arch", "resnet50"),
-        *("--num_segments", 2, "--input_size", 32, "--checkpoint_dir", tmp_path / "runs", "-j", 0),
-        env=no_network | {"TORCH_HOME": str(tmp_path / "torch"), "CUDA_VISIBLE_DEVICES": ""},
-    )
-    told = process.stdout + process.stderr
-    assert process.returncode == 1, told
-    assert "Traceback" not in told
-    # Above it torchvision says what it tries to download.
-    message = process.stderr.splitlines()[-1]
-    url = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
-    cached = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
-    for word in (url, cached, "--pretrained FILE", "--pretrained none", "Connection refused"):
-        assert str(word) in message
-    assert sum("error: " in line for line in process.stderr.splitlines()) == 1
-    assert "Epoch" not in told
-    assert not (tmp_path / "runs").exists()

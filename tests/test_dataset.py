@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, assert_one_line_error, run
+from helpers import REPOSITORY, assert_one_line_error, run
 from PIL import Image
 from synthetic import make_dataset
 
@@ -308,7 +308,7 @@ def main():
 run_program(main)
 """
     )
-    process = run(str(program), timeout=30)
+    process = run(str(program))
     assert_one_line_error(process, f"error: {bad}: ", word)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import REPOSITORY, assert_one_line_error, run
 from extract_kill_harness import kill_and_compare, make_videos, tree
+from helpers import REPOSITORY, assert_one_line_error, call, run
 from PIL import Image
 from video_files import cut, numbered_image, read_number, write_audio, write_video
 
@@ -300,14 +300,14 @@ def test_different_settings_are_not_mixed(tmp_path: Path) -> None:
     extract(source, out)
     before = tree(out)
     for options in (["--native"], ["--quality", "80"], ["--fps", "6"], ["--image_tmpl", "{:03d}.jpg"]):
-        process = run(TOOL, "--videos", source, "--out", out, *options)
+        process = call(TOOL, "--videos", source, "--out", out, *options)
         assert_one_line_error(process, out, options[0], "new folder")
     assert tree(out) == before
     (out / ".extract_frames.json").write_text("{")
-    assert_one_line_error(run(TOOL, "--videos", source, "--out", out), ".extract_frames.json", "damaged")
+    assert_one_line_error(call(TOOL, "--videos", source, "--out", out), ".extract_frames.json", "damaged")
     other = tmp_path / "other"
     (other / "1").mkdir(parents=True)
-    assert_one_line_error(run(TOOL, "--videos", source, "--out", other), other, "another program")
+    assert_one_line_error(call(TOOL, "--videos", source, "--out", other), other, "another program")
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ def test_bad_input_is_told_in_one_line(options: list[str], words: list[str], tmp
         (tmp_path / name).mkdir()
     for path in ("one/a.webm", "twice/a.webm", "twice/a.mp4"):
         (tmp_path / path).touch()
-    process = run(TOOL, *(option.format(**places) for option in options))
+    process = call(TOOL, *(option.format(**places) for option in options))
     assert_one_line_error(process, *(word.format(**places) for word in words))
     assert not (tmp_path / "new").exists()
 
@@ -435,7 +435,7 @@ def test_bad_input_is_told_in_one_line(options: list[str], words: list[str], tmp
     ],
 )
 def test_options_are_checked(options: list[str], tmp_path: Path) -> None:
-    process = run(TOOL, "--videos", tmp_path, "--out", tmp_path / "new", *options)
+    process = call(TOOL, "--videos", tmp_path, "--out", tmp_path / "new", *options)
     assert_one_line_error(process, options[-1])
 
 

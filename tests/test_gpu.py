@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, VISIBLE_GPUS, run
+from helpers import REPOSITORY, VISIBLE_GPUS, run
 from synthetic import make_dataset
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"

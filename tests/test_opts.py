@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 import opts
 from datasets_video import LAYOUTS
@@ -208,6 +208,53 @@ def test_help_is_grouped_and_ends_with_the_two_training_commands():
     assert vars(large) == vars(small) | {"beta": 1}
 
 
+# What the programs call the parsed options.
+OPTIONS_NAMES = ("args", "options")
+
+
+def reads_of_options(source):
+    """The options that a program reads: `args.name`, and `getattr(args, name)` for each name of a loop."""
+    tree = ast.parse(source)
+    constants = {}
+    for node in tree.body:  # such as MODEL_OPTIONS = ("dataset", ...), also when made of others
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            names = []
+            for element in node.value.elts:
+                if isinstance(element, ast.Starred) and isinstance(element.value, ast.Name):
+                    names += constants.get(element.value.id, [])
+                elif isinstance(element, ast.Constant):
+                    names.append(element.value)
+            constants[node.targets[0].id] = names
+
+    def is_options(node):
+        return isinstance(node, ast.Name) and node.id in OPTIONS_NAMES
+
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_options(node.value) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        if isinstance(node, ast.FunctionDef):
+            asks = [
+                call
+                for call in ast.walk(node)
+                if isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name)
+                and call.func.id == "getattr"
+                and is_options(call.args[0])
+            ]
+            if asks:  # for names that are the keys of a dict, or in a tuple, of the same function
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Dict):
+                        found |= {key.value for key in part.keys if isinstance(key, ast.Constant)}
+                    if isinstance(part, ast.comprehension | ast.For):
+                        iterated = part.iter
+                        if isinstance(iterated, ast.Name):
+                            found |= set(constants.get(iterated.id, []))
+                        if isinstance(iterated, ast.Tuple):
+                            found |= {e.value for e in iterated.elts if isinstance(e, ast.Constant)}
+    return found
+
+
 @pytest.mark.parametrize(
     ("make_parser", "files"),
     [
@@ -216,13 +263,12 @@ def test_help_is_grouped_and_ends_with_the_two_training_commands():
     ],
 )
 def test_every_option_is_read_somewhere(make_parser, files):
-    read = set()
-    for file in files:
-        for node in ast.walk(ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))):
-            if file == "test_models.py" and isinstance(node, ast.Constant):
-                read.add(node.value)  # it compares some with the checkpoint, by getattr
-            is_options = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-            if is_options and node.value.id in ("args", "options") and isinstance(node.ctx, ast.Load):
-                read.add(node.attr)
+    sources = [(REPOSITORY / file).read_text(encoding="utf-8") for file in files]
+    read = set().union(*map(reads_of_options, sources))
     defined = {action.dest for action in make_parser()._actions} - {"help"}
     assert defined - read == set()
+
+
+def test_a_text_that_is_an_options_name_does_not_count_as_a_read():
+    source = "args.a = 1\nprint('b', vars(args))\ndef f(args):\n    return [getattr(args, n) for n in ('c',)]"
+    assert reads_of_options(source + "\nprint(args.d)") == {"c", "d"}

@@ -1,17 +1,16 @@
 """tools/process_dataset.py on the annotation files as the data sets' pages offer them."""
 
+import itertools
 import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, assert_one_line_error, run
+from helpers import REPOSITORY, assert_one_line_error, call, finish, run
 from PIL import Image
 from video_files import write_video
 
@@ -99,7 +98,7 @@ V2_FOLDERS = {"78687": 5, "42326": 4, "100904": 3, "74225": 6, "116154": 7, "142
 
 
 def process(root: Path, dataset: str, *options: object) -> subprocess.CompletedProcess:
-    return run(TOOL, "--dataset", dataset, "--root_path", root, "--workers", 2, *options)
+    return call(TOOL, "--dataset", dataset, "--root_path", root, "--workers", 2, *options)
 
 
 def texts(home: Path) -> dict[str, str]:
@@ -269,7 +268,25 @@ def test_check_reads_the_authors_lists_too(authors_root: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_killed_it_leaves_the_old_lists_or_the_new_ones(tmp_path: Path) -> None:
+# A run that is killed when it has written so many of its files, under their hidden names.
+KILLED_AT_FSYNC = """
+import os, runpy, signal, sys
+calls, sys.argv = int(sys.argv[1]), sys.argv[2:]
+fsync = os.fsync
+def count(file):
+    global calls
+    calls -= 1
+    fsync(file)
+    if not calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.fsync = count
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+if __name__ == "__main__":
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_killed_while_it_writes_it_leaves_the_old_lists(tmp_path: Path) -> None:
     home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
     annotations = annotate_v1(tmp_path / "csv")
     assert process(tmp_path, "somethingv1", "--annotations", annotations).returncode == 0
@@ -281,14 +298,18 @@ def test_killed_it_leaves_the_old_lists_or_the_new_ones(tmp_path: Path) -> None:
         "val_videofolder.txt": "55 4 0\n",
         "test_videofolder.txt": "9 7\n8 4\n",
     }
-    command = [sys.executable, REPOSITORY / TOOL, "--dataset", "somethingv1", "--root_path", tmp_path]
-    rng = random.Random(0)
-    for _ in range(4):
-        running = subprocess.Popen([*command, "--annotations", annotations], stdout=subprocess.PIPE)
-        time.sleep(rng.random())
-        running.send_signal(signal.SIGKILL)
-        running.communicate(timeout=60)
-        assert texts(home) in (old, new)
+    words = ["--dataset", "somethingv1", "--root_path", tmp_path, "--annotations", annotations]
+    seen = []
+    for calls in itertools.count(1):
+        command = [sys.executable, "-c", KILLED_AT_FSYNC, calls, REPOSITORY / TOOL, *words]
+        done = finish(command, cwd=REPOSITORY)
+        if done.returncode == 0:  # it has fewer files than that to write
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert texts(home) == old
+        seen.append({path.name for path in home.glob(".*.part")})
+    assert {".train_videofolder.txt.part", ".val_videofolder.txt.part"} < seen[-1], "no kill in the middle"
+    assert texts(home) == new
     assert process(tmp_path, "somethingv1", "--annotations", annotations).returncode == 0
     assert texts(home) == new
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import resume_harness
 import torch
-from conftest import REPOSITORY, assert_one_line_error, run
+from helpers import REPOSITORY, assert_one_line_error, call, running
 from resume_harness import NAME, ONE_THREAD, differences, training_commands, what_is_left
+
+from dataset import ClipSampler
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,13 @@ def start(root: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def resume(root: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return run("main.py", *training_commands(root, out)[0][2:], *more, env=ONE_THREAD)
+    """In this process, with as many threads as the others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call("main.py", *training_commands(root, out)[0][2:], *more)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_killed_runs_end_as_one_that_was_not(root, alone, tmp_path):
@@ -65,32 +73,46 @@ def test_a_signal_saves_and_ends_the_run(root, alone, tmp_path, number, status):
         assert differences(alone[0], what_is_left(tmp_path)) == []
 
 
-def test_a_second_interrupt_ends_at_once_and_harms_nothing(root, tmp_path):
-    process = start(root, tmp_path, "--save-freq", "1")
-    while process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.002)
-    process.communicate()
-    assert process.returncode == 130
-    torch.load(checkpoint_of(tmp_path), weights_only=True)
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_a_second_interrupt_ends_at_once_and_harms_nothing(tmp_path):
+    """In a step that never ends, so that nothing but a second signal can end the run."""
+    root = resume_harness.make_data(tmp_path / "data")
+    clip = ClipSampler(22, 4, seed=0).batches_of(4)[0][0]  # of the fifth step
+    for frame in (root / "somethingv1").glob(f"*/{clip + 1}/*.jpg"):
+        frame.unlink()
+        os.mkfifo(frame)  # whoever reads it waits for a writer
+    command = training_commands(root, tmp_path / "out")[0]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with running(command, env=os.environ | ONE_THREAD, **quiet) as process:
+        # Once this is there, nothing looks for a signal before the end of the step that never ends.
+        while not is_saved(checkpoint_of(tmp_path / "out"), step=4):
+            assert process.poll() is None
+            time.sleep(0.05)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)  # the worker still waits, and holds the pipe
+        assert process.returncode == 130
+        assert "stopped by" not in process.stdout.read()
+    assert is_saved(checkpoint_of(tmp_path / "out"), step=4)
 
 
-def damage(file: Path, how: str) -> None:
+def is_saved(file: Path, step: int) -> bool:
+    return file.exists() and torch.load(file, weights_only=True)["step"] == step
+
+
+def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
-    if how == "truncated":
-        content = content[: len(content) // 2]
-    else:
-        content[len(content) // 2] ^= 1
+    content[len(content) // 2] ^= 1
     file.unlink()  # the older checkpoint may be a link to it
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["truncated", "bit-flipped"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, alone, tmp_path, how):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, alone, tmp_path):
     process = start(root, tmp_path)
     process.kill()
     process.communicate()
-    damage(checkpoint_of(tmp_path), how)
+    damage(checkpoint_of(tmp_path))
     resumed = resume(root, tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{checkpoint_of(tmp_path)}: is" in resumed.stdout

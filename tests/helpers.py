@@ -1,0 +1,181 @@
+"""What several test modules use to run the programs as a user does, and to leave no process behind."""
+
+import ctypes
+import importlib
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from errors import run_program
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Results are compared bit by bit, which GPUs do not promise; test_gpu.py shows them to its programs.
+VISIBLE_GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")}
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(
+    script: str,
+    *args: object,
+    cwd: Path = REPOSITORY,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of the repository to its end, in a process of its own, with captured text output.
+
+    Args:
+        script: its path below the repository.
+        args: of its command line.
+        cwd: where it runs.
+        env: variables to set besides the ones that are set.
+    """
+    command = [sys.executable, str(REPOSITORY / script), *map(str, args)]
+    return finish(command, cwd=cwd, env=os.environ | (env or {}))
+
+
+def finish(command: list[object], **how: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with captured text output; see `running`."""
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how) as process:
+        output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+@contextmanager
+def running(command: list[object], **how: object) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a session of its own, and kill what is left of it in the end, however that comes.
+
+    Args:
+        command: its words.
+        how: options of `subprocess.Popen`.
+    """
+    process = subprocess.Popen(
+        [str(word) for word in command], text=True, encoding="utf-8", start_new_session=True, **how
+    )
+    try:
+        yield process
+    finally:
+        # torchrun starts each worker in a session of its own.
+        for pid in [*descendants(process.pid), process.pid]:
+            for kill in (os.killpg, os.kill):
+                try:
+                    kill(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    continue
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have; none without /proc."""
+    found = []
+    for file in Path("/proc").glob(f"{pid}/task/*/children"):
+        try:
+            children = [int(child) for child in file.read_text().split()]
+        except OSError:  # the thread has just ended
+            continue
+        found += [other for child in children for other in [*descendants(child), child]]
+    return found
+
+
+def adopt_orphans() -> None:
+    """Become the parent of each descendant whose own parent dies, so that `descendants` finds it."""
+    if sys.platform == "linux":
+        set_child_subreaper = 36
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def kill_what_is_left() -> None:
+    """Kill every descendant of this process, those aside that serve it until its end."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises when a loader's worker is killed
+    for pid in descendants(os.getpid()):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"resource_tracker" in command or b"_inductor" in command:
+                continue
+            os.kill(pid, signal.SIGKILL)
+        except (OSError, ProcessLookupError):
+            continue
+    signal.signal(signal.SIGCHLD, before)
+
+
+def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run a program of the repository in this process; what it does to the process is taken back.
+
+    Where the process itself does not matter, this saves the seconds that importing torch takes.
+    An exception that a user would see as a traceback comes through to the test.
+
+    Args:
+        program: its path below the repository.
+        args: of its command line.
+    """
+    module = module_of(program)
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
+    handlers = [signal.getsignal(number) for number in numbers]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [Path(program).name, *map(str, args)])
+        for name, value in ON_CPU.items():
+            patch.setenv(name, value)
+        try:
+            run_program(module.main)
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
+    if isinstance(status, str):  # what Python does with it when the process ends
+        err.write(f"{status}\n")
+        status = 1
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())
+    return subprocess.CompletedProcess(args, int(status or 0), *texts)
+
+
+def module_of(program: str):
+    """Import a program of the repository: as Python does when it runs it, its own folder is in the path."""
+    folder = str((REPOSITORY / program).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(Path(program).stem)
+
+
+def assert_one_line_error(process: subprocess.CompletedProcess[str], *words: object) -> None:
+    """Check that a program refused its input as it should: one line with these words, status not 0."""
+    told = f"status {process.returncode}\nstdout:\n{process.stdout}\nstderr:\n{process.stderr}"
+    assert process.returncode != 0, told
+    assert "Traceback" not in process.stdout + process.stderr, told
+    assert len(process.stderr.splitlines()) == 1, told
+    for word in words:
+        assert str(word) in process.stderr, f"'{word}' is not in the message; {told}"
+
+
+class Hostile:
+    """Pickled, it is a call that makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes, as on a full disk. Python ignores the signal of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
