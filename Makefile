@@ -5,15 +5,21 @@ BIN := .venv/bin
 RUN := demo/runs/checkpoint/GST_somethingv1_resnet14_alpha4_beta2_segment8_demo
 DATA := --dataset somethingv1 --root_path demo/data
 MODEL := --arch resnet14 --input_size 48 --amp auto
-RECIPE := --epochs 8 -b 12 --lr 0.02 --lr_schedule cosine --warmup_epochs 2
+RECIPE := --epochs 5 -b 6 --lr 0.006 --lr_schedule cosine
 
 .PHONY: venv test demo
 
 venv: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 10) and sys.exit("error: Python 3.10 or newer is needed, \
+	not %d.%d; name one, as in: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Installing PyTorch and the other requirements into .venv: up to 6 GB of disk (on Linux about 3 GB of"
+	@echo "downloads), from one minute to a quarter of an hour, depending on the network."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --retries 1 tqdm >.venv/pip.log 2>&1 || { \
+	echo "error: pip cannot install from its package index; is there a network? Its messages: .venv/pip.log" >&2; exit 1; }
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 test: venv

@@ -13,7 +13,6 @@ from torch.nn import functional
 from errors import InputError
 from gst import GSTBottleneck
 from models import TemporalModel
-from utils.precision import has_instructions
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -44,11 +43,6 @@ def float32_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def has_bf16(device: torch.device) -> bool:
-    """`utils.precision.has_instructions` for bfloat16, for callers that still import it from here."""
-    return has_instructions(device, "bf16")
 
 
 def to_channels_last(model: nn.Module, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run
+from helpers import REPOSITORY, run
 
 from dataset import VideoDataSet
 from engine import to_input

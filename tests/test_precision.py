@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, assert_one_line_error, run
+from helpers import REPOSITORY, assert_one_line_error, run
 from synthetic import make_dataset
 
 from utils.precision import emulation_warning, evaluation_precision, has_instructions, training_precision

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run
+from helpers import REPOSITORY, run
 from resume_harness import NAME, differences, what_is_left
 from synthetic import make_dataset
 from test_main import call, options
@@ -240,14 +240,6 @@ def test_freed_memory_is_kept(memory):
 def test_runs_without_compile_do_not_load_the_compiler(memory):
     """Which takes most of a second, and makes a folder in the one for temporary files."""
     assert memory[0] == "False"
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64", reason="compares with Linux's flags"
-)
-def test_bf16_is_there_when_the_processor_says_so():
-    line = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
-    assert has_instructions(CPU, "bf16") == bool({"avx512_bf16", "amx_tile"} & set(line.split()))
 
 
 # ---------------------------------------------------------------------------------------------------------
