@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from errors import InputError
 from transforms import Compose
+from utils.cli import InputError
 
 # As published: in a shorter video nothing moves.
 MIN_FRAMES = 3

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from errors import InputError
+from utils.cli import InputError
 
 # dataset name -> (folder of the frame folders, file name of a frame)
 LAYOUTS = {

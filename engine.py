@@ -15,10 +15,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from distributed import World
-from errors import InputError
 from models import TemporalModel
-from speed import compile_model, deploy, float32_convolutions
+from utils.cli import InputError
+from utils.deploy import compile_model, deploy, float32_convolutions
+from utils.distributed import World
 from utils.precision import DTYPES
 
 
@@ -322,7 +322,7 @@ def evaluate(
     is_stopped: Callable[[], bool] = lambda: False,
     compiled: bool = False,
 ) -> Result | None:
-    """Score every clip once, with the model's deployed form (see `speed.deploy`).
+    """Score every clip once, with the model's deployed form (see `utils.deploy.deploy`).
 
     Args:
         loader: of `dataset.evaluation_batches`.

@@ -24,7 +24,22 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 import opts
-from checkpoint import (
+from dataset import (
+    PUBLISHED_BATCH_SIZE,
+    ClipSampler,
+    VideoDataSet,
+    check_videos,
+    evaluation_batch_size,
+    evaluation_batches,
+    make_loader,
+)
+from datasets_video import DatasetPaths, flip_label_map, return_dataset, unflippable_labels
+from engine import ClipMeters, LossWatch, averages, evaluate, learning_rate, train_steps
+from gst import check_split
+from models import TemporalModel
+from resnet_gst import load_2d_weights
+from transforms import evaluation_transform, training_transform
+from utils.checkpoint import (
     all_checkpoints,
     check_categories,
     describe_model,
@@ -36,24 +51,9 @@ from checkpoint import (
     saved_option,
     write_atomically,
 )
-from dataset import (
-    PUBLISHED_BATCH_SIZE,
-    ClipSampler,
-    VideoDataSet,
-    check_videos,
-    evaluation_batch_size,
-    evaluation_batches,
-    make_loader,
-)
-from datasets_video import DatasetPaths, flip_label_map, return_dataset, unflippable_labels
-from distributed import World, start
-from engine import ClipMeters, LossWatch, averages, evaluate, learning_rate, train_steps
-from errors import InputError, run_program
-from gst import check_split
-from models import TemporalModel
-from resnet_gst import load_2d_weights
-from speed import compile_model, keep_freed_memory, to_channels_last
-from transforms import evaluation_transform, training_transform
+from utils.cli import InputError, run_program
+from utils.deploy import compile_model, keep_freed_memory, to_channels_last
+from utils.distributed import World, start
 from utils.precision import emulation_warning, evaluation_precision, training_precision
 
 # What may not change between a checkpoint and the run that goes on from it.

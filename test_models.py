@@ -11,15 +11,6 @@ from typing import Any
 import numpy as np
 
 import opts
-from checkpoint import (
-    ModelSpec,
-    check_categories,
-    describe_model,
-    load_checkpoint,
-    load_weights,
-    saved_option,
-    write_atomically,
-)
 from dataset import (
     VideoDataSet,
     check_videos,
@@ -28,12 +19,21 @@ from dataset import (
     make_loader,
 )
 from datasets_video import return_dataset
-from distributed import start
 from engine import evaluate
-from errors import InputError, run_program
 from models import TemporalModel
-from speed import keep_freed_memory
 from transforms import evaluation_transform
+from utils.checkpoint import (
+    ModelSpec,
+    check_categories,
+    describe_model,
+    load_checkpoint,
+    load_weights,
+    saved_option,
+    write_atomically,
+)
+from utils.cli import InputError, run_program
+from utils.deploy import keep_freed_memory
+from utils.distributed import start
 from utils.precision import emulation_warning, evaluation_precision
 
 

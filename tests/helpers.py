@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import run_program
+from utils.cli import run_program
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Results are compared bit by bit, which GPUs do not promise; test_gpu.py shows them to its programs.

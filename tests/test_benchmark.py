@@ -16,9 +16,9 @@ from helpers import REPOSITORY, run
 
 from dataset import VideoDataSet
 from engine import to_input
-from errors import run_program
 from models import TemporalModel
 from transforms import GroupCenterCrop, GroupScale, evaluation_transform
+from utils.cli import run_program
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,9 @@ import torch
 import torchvision
 from helpers import Hostile, files_limited_to
 
-import checkpoint
-from checkpoint import (
+from models import TemporalModel
+from utils import checkpoint
+from utils.checkpoint import (
     all_checkpoints,
     check_categories,
     describe_model,
@@ -29,8 +30,7 @@ from checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from errors import InputError
-from models import TemporalModel
+from utils.cli import InputError
 
 FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 STATE = {"conv.weight": torch.arange(24.0).view(2, 3, 4), "fc.bias": torch.tensor([0.5, -1.0])}

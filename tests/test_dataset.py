@@ -19,8 +19,8 @@ from dataset import (
     make_loader,
     read_list,
 )
-from errors import InputError
 from transforms import Compose, GroupScale, Stack, training_transform
+from utils.cli import InputError
 
 
 def write_list(tmp_path: Path, text: str) -> Path:
@@ -293,7 +293,7 @@ import sys
 sys.path[:0] = [{str(REPOSITORY)!r}]
 
 from dataset import VideoDataSet, evaluation_batches, make_loader
-from errors import run_program
+from utils.cli import run_program
 from transforms import Stack
 
 

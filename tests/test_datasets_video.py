@@ -6,7 +6,7 @@ import pytest
 from synthetic import CATEGORIES, make_dataset
 
 from datasets_video import flip_label_map, read_categories, return_dataset, unflippable_labels
-from errors import InputError
+from utils.cli import InputError
 
 # Names of Something-Something-v1 and -v2.
 PAIRS = [

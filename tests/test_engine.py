@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dataset import ClipSampler, VideoRecord, evaluation_batches
-from distributed import World
 from engine import (
     AverageMeter,
     ClipMeters,
@@ -25,8 +24,9 @@ from engine import (
     to_input,
     train_steps,
 )
-from errors import InputError
 from models import TemporalModel
+from utils.cli import InputError
+from utils.distributed import World
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, [CPU])

@@ -108,7 +108,7 @@ DEPLOYED = """
 import torch
 from torch import nn
 from models import TemporalModel
-from speed import deploy, float32_convolutions
+from utils.deploy import deploy, float32_convolutions
 
 torch.manual_seed(0)
 model = TemporalModel(5, 4, backbone="resnet14").eval()

@@ -33,7 +33,7 @@ import main
 import opts
 from dataset import ClipSampler
 from models import TemporalModel
-from speed import to_channels_last
+from utils.deploy import to_channels_last
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"

@@ -201,8 +201,8 @@ def test_help_is_grouped_and_ends_with_the_two_training_commands():
     ending = text[text.index("the paper's GST and GST-Large:") :].replace("\\\n", " ")
     commands = [line.split() for line in ending.splitlines()[1:]]
     assert [words[:2] for words in commands] == [["python", "main.py"]] * 2
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert all(" ".join(words) in readme for words in commands)
+    page = (REPOSITORY / "docs" / "TRAINING.md").read_text(encoding="utf-8")
+    assert all(" ".join(words) in page for words in commands)
     small, large = (opts.training_parser().parse_args(words[2:]) for words in commands)
     assert (small.arch, small.alpha, small.beta, small.num_segments) == ("resnet50", 4, 2, 8)
     assert vars(large) == vars(small) | {"beta": 1}

@@ -17,8 +17,8 @@ from torch.nn import functional
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 import test_models
-from errors import run_program
 from models import TemporalModel
+from utils.cli import run_program
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 RESULT = re.compile(

@@ -62,13 +62,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
-from distributed import World, start
 from engine import ClipMeters, LossWatch, evaluate, train_steps
-from errors import InputError, run_program
 from main import make_optimizer
 from models import TemporalModel
 from opts import Parser, cores
-from speed import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
 from transforms import (
     GroupCenterCrop,
     GroupMultiScaleCrop,
@@ -77,6 +74,9 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
+from utils.cli import InputError, run_program
+from utils.deploy import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
+from utils.distributed import World, start
 from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta

@@ -27,8 +27,8 @@ import av
 import numpy as np
 from common import whole_number
 
-from errors import InputError, run_program
 from opts import Parser, cores
+from utils.cli import InputError, run_program
 
 _TOOL = Path(__file__).with_name("extract_frames.py")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from errors import InputError
+from utils.cli import InputError
 
 _SECONDS_BETWEEN_LINES = 30.0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from errors import InputError, run_program
 from opts import Parser
+from utils.cli import InputError, run_program
 
 try:
     import matplotlib

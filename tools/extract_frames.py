@@ -39,8 +39,8 @@ from common import progress_bar, uninterrupted, whole_number, worker_pool, write
 from PIL import Image
 
 from datasets_video import LAYOUTS
-from errors import InputError, run_program
 from opts import Parser, cores
+from utils.cli import InputError, run_program
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"

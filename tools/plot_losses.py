@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from common import check_output
 
-from errors import InputError, run_program
 from opts import Parser
+from utils.cli import InputError, run_program
 
 try:
     import matplotlib

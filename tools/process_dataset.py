@@ -31,8 +31,8 @@ from common import progress_bar, uninterrupted, whole_number, worker_pool, write
 from PIL import Image
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
-from errors import InputError, run_program
 from opts import Parser, cores
+from utils.cli import InputError, run_program
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 REPORT_FILE = "process_report.txt"

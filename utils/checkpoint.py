@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from errors import InputError
 from gst import check_split
 from models import TemporalModel
 from resnet_gst import BLOCKS
+from utils.cli import InputError
 from utils.precision import DTYPES
 
 

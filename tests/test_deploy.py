@@ -1,4 +1,4 @@
-"""speed.py and the options that use it: the same numbers as the plain model's, whatever computes them."""
+"""utils/deploy.py and the options that use it: the same numbers as the baseline, whatever computes it."""
 
 import copy
 import os
@@ -21,11 +21,11 @@ from test_main import call, options
 from torch import nn
 
 import test_models
-from distributed import _sync_on_cpu
 from engine import to_input
-from errors import InputError, run_program
 from models import TemporalModel
-from speed import compile_model, deploy, to_channels_last, use_2d_kernels
+from utils.cli import InputError, run_program
+from utils.deploy import compile_model, deploy, to_channels_last, use_2d_kernels
+from utils.distributed import _sync_on_cpu
 from utils.precision import has_instructions
 
 CPU = torch.device("cpu")
@@ -201,7 +201,7 @@ MEMORY = """
 import resource
 import sys
 import torch
-import speed
+from utils import deploy
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -210,7 +210,7 @@ def resident():
 print("torch._dynamo" in sys.modules)
 for keep in (False, True):
     if keep:
-        speed.keep_freed_memory()
+        deploy.keep_freed_memory()
     before = resident()
     tensor = torch.ones(50 << 20)
     with_it = resident()

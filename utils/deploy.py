@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from errors import InputError
 from gst import GSTBottleneck
 from models import TemporalModel
+from utils.cli import InputError
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -17,7 +17,7 @@ class InputError(Exception):
         # A DataLoader worker's exception comes back with the worker's traceback as its message;
         # the line that the user needs is the last one.
         last_line = message.rstrip().splitlines()[-1]
-        super().__init__(last_line.removeprefix("errors.InputError: "))
+        super().__init__(last_line.removeprefix(f"{__name__}.InputError: "))
 
 
 def run_program(main: Callable[[], int | None]) -> None:

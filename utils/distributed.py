@@ -1,5 +1,6 @@
 """The processes and devices of a run: one process (CPU, one GPU, DataParallel), or those of torchrun."""
 
+import atexit
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import InputError
+from utils.cli import InputError
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,16 @@ def start(gpus: list[int] | None) -> World:
     # gloo beside NCCL: what is said on the CPU makes no GPU wait.
     backend = "cpu:gloo,cuda:nccl" if available else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    atexit.register(_leave)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - one log, for as long as the process lives
     return World(rank, size, [device])
+
+
+def _leave() -> None:
+    # Threads of the group that still run when Python ends can abort the process.
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class _SumOverProcesses(torch.autograd.Function):
