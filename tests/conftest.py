@@ -6,7 +6,6 @@ from pathlib import Path
 
 import helpers
 import pytest
-from helpers import REPOSITORY, assert_one_line_error, run  # noqa: F401
 from synthetic import make_dataset
 
 # Test processes that run at the same time share the cores: with all of them each, torch's threads

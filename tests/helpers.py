@@ -107,6 +107,23 @@ def kill_what_is_left() -> None:
     signal.signal(signal.SIGCHLD, before)
 
 
+def small_run(root: Path, out: Path, *more: object, dataset: str = "somethingv1") -> list[object]:
+    """The command line of a small run of `main.py`.
+
+    Args:
+        root: of the data.
+        out: where the run writes.
+        more: options that are added.
+        dataset: whose layout the data has.
+    """
+    return [
+        *("--dataset", dataset, "--root_path", root, "--checkpoint_dir", out),
+        *("--arch", "resnet14", "--input_size", 32, "--num_segments", 4, "-j", 0, "-p", 1),
+        *("--epochs", 1),
+        *more,
+    ]
+
+
 def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
     """Run a program of the repository in this process; what it does to the process is taken back.
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY, run
+from helpers import REPOSITORY, call, run, small_run
 from resume_harness import NAME, differences, what_is_left
 from synthetic import make_dataset
-from test_main import call, options
 from torch import nn
 
 import test_models
@@ -307,7 +306,7 @@ def test_a_compiled_model_has_the_logits_gradients_and_masks_of_a_plain_one(comp
 def command(root, out, *more):
     """main.py's command line for a run of two epochs that begins or goes on."""
     size = ("--input_size", 64, "-b", 2)
-    return options(root, out, *size, "--lr", 0.001, "--epochs", 2, "--resume", "auto", *more)
+    return small_run(root, out, *size, "--lr", 0.001, "--epochs", 2, "--resume", "auto", *more)
 
 
 def losses_of(process):
@@ -344,7 +343,7 @@ def runs(compiler, root, tmp_path_factory):
     for name, more in (("compiled", COMPILED), ("plain", ())):
         torch.compiler.reset()
         out, graphs = tmp_path_factory.mktemp(name), count_graphs()
-        losses = losses_of(call(*command(root, out, *more)))
+        losses = losses_of(call("main.py", *command(root, out, *more)))
         found[name] = Namespace(out=out, losses=losses, more=more, graphs=count_graphs() - graphs)
     return found
 
@@ -380,7 +379,7 @@ def test_a_compiled_run_that_is_resumed_ends_as_one_that_was_not(compiler, runs,
 def test_a_run_goes_on_with_or_without_compile(runs, root, tmp_path, first, then):
     """It is no part of the recipe: the same is computed."""
     out = half_done(runs[first].out, tmp_path / "out")
-    process = call(*command(root, out, *runs[then].more))
+    process = call("main.py", *command(root, out, *runs[then].more))
     assert "\nresumed " in process.stdout
     assert losses_of(process) == pytest.approx(runs[first].losses[5:], rel=2e-2)
 
@@ -403,7 +402,7 @@ def torchrun_losses(compiler, root, tmp_path_factory):
 
 def test_two_processes_that_compile_train_as_one_that_does_not(torchrun_losses, root, tmp_path):
     """One that gathers the gradients of two batches is the same to batch norm and to the weights."""
-    one = losses_of(call(*command(root, tmp_path, "--dropout", 0, "-b", 2, "--accumulate", 2)))
+    one = losses_of(call("main.py", *command(root, tmp_path, "--dropout", 0, "-b", 2, "--accumulate", 2)))
     assert len(one) == 2 * (2 + 1)
     # Not the losses of the evaluations: each process has running statistics of its own clips.
     steps = [0, 1, 3, 4]

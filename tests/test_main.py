@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import ON_CPU, REPOSITORY, assert_one_line_error, run
+from helpers import ON_CPU, REPOSITORY, assert_one_line_error, run, small_run
 from PIL import Image
 from synthetic import CATEGORIES, FRAMES, make_dataset
 from tensorboardX.proto.event_pb2 import Event
@@ -42,16 +42,6 @@ TRAIN_LINE = re.compile(
     rf"Loss (\d+\.\d{{4}}) \((\d+\.\d{{4}})\)\tPrec@1 (\d+\.\d{{3}}) \((\d+\.\d{{3}})\)\tPrec@5 {NUMBER}"
 )
 RESULT_LINE = re.compile(r"Testing Results: Prec@1 (\d+\.\d{3}) Prec@5 (\d+\.\d{3}) Loss (\d+\.\d{5})(.*)")
-
-
-def options(root, out, *more, dataset="somethingv1"):
-    """The command line of a small run."""
-    return [
-        *("--dataset", dataset, "--root_path", root, "--checkpoint_dir", out),
-        *("--arch", "resnet14", "--input_size", 32, "--num_segments", 4, "-j", 0, "-p", 1),
-        *("--epochs", 1),
-        *more,
-    ]
 
 
 def call(*args):
@@ -117,7 +107,7 @@ def finished(trn_root, tmp_path_factory):
     """A run of a real process: 8 and 6 clips in batches of 5, so that each last batch is short."""
     out = tmp_path_factory.mktemp("finished") / "new" / "folder"
     more = ("-b", 5, "--epochs", 2, "--store_name", "first")
-    process = run("main.py", *options(trn_root, out, *more), env=ON_CPU)
+    process = run("main.py", *small_run(trn_root, out, *more), env=ON_CPU)
     assert process.returncode == 0, process.stderr
     name = f"{NAME}_first"
     return Namespace(
@@ -314,7 +304,7 @@ def test_evaluate_gives_the_figures_of_training_under_a_progress_bar(finished, t
     before = contents(finished.out)
     master, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # no width, no bar
-    command = options(finished.root, finished.out, *finished.more, "-e", "--resume", finished.last)
+    command = small_run(finished.root, finished.out, *finished.more, "-e", "--resume", finished.last)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, REPOSITORY / "main.py", *map(str, command)],
@@ -373,7 +363,7 @@ def test_gst_large_leaves_the_files_of_gst_alone(finished, tmp_path):
     shutil.copytree(finished.out, tmp_path / "out")
     before = contents(tmp_path / "out")
     more = ("-b", 12, "--accumulate", 2, "--epochs", 1, "--store_name", "first", "--beta", 1)
-    lines = succeed(*options(finished.root, tmp_path / "out", *more))
+    lines = succeed(*small_run(finished.root, tmp_path / "out", *more))
     after = contents(tmp_path / "out")
     assert {path: after[path] for path in before} == before
     large = [path for path in after if "beta1" in str(path)]
@@ -383,7 +373,7 @@ def test_gst_large_leaves_the_files_of_gst_alone(finished, tmp_path):
 
 def test_an_older_run_of_the_same_name_is_not_touched(finished):
     before = contents(finished.out)
-    process = run("main.py", *options(finished.root, finished.out, *finished.more), env=ON_CPU)
+    process = run("main.py", *small_run(finished.root, finished.out, *finished.more), env=ON_CPU)
     assert_one_line_error(process, "--resume", "--store_name", "--overwrite")
     for path in (
         finished.last,
@@ -403,13 +393,13 @@ def test_any_file_of_an_older_run_is_enough_to_refuse(finished, tmp_path, left):
     path = tmp_path / getattr(finished, left).relative_to(finished.out)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"precious")
-    assert_one_line_error(call(*options(finished.root, tmp_path, *finished.more)), path)
+    assert_one_line_error(call(*small_run(finished.root, tmp_path, *finished.more)), path)
     assert path.read_bytes() == b"precious"
 
 
 def test_overwrite_deletes_the_older_run(finished, tmp_path):
     shutil.copytree(finished.out, tmp_path / "out")
-    succeed(*options(finished.root, tmp_path / "out", *finished.more, "--epochs", 1, "--overwrite"))
+    succeed(*small_run(finished.root, tmp_path / "out", *finished.more, "--epochs", 1, "--overwrite"))
     checkpoints = {path.name for path in (tmp_path / "out" / "checkpoint").iterdir()}
     assert checkpoints == {finished.last.name, finished.best.name}  # the older run's .1 is gone
     assert load(tmp_path / "out" / "checkpoint" / finished.last.name)["epoch"] == 1
@@ -421,7 +411,7 @@ def test_overwrite_deletes_the_older_run(finished, tmp_path):
 
 def test_a_name_that_leads_elsewhere_is_refused(trn_root, tmp_path):
     for name in ("../there", "a/b", "a/"):
-        process = call(*options(trn_root, tmp_path / "out", "--store_name", name))
+        process = call(*small_run(trn_root, tmp_path / "out", "--store_name", name))
         assert_one_line_error(process, "--store_name", name)
     assert list(tmp_path.iterdir()) == []
 
@@ -436,13 +426,13 @@ TWO_EPOCHS = ("-b", 5, "--lr", 0.002, "--lr_steps", 1)
 def halves(trn_root, tmp_path_factory):
     """A run of two epochs, whose rate falls after the first, and the same in two parts."""
     whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
-    log = succeed(*options(trn_root, whole, *TWO_EPOCHS, "--epochs", 2))
-    succeed(*options(trn_root, parts, *TWO_EPOCHS, "--epochs", 1))
+    log = succeed(*small_run(trn_root, whole, *TWO_EPOCHS, "--epochs", 2))
+    succeed(*small_run(trn_root, parts, *TWO_EPOCHS, "--epochs", 1))
     checkpoint = parts / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
     half = parts / "half.pth.tar"
     shutil.copy(checkpoint, half)
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", checkpoint)
-    resumed = succeed(*options(trn_root, parts, *more))
+    resumed = succeed(*small_run(trn_root, parts, *more))
     return Namespace(root=trn_root, whole=whole, parts=parts, half=half, log=log, resumed=resumed)
 
 
@@ -513,7 +503,7 @@ CHANGES = [
 @pytest.mark.parametrize(("option", "value"), CHANGES, ids=lambda x: str(x))
 def test_another_model_or_recipe_is_refused_on_resume(halves, tmp_path, option, value):
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", halves.half, f"--{option}={value}")
-    process = call(*options(halves.root, tmp_path / "out", *more))
+    process = call(*small_run(halves.root, tmp_path / "out", *more))
     before = load(halves.half)["options"][option.replace("-", "_")]
     value = [value] if option == "lr_steps" else value
     assert_one_line_error(process, halves.half, f"{option.replace('-', '_')} {before} (now {value})")
@@ -522,11 +512,11 @@ def test_another_model_or_recipe_is_refused_on_resume(halves, tmp_path, option, 
 
 def test_sync_bn_and_start_epoch_cannot_be_changed_on_resume(halves, tmp_path):
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", halves.half)
-    process = call(*options(halves.root, tmp_path, *more, "--sync_bn"))
+    process = call(*small_run(halves.root, tmp_path, *more, "--sync_bn"))
     assert_one_line_error(process, "sync_bn False (now True)")
-    process = call(*options(halves.root, tmp_path, *more, "--start-epoch", 0))
+    process = call(*small_run(halves.root, tmp_path, *more, "--start-epoch", 0))
     assert_one_line_error(process, "--start-epoch 0", halves.half, "epoch 1")
-    process = call(*options(halves.root, tmp_path, *more, "--overwrite"))
+    process = call(*small_run(halves.root, tmp_path, *more, "--overwrite"))
     assert_one_line_error(process, "--overwrite", "--resume")
 
 
@@ -558,7 +548,7 @@ def test_other_data_is_refused_on_resume(halves, tmp_path, file, change, words):
     shutil.copytree(halves.root, tmp_path / "data")
     change(tmp_path / "data" / "somethingv1" / file)
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", halves.half)
-    process = call(*options(tmp_path / "data", tmp_path / "out", *more))
+    process = call(*small_run(tmp_path / "data", tmp_path / "out", *more))
     assert_one_line_error(process, halves.half, *words)
     assert "parameters" not in process.stdout  # before a model is built
     assert not (tmp_path / "out").exists()
@@ -571,13 +561,13 @@ def test_a_released_checkpoint_can_be_evaluated_and_trained_further(halves, tmp_
     released = {"epoch": 1, "arch": "resnet14", "state_dict": state, "best_prec1": torch.tensor(99.0)}
     torch.save(released, tmp_path / "released.pth.tar", _use_new_zipfile_serialization=False)
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "released.pth.tar")
-    lines = succeed(*options(halves.root, tmp_path / "out", *more, "--evaluate"))
+    lines = succeed(*small_run(halves.root, tmp_path / "out", *more, "--evaluate"))
     row = rows_of(halves.whole / "log" / f"{NAME}.csv")[0]
     assert results_of(lines) == [
         tuple(round(float(row[f"val_{name}"]), n) for name, n in (("prec1", 3), ("prec5", 3), ("loss", 5)))
     ]
     assert not (tmp_path / "out").exists()
-    lines = succeed(*options(halves.root, tmp_path / "out", *more))
+    lines = succeed(*small_run(halves.root, tmp_path / "out", *more))
     assert any("released.pth.tar has no optimizer state" in line for line in lines)
     assert [line[:10] for line in lines if line.startswith("Epoch")] == ["Epoch: [1]"] * 2
     # The first step sees the same weights, so the same loss; momentum is gone, so the next ones differ.
@@ -592,7 +582,7 @@ def test_a_released_checkpoint_can_be_evaluated_and_trained_further(halves, tmp_
 def test_a_bare_state_dict_goes_on_at_the_epoch_that_is_given(halves, tmp_path):
     torch.save(load(halves.half)["state_dict"], tmp_path / "bare.pth")
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "bare.pth", "--start-epoch", 1)
-    lines = succeed(*options(halves.root, tmp_path / "out", *more))
+    lines = succeed(*small_run(halves.root, tmp_path / "out", *more))
     assert [line[:28] for line in lines if line.startswith("Epoch")] == [
         f"Epoch: [1][{step}/2], lr: 0.00020" for step in (0, 1)
     ]
@@ -600,7 +590,7 @@ def test_a_bare_state_dict_goes_on_at_the_epoch_that_is_given(halves, tmp_path):
 
 @pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
 def test_evaluate_needs_a_checkpoint(trn_root, tmp_path, resume):
-    process = call(*options(trn_root, tmp_path / "out", "-e", *resume))
+    process = call(*small_run(trn_root, tmp_path / "out", "-e", *resume))
     assert_one_line_error(process, "--evaluate", "--resume FILE")
     assert not (tmp_path / "out").exists()
 
@@ -624,7 +614,7 @@ def test_pretrained_file_is_loaded_and_the_authors_lists_are_found(authors_root,
     torch.save(weights, tmp_path / "2d.pth")
     # A gradient of next to nothing, so that the weights are still there at the end.
     more = ("--pretrained", tmp_path / "2d.pth", "--epochs", 1, "-b", 24, "--weight_decay", 0, "--gd", 1e-30)
-    lines = succeed(*options(authors_root, tmp_path / "out", *more, dataset="somethingv2"))
+    lines = succeed(*small_run(authors_root, tmp_path / "out", *more, dataset="somethingv2"))
     own = [name for name in weights if not name.startswith("fc.") and "num_batches" not in name]
     assert f"{tmp_path / '2d.pth'}: {len(own)} tensors loaded, not 4 Tconv.weight and the classifier" in lines
     assert not any("random start" in line for line in lines)
@@ -654,7 +644,7 @@ def test_a_pretrained_file_that_does_not_fit_is_refused(tmp_path, trn_root, faul
         torch.save({"some.weight": torch.zeros(3)}, path)
     if fault == "a list":
         torch.save([torch.zeros(3)], path)
-    process = call(*options(trn_root, tmp_path / "out", "--pretrained", path))
+    process = call(*small_run(trn_root, tmp_path / "out", "--pretrained", path))
     assert_one_line_error(process, path)
     assert not (tmp_path / "out").exists()
 
@@ -663,7 +653,7 @@ def test_without_network_imagenet_weights_are_not_silently_left_out(trn_root, tm
     nowhere = "http://127.0.0.1:9"
     env = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), nowhere)
     env |= {"TORCH_HOME": str(tmp_path / "home"), "no_proxy": "", "NO_PROXY": ""}
-    command = options(trn_root, tmp_path / "out", "--arch", "resnet50")
+    command = small_run(trn_root, tmp_path / "out", "--arch", "resnet50")
     process = run("main.py", *command, env=ON_CPU | env)
     place = tmp_path / "home" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     url = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
@@ -684,14 +674,14 @@ def test_a_damaged_file_in_the_place_of_imagenet_weights_is_refused(trn_root, tm
         torch.save(small_2d_resnet([1, 1, 1, 1]), place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(tmp_path))
-        process = call(*options(trn_root, tmp_path / "out", "--arch", "resnet50"))
+        process = call(*small_run(trn_root, tmp_path / "out", "--arch", "resnet50"))
     assert_one_line_error(process, place if fault == "text" else place.name)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("arch", ["resnet14", "resnet26"])
 def test_imagenet_weights_that_do_not_exist_are_refused(trn_root, tmp_path, arch):
-    process = call(*options(trn_root, tmp_path, "--arch", arch, "--pretrained", "imagenet"))
+    process = call(*small_run(trn_root, tmp_path, "--arch", arch, "--pretrained", "imagenet"))
     assert_one_line_error(process, "--pretrained imagenet", arch)
 
 
@@ -711,21 +701,21 @@ def test_imagenet_weights_that_do_not_exist_are_refused(trn_root, tmp_path, arch
 )
 def test_a_model_that_cannot_work_is_refused_at_once(tmp_path, option, value, words):
     # There is no data either: it was not looked for.
-    process = call(*options(tmp_path / "none", tmp_path / "out", option, value))
+    process = call(*small_run(tmp_path / "none", tmp_path / "out", option, value))
     assert_one_line_error(process, option, value, *words)
     assert process.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refusal_is_one_line_of_a_real_process_too(trn_root, tmp_path):
-    process = run("main.py", *options(trn_root, tmp_path / "out", "--alpha", 3), env=ON_CPU)
+    process = run("main.py", *small_run(trn_root, tmp_path / "out", "--alpha", 3), env=ON_CPU)
     assert_one_line_error(process, "--alpha 3")
     assert (process.stdout, list(tmp_path.iterdir())) == ("", [])
 
 
 def test_one_seed_gives_one_run_whatever_the_workers(trn_root, tmp_path):
     def final(name, *more):
-        command = options(trn_root, tmp_path, "-b", 5, "--epochs", 1, "--lr", 0.01, "--store_name", name)
+        command = small_run(trn_root, tmp_path, "-b", 5, "--epochs", 1, "--lr", 0.01, "--store_name", name)
         lines = succeed(*command, *more)
         saved = load(tmp_path / "checkpoint" / f"{NAME}_{name}_checkpoint.pth.tar")
         log = [line for line in without_times(lines) if line.startswith("Epoch")]
@@ -751,7 +741,7 @@ def test_one_seed_gives_one_run_whatever_the_workers(trn_root, tmp_path):
 )
 def test_what_the_flip_does_with_the_classes_is_told(tmp_path, categories, words):
     root = small_data(tmp_path, categories=categories)
-    lines = succeed(*options(root, tmp_path / "out", "--epochs", 1))
+    lines = succeed(*small_run(root, tmp_path / "out", "--epochs", 1))
     told = "\n".join(line for line in lines if line.startswith("horizontal flip"))
     for word in words:
         assert word in told
@@ -911,7 +901,7 @@ def test_data_that_cannot_be_read_is_one_line(tmp_path, file, change, words):
     root = small_data(tmp_path / "data")
     path = root / "somethingv1" / file
     change(path)
-    process = call(*options(root, tmp_path / "out"))
+    process = call(*small_run(root, tmp_path / "out"))
     assert_one_line_error(process, root / "somethingv1", *words)
     assert "parameters" not in process.stdout  # no model was built
     assert not (tmp_path / "out").exists()
@@ -923,7 +913,7 @@ def test_missing_frames_are_counted_and_the_first_ten_named(tmp_path):
     for number in range(1, 12):
         shutil.rmtree(frames / str(number))
     (frames / "12" / "00003.jpg").unlink()  # the last frame that the list promises
-    process = call(*options(root, tmp_path / "out"))
+    process = call(*small_run(root, tmp_path / "out"))
     assert_one_line_error(process, "train_videofolder.txt: 12 of 14 videos", "--skip_missing")
     named = process.stderr.rstrip().split(": ")[-1].split(", ")
     assert named[:10] == [str(frames / str(number)) for number in range(1, 11)]
@@ -934,7 +924,7 @@ def test_missing_frames_are_counted_and_the_first_ten_named(tmp_path):
 
     shutil.rmtree(frames / "15")
     shutil.rmtree(frames / "17")
-    lines = succeed(*options(root, tmp_path / "out", "--skip_missing", "--epochs", 1))
+    lines = succeed(*small_run(root, tmp_path / "out", "--skip_missing", "--epochs", 1))
     assert any("train_videofolder.txt: 12 of 14 videos" in line and "left out" in line for line in lines)
     assert any(f"{frames}/12/00003.jpg" in line for line in lines) is False  # the twelfth is not named
     assert "somethingv1: 2 training clips, 4 classes" in lines
@@ -946,12 +936,12 @@ def test_a_missing_last_frame_is_named_and_short_videos_are_counted(tmp_path):
     root = small_data(tmp_path / "data", frames=[3, 4, 3, 2, 3, 3])
     last = root / "somethingv1" / FRAMES["somethingv1"][0] / "2" / "00004.jpg"
     last.unlink()
-    process = call(*options(root, tmp_path / "out"))
+    process = call(*small_run(root, tmp_path / "out"))
     assert_one_line_error(process, "1 of 3 videos", last)
     last.touch()
     with Image.open(last.with_name("00001.jpg")) as image:
         image.save(last)
-    lines = succeed(*options(root, tmp_path / "out", "--epochs", 1))
+    lines = succeed(*small_run(root, tmp_path / "out", "--epochs", 1))
     assert any("val_videofolder.txt: left out 1 videos with under 3 frames" in line for line in lines)
     assert [m[4] for m in map(RESULT_LINE.fullmatch, lines) if m] == [" (2 of 3 videos)"]
 
@@ -970,7 +960,7 @@ def torn_frame(tmp_path):
 
 def test_an_unreadable_frame_stops_the_run_with_its_path(torn_frame, tmp_path):
     root, video = torn_frame
-    command = options(root, tmp_path / "out", "-b", 3, "--lr", 0.001)
+    command = small_run(root, tmp_path / "out", "-b", 3, "--lr", 0.001)
     alone = call(*command)
     workers = run("main.py", *command, "-j", 2, "--overwrite", env=ON_CPU)
     for process in (alone, workers):
@@ -984,7 +974,7 @@ def test_an_unreadable_frame_stops_the_run_with_its_path(torn_frame, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line(trn_root, tmp_path):
     (tmp_path / "file").write_text("mine")
-    process = call(*options(trn_root, tmp_path / "file" / "out"))
+    process = call(*small_run(trn_root, tmp_path / "file" / "out"))
     assert_one_line_error(process, "--checkpoint_dir", tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -994,7 +984,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(trn_root, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_saves_nothing(trn_root, tmp_path):
-    process = call(*options(trn_root, tmp_path, "-b", 4, "--lr", 1e30))
+    process = call(*small_run(trn_root, tmp_path, "-b", 4, "--lr", 1e30))
     assert_one_line_error(process, "epoch 0, step 1", "--lr")
     clips = np.random.default_rng((0, 0, 0)).permutation(8)[4:]  # of the list's videos 1 to 8
     assert process.stderr.rstrip().endswith(", ".join(str(clip + 1) for clip in clips))
@@ -1008,7 +998,7 @@ def test_a_loss_that_is_not_finite_leaves_older_checkpoints_alone(halves, tmp_pa
     saved["state_dict"]["new_fc.bias"][0] = torch.nan
     torch.save(saved, tmp_path / "bad.pth.tar")
     more = (*TWO_EPOCHS, "--epochs", 3, "--resume", tmp_path / "bad.pth.tar")
-    process = call(*options(halves.root, tmp_path / "out", *more))
+    process = call(*small_run(halves.root, tmp_path / "out", *more))
     assert_one_line_error(process, "epoch 2, step 0", "nan")
     assert contents(tmp_path / "out" / "checkpoint") == before
     assert len(rows_of(tmp_path / "out" / "log" / f"{NAME}.csv")) == 2
@@ -1016,7 +1006,7 @@ def test_a_loss_that_is_not_finite_leaves_older_checkpoints_alone(halves, tmp_pa
 
 def test_evaluation_every_few_epochs_and_after_the_last(trn_root, tmp_path):
     lines = succeed(
-        *options(trn_root, tmp_path, "-b", 8, "--epochs", 3, "-ef", 2, "--lr", 0.001, "--keep", 1)
+        *small_run(trn_root, tmp_path, "-b", 8, "--epochs", 3, "-ef", 2, "--lr", 0.001, "--keep", 1)
     )
     rows = rows_of(tmp_path / "log" / f"{NAME}.csv")
     assert [row["val_loss"] != "" for row in rows] == [False, True, True]
@@ -1030,7 +1020,7 @@ def test_evaluation_every_few_epochs_and_after_the_last(trn_root, tmp_path):
 
 def test_an_evaluation_whose_loss_is_not_finite_saves_nothing(trn_root, tmp_path):
     # One step an epoch: its own loss is finite, and only the evaluation meets the weights that it made.
-    process = call(*options(trn_root, tmp_path, "-b", 8, "--lr", 1e30))
+    process = call(*small_run(trn_root, tmp_path, "-b", 8, "--lr", 1e30))
     assert_one_line_error(process, "--lr")
     assert list((tmp_path / "checkpoint").iterdir()) == []
 
@@ -1043,7 +1033,7 @@ def test_the_best_checkpoint_is_as_good_as_it_is_said_to_be(halves, tmp_path, fo
         saved = {key: saved[key] for key in ("epoch", "arch", "state_dict", "best_prec1")}
     torch.save(saved, tmp_path / "good.pth.tar")
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "good.pth.tar", "--store_name", "other")
-    lines = succeed(*options(halves.root, tmp_path / "out", *more))
+    lines = succeed(*small_run(halves.root, tmp_path / "out", *more))
     told = re.fullmatch(r"best checkpoint, Prec@1 (\d+\.\d{3}): (.*)", lines[-1])
     best = load(told[2])
     if torch.equal(best["state_dict"]["new_fc.weight"], saved["state_dict"]["new_fc.weight"]):
@@ -1056,7 +1046,7 @@ def test_the_best_checkpoint_is_as_good_as_it_is_said_to_be(halves, tmp_path, fo
 def test_no_best_checkpoint_is_named_where_there_is_none(halves, tmp_path):
     # One that has all its epochs behind it trains nothing, so that it has no best epoch of its own.
     more = (*TWO_EPOCHS, "--epochs", 1, "--resume", halves.half, "--store_name", "other")
-    lines = succeed(*options(halves.root, tmp_path, *more))
+    lines = succeed(*small_run(halves.root, tmp_path, *more))
     assert any(line.startswith("run ") for line in lines)
     assert list((tmp_path / "checkpoint").iterdir()) == []
     assert not any("best checkpoint" in line or "_best.pth.tar" in line for line in lines)
@@ -1068,16 +1058,16 @@ def test_a_checkpoint_with_an_optimizer_of_another_code_is_no_traceback(halves, 
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "other.pth.tar")
     for optimizer in (load(halves.half)["optimizer"], {"state": {}, "param_groups": []}):
         torch.save(saved | {"optimizer": optimizer}, tmp_path / "other.pth.tar")
-        process = call(*options(halves.root, tmp_path / "out", *more, "--store_name", len(str(optimizer))))
+        process = call(*small_run(halves.root, tmp_path / "out", *more, "--store_name", len(str(optimizer))))
         if process.returncode:
             assert_one_line_error(process, tmp_path / "other.pth.tar")
 
 
 def test_a_batch_too_small_for_batch_norm_is_one_line(trn_root, tmp_path):
     # The last layers see one pixel of one frame of one clip: there is no deviation to divide by.
-    process = call(*options(trn_root, tmp_path, "-b", 1, "--num_segments", 1))
+    process = call(*small_run(trn_root, tmp_path, "-b", 1, "--num_segments", 1))
     assert_one_line_error(process, "--num_segments 1", "--input_size 32", "batch norm")
 
 
 def test_a_seed_beyond_what_torch_takes_is_one_line(trn_root, tmp_path):
-    assert_one_line_error(call(*options(trn_root, tmp_path, "--seed", 10**30)), "--seed")
+    assert_one_line_error(call(*small_run(trn_root, tmp_path, "--seed", 10**30)), "--seed")
