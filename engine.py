@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,97 +18,9 @@ from models import TemporalModel
 from utils.cli import InputError
 from utils.deploy import compile_model, deploy, float32_convolutions
 from utils.distributed import World
+from utils.metrics import AverageMeter, ClipMeters, Result, averages, batch_sums, summarise
+from utils.optim import learning_rate
 from utils.precision import DTYPES
-
-
-class AverageMeter:
-    """The last value and the average of a quantity."""
-
-    def __init__(self) -> None:
-        self.val = 0.0
-        self.sum = 0.0
-        self.count = 0
-
-    def update(self, value: float) -> None:
-        """Add a value."""
-        self.val = value
-        self.sum += value
-        self.count += 1
-
-    @property
-    def avg(self) -> float:
-        """The average so far; 0 before the first value."""
-        return self.sum / max(1, self.count)
-
-    def __str__(self) -> str:
-        return f"{self.val:.3f} ({self.avg:.3f})"
-
-
-class ClipMeters:
-    """Loss, top-1 and top-5 accuracy (percent): of the last step, and over all clips so far.
-
-    The sums stay on the device, so that adding to them waits for nothing; reading them does.
-
-    Args:
-        world: whose processes' clips are counted together.
-        totals: sums to go on from, as `totals` gave them.
-    """
-
-    def __init__(self, world: World, totals: list[float] | None = None) -> None:
-        self.world = world
-        self.last = torch.zeros(4, dtype=torch.float64, device=world.device)
-        self.total = torch.tensor(totals or [0.0] * 4, dtype=torch.float64, device=world.device)
-
-    def update(self, sums: torch.Tensor) -> None:
-        """Add a step: the sum over its batches of what `batch_sums` gives."""
-        self.last = self.world.sum(sums)
-        self.total += self.last
-
-    @property
-    def totals(self) -> list[float]:
-        """The sums over all clips so far, and the number of clips."""
-        return self.total.tolist()
-
-    def __str__(self) -> str:
-        names = ("Loss {:.4f} ({:.4f})", "Prec@1 {:.3f} ({:.3f})", "Prec@5 {:.3f} ({:.3f})")
-        pairs = zip(averages(self.last.tolist()), averages(self.totals), strict=True)
-        return "\t".join(name.format(*pair) for name, pair in zip(names, pairs, strict=True))
-
-
-def averages(totals: list[float]) -> tuple[float, float, float]:
-    """Loss, top-1 and top-5 accuracy (percent) over the clips of such sums."""
-    loss, prec1, prec5, count = totals
-    return loss / count, prec1 / count, prec5 / count
-
-
-def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """A batch's sums over clips: loss, 100 for each top-1 and each top-5 hit, 1 for each clip."""
-    hits = top_k_hits(logits, labels)
-    ones = torch.ones_like(labels)
-    return torch.stack([loss_sum, 100 * hits[:, 0].sum(), 100 * hits.sum(), ones.sum()]).double()
-
-
-def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Whether each of a clip's five best classes, best first, is its label: batch x min(5, classes), bool."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    return best == labels[:, None]
-
-
-class Result(NamedTuple):
-    """An evaluation: raw scores (clips x classes, float32), labels, and what follows from them.
-
-    Accuracies are in percent; `mean_class` is the mean over classes of each class's top-1 accuracy.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    prec1: float
-    prec5: float
-    mean_class: float
-    loss: float
-
-    def __str__(self) -> str:
-        return f"Testing Results: Prec@1 {self.prec1:.3f} Prec@5 {self.prec5:.3f} Loss {self.loss:.5f}"
 
 
 def to_device(batch: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
@@ -155,26 +66,6 @@ def autocast(amp: str, device: torch.device) -> torch.autocast:
     """The context of a forward pass in training: float32 with 'off', else mixed with bfloat16 or float16."""
     dtype = None if amp == "off" else DTYPES[amp]
     return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
-
-
-def learning_rate(options: Namespace, epoch: float) -> float:
-    """The rate at a moment of training.
-
-    Args:
-        options: `lr`, `lr_schedule`, `lr_steps`, `warmup_epochs`, `epochs`.
-        epoch: epochs since the start, a fraction within an epoch.
-
-    Returns:
-        With 'step', `lr` divided by 10 at each of `lr_steps` (paper, section 4.2); with 'cosine',
-        `lr` falling to 0 on half a cosine (arXiv 1608.03983). Before that a linear rise from 0
-        over the first `warmup_epochs`.
-    """
-    if epoch < options.warmup_epochs:
-        return options.lr * epoch / options.warmup_epochs
-    if options.lr_schedule == "cosine":
-        done = (epoch - options.warmup_epochs) / (options.epochs - options.warmup_epochs)
-        return options.lr * 0.5 * (1 + math.cos(math.pi * done))
-    return options.lr * 0.1 ** sum(int(epoch) >= step for step in options.lr_steps)
 
 
 class LossWatch:
@@ -366,22 +257,3 @@ def evaluate(
     shares = world.gather([logits.cpu() for logits in scores])
     in_order = [share[step] for step in range(num_batches) for share in shares if step < len(share)]
     return summarise(torch.cat(in_order), torch.from_numpy(loader.dataset.labels))
-
-
-def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:
-    """Compute an evaluation's figures over clips.
-
-    Args:
-        scores: clips x classes, raw.
-        labels: one for each clip.
-    """
-    hits = top_k_hits(scores, labels).numpy()
-    per_class = [100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()]
-    return Result(
-        scores=scores.numpy(),
-        labels=labels.numpy(),
-        prec1=100 * float(hits[:, 0].mean()),
-        prec5=100 * float(hits.any(1).mean()),
-        mean_class=float(np.mean(per_class)),
-        loss=float(functional.cross_entropy(scores.double(), labels)),
-    )

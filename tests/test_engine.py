@@ -10,23 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dataset import ClipSampler, VideoRecord, evaluation_batches
-from engine import (
-    AverageMeter,
-    ClipMeters,
-    LossWatch,
-    autocast,
-    averages,
-    batch_sums,
-    derive_seed,
-    evaluate,
-    learning_rate,
-    summarise,
-    to_input,
-    train_steps,
-)
+from engine import LossWatch, autocast, derive_seed, evaluate, to_input, train_steps
 from models import TemporalModel
 from utils.cli import InputError
 from utils.distributed import World
+from utils.metrics import AverageMeter, ClipMeters, averages, batch_sums, summarise
+from utils.optim import learning_rate
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, [CPU])

@@ -29,11 +29,12 @@ from synthetic import CATEGORIES, FRAMES, make_dataset
 from tensorboardX.proto.event_pb2 import Event
 from torchvision import transforms
 
-import main
 import opts
 from dataset import ClipSampler
 from models import TemporalModel
 from utils.deploy import to_channels_last
+from utils.optim import load_optimizer, make_optimizer
+from utils.run import Curves, RunFiles
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
@@ -350,9 +351,9 @@ def test_evaluate_gives_the_figures_of_training_under_a_progress_bar(finished, t
 def test_the_name_tells_runs_apart_by(option, value):
     given = ["--dataset", "somethingv1", "--root_path", "x", "--store_name", "a"]
     args = opts.training_parser().parse_args(given)
-    one = main.RunFiles.of(args)
+    one = RunFiles.of(args)
     setattr(args, option, value)
-    other = main.RunFiles.of(args)
+    other = RunFiles.of(args)
     assert str(value) in other.name
     for path in ("checkpoint", "best", "csv", "json", "tensorboard"):
         assert getattr(one, path) != getattr(other, path)
@@ -474,7 +475,7 @@ def test_tensorboard_goes_on_at_the_right_step(halves):
 
 def test_tensorboard_files_of_the_same_second_are_all_kept(tmp_path):
     for step in range(5):
-        main.Curves(tmp_path, step).add({"train/loss": step / 2}, step)
+        Curves(tmp_path, step).add({"train/loss": step / 2}, step)
     assert scalars_of(tmp_path) == {"train/loss": {step: step / 2 for step in range(5)}}
 
 
@@ -779,7 +780,7 @@ def assert_close_models(one, other):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_optimizer_is_sgd_with_a_rate_and_decay_for_each_group(channels_last):
     model, other = model_of(channels_last), model_of(False)
-    optimizer = main.make_optimizer(model, RECIPE)
+    optimizer = make_optimizer(model, RECIPE)
     groups = [
         {"params": g["params"], "lr": 0.1 * g["lr_mult"], "weight_decay": 0.01 * g["decay_mult"]}
         for g in other.get_optim_policies()
@@ -799,7 +800,7 @@ def test_the_optimizer_is_sgd_with_a_rate_and_decay_for_each_group(channels_last
 def test_momentum_goes_on_in_the_other_layout(channels_last):
     """A checkpoint of a GPU without --channels_last, continued on a CPU, or the other way round."""
     model = model_of(channels_last)
-    optimizer = main.make_optimizer(model, RECIPE)
+    optimizer = make_optimizer(model, RECIPE)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     for step in range(2):
         give_gradients(model, step)
@@ -809,8 +810,8 @@ def test_momentum_goes_on_in_the_other_layout(channels_last):
     file.seek(0)
     saved = load(file)
     other = model_of(not channels_last, saved["state_dict"])
-    resumed = main.make_optimizer(other, RECIPE)
-    main.load_optimizer(resumed, scaler, saved, "a.pth")
+    resumed = make_optimizer(other, RECIPE)
+    load_optimizer(resumed, scaler, saved, "a.pth")
     for parameter in other.parameters():  # which the kernel goes through in the order of the memory
         assert resumed.state[parameter]["momentum_buffer"].stride() == parameter.stride()
     give_gradients(model, 2)
@@ -831,7 +832,7 @@ def memory_is_not_zero():
 def test_a_first_step_that_fp16_skips_leaves_no_momentum(memory_is_not_zero):
     assert torch.empty(3).isnan().all()
     model, other = model_of(True), model_of(True)
-    optimizer, scaler = main.make_optimizer(model, RECIPE), torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer, scaler = make_optimizer(model, RECIPE), torch.amp.GradScaler("cpu", init_scale=8.0)
 
     def step(scale, infinity=0.0):
         scaler.scale(torch.ones(()))
@@ -850,7 +851,7 @@ def test_a_first_step_that_fp16_skips_leaves_no_momentum(memory_is_not_zero):
     # The second is as a first one.
     step(4)
     give_gradients(other, 0)
-    main.make_optimizer(other, RECIPE).step()
+    make_optimizer(other, RECIPE).step()
     assert_close_models(model, other)
 
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import VideoDataSet
-from main import make_optimizer
 from models import TemporalModel
+from utils.optim import make_optimizer
 
 REFERENCE = Path(__file__).parent / "reference"
 LOGITS, TRAINING, SAMPLING = (

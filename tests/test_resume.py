@@ -166,7 +166,7 @@ def test_saves_that_fail_stop_the_run_and_leave_the_old_checkpoint(root, tmp_pat
 
 def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path):
     program = (
-        "import resource, signal, sys; from pathlib import Path; from main import Curves\n"
+        "import resource, signal, sys; from pathlib import Path; from utils.run import Curves\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
         "curves = Curves(Path(sys.argv[1]), 0)\n"

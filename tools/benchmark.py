@@ -62,8 +62,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
-from engine import ClipMeters, LossWatch, evaluate, train_steps
-from main import make_optimizer
+from engine import LossWatch, evaluate, train_steps
 from models import TemporalModel
 from opts import Parser, cores
 from transforms import (
@@ -77,6 +76,8 @@ from transforms import (
 from utils.cli import InputError, run_program
 from utils.deploy import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
 from utils.distributed import World, start
+from utils.metrics import ClipMeters
+from utils.optim import make_optimizer
 from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
