@@ -16,7 +16,15 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _pr
 os.environ.update(helpers.ON_CPU)
 
 # These take the longest, so they begin first: the last one to begin decides when all have ended.
-HEAVY = ("test_deploy", "test_resume", "test_benchmark", "test_distributed", "test_reference", "test_main")
+HEAVY = (
+    "test_deploy",
+    "test_resume",
+    "test_benchmark",
+    "test_distributed",
+    "test_reference",
+    "test_main",
+    "test_precision",
+)
 
 
 def pytest_sessionstart() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, assert_one_line_error, run
+from helpers import REPOSITORY, assert_one_line_error, call, run
 from synthetic import make_dataset
 
 from utils.precision import emulation_warning, evaluation_precision, has_instructions, training_precision
@@ -39,7 +39,8 @@ def data(root):
 
 
 def train(root, out, *more, env=None):
-    process = run("main.py", *data(root), "--checkpoint_dir", out, *SMALL, *more, env=env)
+    command = ("main.py", *data(root), "--checkpoint_dir", out, *SMALL, *more)
+    process = run(*command, env=env) if env else call(*command)
     assert process.returncode == 0, process.stderr
     return process
 
@@ -90,21 +91,22 @@ def test_fp16_is_emulated_where_the_cpu_has_no_instructions_for_it():
 
 
 @needs_x86
-def test_the_demos_options_train_in_float32_where_there_is_no_bfloat16(root, tmp_path):
+def test_the_demos_options_train_in_float32_where_there_is_no_bfloat16(tmp_path):
+    root = make_dataset(tmp_path / "data", train=6, val=2)
     makefile = (REPOSITORY / "Makefile").read_text()
     options = [
         re.search(rf"^{name} := (.*)$", makefile, re.MULTILINE)[1].split() for name in ("MODEL", "RECIPE")
     ]
     assert options[0][options[0].index("--amp") :][:2] == ["--amp", "auto"]
-    # 12 clips are one step for each of the recipe's epochs.
-    command = ("main.py", *data(root), "--checkpoint_dir", tmp_path, *options[0], *options[1])
+    # 6 clips are one step for each of the recipe's epochs.
+    command = ("main.py", *data(root), "--checkpoint_dir", tmp_path / "out", *options[0], *options[1])
     process = run(*command, env=WITHOUT_BF16)
     assert (process.returncode, process.stderr) == (0, "")
     reason = "float32 (--amp auto: this CPU has no bfloat16 instructions)"
     assert line_of(process, "precision:").startswith(
         f"precision: training in {reason}; validation in float32"
     )
-    (file,) = (tmp_path / "checkpoint").glob("*_best.pth.tar")
+    (file,) = (tmp_path / "out" / "checkpoint").glob("*_best.pth.tar")
     assert torch.load(file, weights_only=True)["options"]["amp"] == "off"
 
 
@@ -116,12 +118,12 @@ def test_a_checkpoint_has_one_accuracy(root, tmp_path, amp):
     result = line_of(trained, "Testing Results:")
     loss = torch.load(file, weights_only=True)["history"][0]["val_loss"]
     assert f"Loss {loss:.5f}" in result
-    again = run("main.py", *data(root), *SMALL[:-4], "-e", "--resume", file)
-    other = run("test_models.py", *data(root), "--weights", file)
+    again = call("main.py", *data(root), *SMALL[:-4], "-e", "--resume", file)
+    other = call("test_models.py", *data(root), "--weights", file)
     for process in (again, other):
         assert (process.returncode, process.stderr) == (0, "")
         assert line_of(process, "Testing Results:") == result
-    found = run("test_models.py", *data(root), "--weights", file, "--amp", "bf16")
+    found = call("test_models.py", *data(root), "--weights", file, "--amp", "bf16")
     assert (line_of(found, "Testing Results:") == result) == (amp == "bf16" and has_instructions(CPU, "bf16"))
 
 
@@ -141,7 +143,7 @@ def test_what_was_trained_in_bfloat16_on_a_cpu_without_it(root, tmp_path):
     assert line_of(evaluated, "Testing Results:") == line_of(first, "Testing Results:")
 
     more = ("--resume", "auto", "--epochs", 2)
-    refused = run("main.py", *data(root), "--checkpoint_dir", tmp_path, *SMALL, *more, "--amp", "off")
+    refused = call("main.py", *data(root), "--checkpoint_dir", tmp_path, *SMALL, *more, "--amp", "off")
     assert_one_line_error(refused, "amp bf16 (now off)")
     resumed = train(root, tmp_path, *more, "--amp", "auto", env=WITHOUT_BF16)
     assert "training in bf16 (as the checkpoint was trained, which this CPU" in resumed.stdout
@@ -154,4 +156,4 @@ def test_a_precision_that_no_program_has_saved_is_one_line(root, tmp_path):
     content = torch.load(file, weights_only=True)
     for name, value in (("amp", "int3"), ("batch_size", -1)):
         torch.save(content | {"options": content["options"] | {name: value}}, file)
-        assert_one_line_error(run("test_models.py", *data(root), "--weights", file), file, name)
+        assert_one_line_error(call("test_models.py", *data(root), "--weights", file), file, name)
