@@ -75,7 +75,7 @@ def gst_state(classes: int = 4, dropout: float = 0.5, **kwargs) -> dict[str, tor
 
 
 @FORMATS
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("is_bare", [True, False], ids=["bare", "wrapper"])
 def test_every_form_loads_to_the_same(tmp_path, is_zip, prefix, is_bare):
     path = tmp_path / "any.name"

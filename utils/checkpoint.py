@@ -156,7 +156,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint: this code's, one that the GST authors released, or a bare state dict.
 
     Returns:
-        The published form, `state_dict` with keys without `module.`, and `best_prec1`, if there, a float.
+        The published form, `state_dict` with keys without `module.` and `_orig_mod.`, and `best_prec1`, if
+        there, a float.
 
     Raises:
         InputError: see `read_tensors`; or there is no state dict in it.
@@ -172,7 +173,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     for name, kind in (("options", dict), ("categories", list)):
         if name in content and not isinstance(content[name], kind):
             raise InputError(f"{path}: its '{name}' are a {type(content[name]).__name__}")
-    content["state_dict"] = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    # DataParallel and DistributedDataParallel add `module.`, torch.compile `_orig_mod.`, in either order.
+    content["state_dict"] = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in state_dict.items()}
     if "best_prec1" in content:
         try:
             content["best_prec1"] = float(content["best_prec1"])
