@@ -20,7 +20,6 @@ from utils.cli import InputError
 
 # As published: in a shorter video nothing moves.
 MIN_FRAMES = 3
-PUBLISHED_BATCH_SIZE = 24
 
 
 class VideoRecord(NamedTuple):
@@ -309,20 +308,6 @@ class ClipSampler(Sampler):
             for batch in self.batches_of(step):
                 share = np.array_split(batch, self.size)[self.rank]
                 yield [(self.epoch, int(number)) for number in share]
-
-
-def evaluation_batch_size(option: int | None, trained: int | None, num_devices: int) -> int:
-    """Clips that a process evaluates together.
-
-    Every program takes the same for a checkpoint, since the last digits may depend on it: at most the
-    published 24 for each device, so that what several GPUs have trained can be evaluated anywhere.
-
-    Args:
-        option: of the command line; it is taken as it is.
-        trained: clips in a batch that the checkpoint was trained with; None where it does not say.
-        num_devices: that share a batch by DataParallel.
-    """
-    return option or min(trained or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices
 
 
 def evaluation_batches(num_clips: int, batch_size: int, rank: int = 0, size: int = 1) -> list[list[int]]:

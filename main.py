@@ -13,11 +13,9 @@ import torch
 
 import opts
 from dataset import (
-    PUBLISHED_BATCH_SIZE,
     ClipSampler,
     VideoDataSet,
     check_videos,
-    evaluation_batch_size,
     evaluation_batches,
     make_loader,
 )
@@ -73,7 +71,7 @@ def main() -> None:
         args.amp = precision.amp
         validation = evaluation_precision(None, args.amp, world.device)
         warning = emulation_warning(precision, world.device)
-    val_batch = evaluation_batch_size(None, trained_batch, len(world.devices))
+    val_batch = opts.evaluation_batch_size(None, trained_batch, len(world.devices))
     check_run(args, files, saved)
     if warning and world.is_main:
         print(warning, file=sys.stderr)
@@ -122,11 +120,15 @@ def main() -> None:
         load_optimizer(optimizer, scaler, saved, args.resume)
         del saved
     clips_in_step = args.batch_size * args.accumulate
-    if clips_in_step != PUBLISHED_BATCH_SIZE and args.lr == opts.PUBLISHED_LR and first_epoch < args.epochs:
-        linear = opts.PUBLISHED_LR * clips_in_step / PUBLISHED_BATCH_SIZE
+    if (
+        clips_in_step != opts.PUBLISHED_BATCH_SIZE
+        and args.lr == opts.PUBLISHED_LR
+        and first_epoch < args.epochs
+    ):
+        linear = opts.PUBLISHED_LR * clips_in_step / opts.PUBLISHED_BATCH_SIZE
         print(
             f"{clips_in_step} clips a step with the default --lr {args.lr:g}, which was chosen for "
-            f"{PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
+            f"{opts.PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
         )
 
     curves = None

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from dataset import PUBLISHED_BATCH_SIZE
-
 TRAINING_EXAMPLES = """\
 the paper's GST and GST-Large:
   python main.py --root_path DATA --dataset somethingv1 --type GST --arch resnet50 --num_segments 8 \\
@@ -24,6 +22,7 @@ example:
 DATASETS = ("somethingv1", "somethingv2", "diving48")
 ARCHS = ("resnet14", "resnet26", "resnet50", "resnet101", "resnet152")
 PUBLISHED_LR = 0.01
+PUBLISHED_BATCH_SIZE = 24
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -318,6 +317,20 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         "--print-freq", "-p", type=_positive_int, default=20, metavar="N", help="log a line every N batches"
     )
     return group
+
+
+def evaluation_batch_size(option: int | None, trained: int | None, num_devices: int) -> int:
+    """Clips that a process evaluates together.
+
+    Every program takes the same for a checkpoint, since the last digits may depend on it: at most the
+    published 24 for each device, so that what several GPUs have trained can be evaluated anywhere.
+
+    Args:
+        option: of the command line; it is taken as it is.
+        trained: clips in a batch that the checkpoint was trained with; None where it does not say.
+        num_devices: that share a batch by DataParallel.
+    """
+    return option or min(trained or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices
 
 
 def cores() -> int:

@@ -14,7 +14,6 @@ import opts
 from dataset import (
     VideoDataSet,
     check_videos,
-    evaluation_batch_size,
     evaluation_batches,
     make_loader,
 )
@@ -54,7 +53,7 @@ def main() -> None:
         world.device,
     )
     trained_batch = saved_option(saved, "batch_size", args.weights)
-    batch_size = evaluation_batch_size(args.batch_size, trained_batch, len(world.devices))
+    batch_size = opts.evaluation_batch_size(args.batch_size, trained_batch, len(world.devices))
     compiled = args.compile or args.fast
     if world.is_main and (warning := emulation_warning(precision, world.device)):
         print(warning, file=sys.stderr)

@@ -3,9 +3,10 @@
 import ast
 import os
 import re
+import sys
 
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, finish
 
 import opts
 from datasets_video import LAYOUTS
@@ -272,3 +273,10 @@ def test_every_option_is_read_somewhere(make_parser, files):
 def test_a_text_that_is_an_options_name_does_not_count_as_a_read():
     source = "args.a = 1\nprint('b', vars(args))\ndef f(args):\n    return [getattr(args, n) for n in ('c',)]"
     assert reads_of_options(source + "\nprint(args.d)") == {"c", "d"}
+
+
+def test_the_options_need_no_torch():
+    """The tools for data use the parser too, and start a process for each core; torch takes seconds."""
+    program = "import sys, opts; print('torch' in sys.modules)"
+    process = finish([sys.executable, "-c", program], cwd=REPOSITORY)
+    assert process.stdout == "False\n", process.stderr

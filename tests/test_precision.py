@@ -7,13 +7,12 @@ without bfloat16 instructions; so these are real processes.
 import os
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, assert_one_line_error, call, run
+from helpers import REPOSITORY, assert_one_line_error, call, finish, run
 from synthetic import make_dataset
 
 from utils.precision import emulation_warning, evaluation_precision, has_instructions, training_precision
@@ -62,10 +61,7 @@ def test_the_cpu_is_asked():
         (by_itself | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
         (by_itself | {"ONEDNN_MAX_CPU_ISA": "avx512_core"}, False),
     ):
-        command = [sys.executable, "-c", program]
-        process = subprocess.run(
-            command, cwd=REPOSITORY, env=os.environ | env, capture_output=True, text=True, check=False
-        )
+        process = finish([sys.executable, "-c", program], cwd=REPOSITORY, env=os.environ | env)
         assert process.stdout == f"{expected}\n", process.stderr
 
 
@@ -154,6 +150,6 @@ def test_a_precision_that_no_program_has_saved_is_one_line(root, tmp_path):
     train(root, tmp_path)
     file = tmp_path / "checkpoint" / f"{NAME}_best.pth.tar"
     content = torch.load(file, weights_only=True)
-    for name, value in (("amp", "int3"), ("batch_size", -1)):
+    for name, value in (("amp", "int3"), ("amp", ["bf16"]), ("batch_size", -1), ("batch_size", "24")):
         torch.save(content | {"options": content["options"] | {name: value}}, file)
         assert_one_line_error(call("test_models.py", *data(root), "--weights", file), file, name)

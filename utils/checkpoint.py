@@ -192,9 +192,9 @@ def saved_option(saved: dict[str, Any], name: str, path: str | Path) -> Any:
     value = saved.get("options", {}).get(name)
     if value is None:
         return None
-    is_right = value in DTYPES if name == "amp" else isinstance(value, int) and value > 0
+    is_right = value in list(DTYPES) if name == "amp" else type(value) is int and value > 0
     if not is_right:
-        raise InputError(f"{path}: its option {name} is {value!r}, which cannot be")
+        raise InputError(f"{path}: its option {name} is {str(value)[:200]!r}, which cannot be")
     return value
 
 
