@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from models import TemporalModel
 from utils.cli import InputError
-from utils.deploy import compile_model, deploy, float32_convolutions
+from utils.deploy import compile_model, compiler_errors, deploy, float32_convolutions
 from utils.distributed import World
 from utils.metrics import AverageMeter, ClipMeters, Result, averages, batch_sums, summarise
 from utils.optim import learning_rate
@@ -163,7 +163,8 @@ def train_steps(
             clips, labels = to_device(batch, world.device)
             is_last = part == len(parts) - 1
             # The processes need not exchange gradients before the step's last batch.
-            with model.no_sync() if world.size > 1 and not is_last else nullcontext():
+            unshared = model.no_sync() if world.size > 1 and not is_last else nullcontext()
+            with unshared, compiler_errors():
                 with autocast(options.amp, world.device):
                     logits = model(to_input(clips, core)).float()
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
@@ -232,9 +233,9 @@ def evaluate(
     scores = []
     world.share_buffers(model)
     deployed = deploy(model, world.device, DTYPES[amp])
-    if compiled:
-        compile_model(deployed)
     called = world.place(deployed)
+    if compiled:
+        compile_model(called)
     batches = iter(loader)
     num_batches = world.max(len(loader))[0]
     end = time.perf_counter()
@@ -243,7 +244,7 @@ def evaluate(
     ):
         if step < len(loader):  # another process may have one batch more
             clips, labels = to_device(next(batches), world.device)
-            with torch.inference_mode():
+            with torch.inference_mode(), compiler_errors():
                 logits = called(to_input(clips, deployed)).float()
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
                 meters.update(batch_sums(loss, logits, labels))

@@ -99,8 +99,6 @@ def main() -> None:
         result = evaluate(val_loader, model, world, validation.amp, args.print_freq, compiled=args.compile)
         print(f"{result}{val_set.coverage()}")
         return
-    if args.compile:
-        compile_model(model)
 
     train_set.transform = training_transform(
         model.crop_size, model.target_transforms, unflippable_labels(categories)
@@ -110,6 +108,8 @@ def main() -> None:
     optimizer = make_optimizer(model, args)
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
     train_model = world.place(model, for_training=True, sync_bn=args.sync_bn)
+    if args.compile:
+        compile_model(train_model)
 
     first_epoch, step, totals, best_prec1, history = args.start_epoch or 0, 0, None, 0.0, []
     if saved:

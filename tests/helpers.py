@@ -13,31 +13,18 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from forked import REPOSITORY, Program, descendants, server_pid
 
 from utils.cli import run_program
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 # Results are compared bit by bit, which GPUs do not promise; test_gpu.py shows them to its programs.
 VISIBLE_GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")}
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def run(
-    script: str,
-    *args: object,
-    cwd: Path = REPOSITORY,
-    env: dict[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program of the repository to its end, in a process of its own, with captured text output.
-
-    Args:
-        script: its path below the repository.
-        args: of its command line.
-        cwd: where it runs.
-        env: variables to set besides the ones that are set.
-    """
-    command = [sys.executable, str(REPOSITORY / script), *map(str, args)]
-    return finish(command, cwd=cwd, env=os.environ | (env or {}))
+def run(script: str | Path, *args: object, **how: object) -> subprocess.CompletedProcess[str]:
+    """Run a program of the repository to its end, in a process of its own; see `forked.Program`."""
+    return Program(script, *args, **how).finish()
 
 
 def finish(command: list[object], **how: object) -> subprocess.CompletedProcess[str]:
@@ -74,18 +61,6 @@ def running(command: list[object], **how: object) -> Iterator[subprocess.Popen[s
                 stream.close()
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that these have; none without /proc."""
-    found = []
-    for file in Path("/proc").glob(f"{pid}/task/*/children"):
-        try:
-            children = [int(child) for child in file.read_text().split()]
-        except OSError:  # the thread has just ended
-            continue
-        found += [other for child in children for other in [*descendants(child), child]]
-    return found
-
-
 def adopt_orphans() -> None:
     """Become the parent of each descendant whose own parent dies, so that `descendants` finds it."""
     if sys.platform == "linux":
@@ -99,7 +74,7 @@ def kill_what_is_left() -> None:
     for pid in descendants(os.getpid()):
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"resource_tracker" in command or b"_inductor" in command:
+            if b"resource_tracker" in command or b"_inductor" in command or pid == server_pid():
                 continue
             os.kill(pid, signal.SIGKILL)
         except (OSError, ProcessLookupError):

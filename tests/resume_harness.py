@@ -8,11 +8,7 @@ Everything a run leaves is compared bit by bit: weights, optimizer state, best c
 """
 
 import argparse
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,66 +16,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import Program, free_port, start_ranks, start_torchrun
 from synthetic import make_dataset
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 # Another number of threads adds numbers in another order.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
-def training_commands(
-    root: Path, out: Path, processes: int = 1, nodes: int = 1, *more: str
-) -> list[list[str]]:
-    """The command lines, one for each node, of a run that resumes by itself.
+def training_options(root: Path, out: Path, *more: object) -> list[str]:
+    """The options of `main.py` for a run that resumes by itself and saves after each of its steps.
 
     Args:
         root: of the data.
         out: where the run writes.
-        processes: on all nodes together; with more than one they are torchrun's.
-        nodes: agents of torchrun, all on this machine.
-        more: options for main.py.
+        more: options that are added.
     """
     options = (
         f"--dataset somethingv1 --root_path {root} --checkpoint_dir {out} --arch resnet14 --input_size 32"
     )
-    options += " --num_segments 4 --epochs 3 -b 4 --lr 0.002 -j 1 -p 1 --save-freq 1 --resume auto"
-    program = [str(REPOSITORY / "main.py"), *options.split(), *more]
+    options += " --num_segments 4 --epochs 2 -b 4 --lr 0.002 -j 1 -p 1 --save-freq 1 --resume auto"
+    return [*options.split(), *map(str, more)]
+
+
+def start(root: Path, out: Path, processes: int = 1, nodes: int = 1, *more: object) -> list[Program]:
+    """Start a run.
+
+    Args:
+        root: of the data.
+        out: where the run writes.
+        processes: on all nodes together.
+        nodes: with more than one, agents of torchrun, all on this machine.
+        more: options for main.py.
+    """
+    options = training_options(root, out, *more)
     if processes == 1:
-        return [[sys.executable, *program]]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    agent = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes // nodes}"]
-    agent += [f"--nnodes={nodes}", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    return [[*agent, f"--node_rank={node}", *program] for node in range(nodes)]
+        return [Program("main.py", *options, env=ONE_THREAD)]
+    if nodes == 1:
+        return start_ranks(processes, "main.py", *options, env=ONE_THREAD)
+    agent = [f"--nproc_per_node={processes // nodes}", f"--nnodes={nodes}"]
+    agent += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    agents = [[*agent, f"--node_rank={node}"] for node in range(nodes)]
+    return [start_torchrun(words, "main.py", *options, env=ONE_THREAD) for words in agents]
 
 
-def run_for(commands: list[list[str]], seconds: float | None) -> list[int]:
-    """Run them together, kill -9 them all after so many seconds unless they ended; give the exit statuses."""
-    env = os.environ | ONE_THREAD
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen(command, env=env, start_new_session=True, **quiet) for command in commands]
-    deadline = time.monotonic() + (seconds if seconds is not None else 600)
-    for process in running:
-        try:
-            process.wait(max(0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+def end(programs: list[Program], seconds: float = 600) -> list[int]:
+    """Wait for programs, kill -9 those that run after so many seconds; give the exit statuses."""
+    deadline = time.monotonic() + seconds
+    for program in programs:
+        if not program.wait(max(0, deadline - time.monotonic())):
             break
-    for process in running:
-        # torchrun starts each worker in a session of its own.
-        for pid in _descendants(process.pid) + [process.pid]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-    return [process.wait() for process in running]
-
-
-def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    pids = [int(child) for child in children.read_text().split()] if children.exists() else []
-    return [other for child in pids for other in [*_descendants(child), child]]
+    for program in programs:
+        program.kill()
+    return [program.finish().returncode for program in programs]
 
 
 def what_is_left(out: Path) -> dict[str, Any]:
@@ -109,15 +98,15 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 def make_data(folder: Path) -> Path:
-    """Data for runs of a few seconds; 22 clips leave a short last batch."""
-    return make_dataset(folder, train=22, val=6, frames=6)
+    """Data for runs of a few seconds; 14 clips leave a short last batch."""
+    return make_dataset(folder, train=14, val=6, frames=6)
 
 
-def run_alone(root: Path, out: Path, processes: int = 1) -> tuple[dict[str, Any], float]:
+def run_alone(root: Path, out: Path, processes: int = 1, nodes: int = 1) -> tuple[dict[str, Any], float]:
     """Let a run finish; give what it leaves and the seconds it took."""
-    start = time.monotonic()
-    assert run_for(training_commands(root, out, processes), None) == [0]
-    return what_is_left(out), time.monotonic() - start
+    began = time.monotonic()
+    assert set(end(start(root, out, processes, nodes))) == {0}
+    return what_is_left(out), time.monotonic() - began
 
 
 def kill_and_compare(
@@ -134,10 +123,10 @@ def kill_and_compare(
     Args:
         root: of the data.
         folder: where they write.
-        alone: what `run_alone` gave for this data and number of processes.
+        alone: what `run_alone` gave for this data and processes and nodes.
         kills: how often to kill; a run that ends before it is killed is followed by another one.
-        processes: see `training_commands`.
-        nodes: see `training_commands`.
+        processes: see `start`.
+        nodes: see `start`.
         seed: of the moments.
 
     Returns:
@@ -151,10 +140,9 @@ def kill_and_compare(
         out = folder / f"killed{attempt}"
         ended = False
         while done < kills and not ended:
-            commands = training_commands(root, out, processes, nodes)
-            ended = 0 in run_for(commands, rng.uniform(0.1, 1.1) * duration)
+            ended = 0 in end(start(root, out, processes, nodes), rng.uniform(0.1, 1.1) * duration)
             done += not ended
-        assert run_for(training_commands(root, out, processes, nodes), None) == [0] * nodes
+        assert set(end(start(root, out, processes, nodes))) == {0}
         found += [f"run {attempt}: {where}" for where in differences(expected, what_is_left(out))]
     return found
 
@@ -171,7 +159,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = make_data(folder / "data")
-        alone = run_alone(root, folder / "alone", args.processes)
+        alone = run_alone(root, folder / "alone", args.processes, args.nodes)
         found = kill_and_compare(root, folder, alone, args.kills, args.processes, args.nodes, args.seed)
     print(f"{args.kills} kills, {len(found)} differences")
     print("\n".join(found), end="")

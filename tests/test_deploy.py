@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import start_ranks
 from helpers import REPOSITORY, call, run, small_run
 from resume_harness import NAME, differences, what_is_left
 from synthetic import make_dataset
@@ -23,7 +24,7 @@ import test_models
 from engine import to_input
 from models import TemporalModel
 from utils.cli import InputError, run_program
-from utils.deploy import compile_model, deploy, to_channels_last, use_2d_kernels
+from utils.deploy import compile_model, compiler_errors, deploy, to_channels_last, use_2d_kernels
 from utils.distributed import _sync_on_cpu
 from utils.precision import has_instructions
 
@@ -280,7 +281,6 @@ def test_a_compiled_model_has_the_logits_gradients_and_masks_of_a_plain_one(comp
     compiled = copy.deepcopy(model)
     compile_model(compiled)
     assert same_state(compiled, model.state_dict())
-    assert isinstance(compiled, TemporalModel)
     clips = to_input(torch.randint(0, 256, (2, 4, 64, 64, 3), dtype=torch.uint8), model)
 
     def pass_through(network, seed):
@@ -388,16 +388,9 @@ def test_a_run_goes_on_with_or_without_compile(runs, root, tmp_path, first, then
 def torchrun_losses(compiler, root, tmp_path_factory):
     """Of two processes that compile, with as many clips each as one has above, but without dropout."""
     line = command(root, tmp_path_factory.mktemp("torchrun"), "--dropout", 0, "-b", 4, *COMPILED)
-    agent = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", REPOSITORY / "main.py"]
-    process = subprocess.run(
-        [str(word) for word in (*agent, *line)],
-        env=os.environ | compiler,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return losses_of(process)
+    done = [rank.finish() for rank in start_ranks(2, "main.py", *line, env=compiler)]
+    assert done[1].returncode == 0, done[1].stderr
+    return losses_of(done[0])
 
 
 def test_two_processes_that_compile_train_as_one_that_does_not(torchrun_losses, root, tmp_path):
@@ -449,6 +442,11 @@ def test_fast_evaluation_gives_the_scores_of_the_default(scores):
         assert low <= relative(found, expected) < high
 
 
+def test_several_gpus_in_one_process_are_not_compiled():
+    with pytest.raises(InputError, match="^--compile: .*torchrun"):
+        compile_model(nn.DataParallel(nn.Linear(1, 1)))
+
+
 def test_a_compiler_that_does_not_work_is_told_in_one_line(compiler, tmp_path, monkeypatch):
     from torch._inductor import config
 
@@ -457,7 +455,7 @@ def test_a_compiler_that_does_not_work_is_told_in_one_line(compiler, tmp_path, m
     compile_model(model)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(config.cpp, "cxx", (None, "/bin/false"))
-    with pytest.raises(InputError) as refused, torch.inference_mode():
+    with pytest.raises(InputError) as refused, torch.inference_mode(), compiler_errors():
         model.eval()(clips)
     assert re.fullmatch("--compile: .*C.. compiler.*/bin/false.*", str(refused.value))  # "." is no new line
     # One that is there, but fails in the middle.
@@ -465,7 +463,7 @@ def test_a_compiler_that_does_not_work_is_told_in_one_line(compiler, tmp_path, m
     failing.write_text("#!/bin/sh\n" + FAILING)
     failing.chmod(0o755)
     monkeypatch.setattr(config.cpp, "cxx", (None, str(failing)))
-    with pytest.raises(InputError) as refused, torch.inference_mode():
+    with pytest.raises(InputError) as refused, torch.inference_mode(), compiler_errors():
         model.eval()(clips)
     assert re.fullmatch(r"--compile: .*\(a.cpp:1: fatal error: Python.h: No such file\)", str(refused.value))
     assert same_state(model, before)

@@ -3,8 +3,7 @@
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 import resume_harness
 import torch
-from helpers import REPOSITORY, run
+from forked import REPOSITORY, descendants, start_ranks, start_torchrun
+from helpers import run
 from PIL import Image
-from resume_harness import NAME, ONE_THREAD, training_commands, what_is_left
+from resume_harness import NAME, ONE_THREAD, training_options, what_is_left
 from synthetic import make_dataset
 
 from dataset import ClipSampler
@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_process(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     """Where a run in one process writes, and the losses of its 5 steps and one of a single clip."""
     out = tmp_path_factory.mktemp("one")
-    return out, losses_of(training_commands(root, out, 1, 1, *EPOCH))
+    return out, losses_of(root, out, 1, *EPOCH)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
     """What a run of two processes leaves that nobody disturbs, and the seconds it takes."""
-    return resume_harness.run_alone(small, tmp_path_factory.mktemp("alone"), 2)
+    return resume_harness.run_alone(small, tmp_path_factory.mktemp("alone"), 2, nodes=2)
 
 
 # A rate and a size that do not let a difference in the last digit grow.
@@ -49,31 +49,19 @@ STABLE = ("-b", "8", "--lr", "0.0001", "--input_size", "64")
 EPOCH = ("--epochs", "1", "--dropout", "0", "--save-freq", "1000", *STABLE)
 
 
-def losses_of(commands: list[list[str]]) -> list[float]:
-    process = subprocess.run(
-        commands[0], env=os.environ | ONE_THREAD, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    assert "Warning" not in process.stderr, process.stderr
-    return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", process.stdout, re.MULTILINE)]
-
-
-def torchrun(script: str, *args: object) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / script)]
-    return subprocess.run(
-        [*program, *map(str, args)],
-        env=os.environ | ONE_THREAD,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def losses_of(root: Path, out: Path, processes: int, *more: object) -> list[float]:
+    """Train, and give the losses that are logged."""
+    done = [program.finish() for program in resume_harness.start(root, out, processes, 1, *more)]
+    for process in done:
+        assert process.returncode == 0, process.stderr
+        assert "Warning" not in process.stderr, process.stderr
+    return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", done[0].stdout, re.MULTILINE)]
 
 
 def test_two_processes_with_sync_bn_train_like_one(root, one_process, tmp_path):
     _, expected = one_process
     assert len(expected) == 6
-    found = losses_of(training_commands(root, tmp_path, 2, 1, *EPOCH, "--sync_bn"))
+    found = losses_of(root, tmp_path, 2, *EPOCH, "--sync_bn")
     # The 6th batch has one clip, which two processes cannot share: it is left out.
     assert len(found) == 5
     np.testing.assert_allclose(found, expected[:5], rtol=0, atol=1e-4 + 0.5e-4)  # four decimals are logged
@@ -95,7 +83,7 @@ def test_accumulating_gives_the_step_of_a_larger_batch(tmp_path):
 
     def gradient(processes, *more):
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        losses_of(training_commands(root, out, processes, 1, *EPOCH, *more))
+        losses_of(root, out, processes, *EPOCH, *more)
         saved = torch.load(out / "checkpoint" / f"{NAME}_checkpoint.pth.tar", weights_only=True)
         momenta = [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]
         return torch.cat([momentum.flatten() for momentum in momenta])
@@ -114,7 +102,9 @@ def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
     weights = out / "checkpoint" / f"{NAME}_best.pth.tar"
     options = ("--weights", weights, "--dataset", "somethingv1", "--root_path", root, "-b", "2", "-j", "0")
     one = run("test_models.py", *options, "--save_scores", tmp_path / "one.npz", env=ONE_THREAD)
-    two = torchrun("test_models.py", *options, "--save_scores", tmp_path / "two.npz")
+    ranks = start_ranks(2, "test_models.py", *options, "--save_scores", tmp_path / "two.npz", env=ONE_THREAD)
+    two, other = (rank.finish() for rank in ranks)
+    assert (other.returncode, other.stdout) == (0, "")
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     assert one.stdout.splitlines()[-1] == two.stdout.splitlines()[-1]
     expected, found = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
@@ -124,7 +114,9 @@ def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
 
 
 def test_a_killed_run_of_two_nodes_ends_as_one_that_was_not(small, alone, tmp_path):
-    assert resume_harness.kill_and_compare(small, tmp_path, alone, kills=1, processes=2, nodes=2) == []
+    assert (
+        resume_harness.kill_and_compare(small, tmp_path, alone, kills=1, processes=2, nodes=2, seed=5) == []
+    )
 
 
 def test_a_process_that_fails_ends_the_others_and_says_why(root, tmp_path):
@@ -132,37 +124,42 @@ def test_a_process_that_fails_ends_the_others_and_says_why(root, tmp_path):
     frames = sorted((broken / "somethingv1").glob("*/5/*.jpg"))
     for frame in frames:
         frame.write_bytes(b"")
-    process = torchrun("main.py", *training_commands(broken, tmp_path / "out")[0][2:])
+    process = start_torchrun(
+        ["--nproc_per_node=2"], "main.py", *training_options(broken, tmp_path / "out"), env=ONE_THREAD
+    ).finish()
     assert process.returncode != 0
     told = [line for line in process.stderr.splitlines() if line.startswith("error:")]
     assert told, process.stderr
     assert any(str(frames[0].parent) in line for line in told)
-    assert 'Traceback (most recent call last):\n  File "' + str(REPOSITORY) not in process.stderr
+    assert f'Traceback (most recent call last):\n  File "{REPOSITORY}/main.py' not in process.stderr
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_torchrun_restarts_go_on_from_the_newest_checkpoint(small, alone, tmp_path):
-    command = training_commands(small, tmp_path, 2)[0]
-    command.insert(command.index(str(REPOSITORY / "main.py")), "--max_restarts=1")
-    env, quiet = os.environ | ONE_THREAD, subprocess.DEVNULL
-    agent = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=quiet, text=True)
-    output = ""
-    for line in agent.stdout:
-        output += line
-        if line.startswith("Epoch: [0][3/") and "resumed" not in output:
-            worker = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()[0]
-            os.kill(int(worker), signal.SIGKILL)
-    assert agent.wait(timeout=120) == 0, output
-    assert "resumed" in output
+    options = training_options(small, tmp_path)
+    agent = start_torchrun(["--nproc_per_node=2", "--max_restarts=1"], "main.py", *options, env=ONE_THREAD)
+    agent.wait_for("Epoch: [0][2/")
+    os.kill(min(descendants(agent.pid)), signal.SIGKILL)
+    process = agent.finish()
+    assert process.returncode == 0, process.stderr
+    assert "resumed" in process.stdout
     assert resume_harness.differences(alone[0], what_is_left(tmp_path)) == []
 
 
 def test_the_processes_of_a_dead_torchrun_save_and_stop(small, tmp_path):
-    command = [*training_commands(small, tmp_path, 2)[0], "--epochs", "40"]
-    env, quiet = os.environ | ONE_THREAD, subprocess.DEVNULL
-    agent = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=quiet, text=True)
-    next(line for line in agent.stdout if line.startswith("Epoch: [0][2/"))
-    agent.kill()
-    rest = agent.stdout.read()  # until the last process that holds the pipe has ended
-    agent.wait()
-    assert "stopped by SIGTERM and saved" in rest, rest
+    options = training_options(small, tmp_path, "--epochs", 40)
+    agent = start_torchrun(["--nproc_per_node=2"], "main.py", *options, env=ONE_THREAD)
+    agent.wait_for("Epoch: [0][2/")
+    workers = descendants(agent.pid)
+    agent.send_signal(signal.SIGKILL)
+    while any(is_running(pid) for pid in workers):
+        time.sleep(0.05)
+    assert "stopped by SIGTERM and saved" in agent.finish().stdout
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only what its parent has not asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,18 +1,16 @@
 """Which precision a run computes in, and that a checkpoint has one accuracy, whoever evaluates it.
 
-ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA, which are read when torch is imported, make any x86 CPU one
+ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA, which torch reads when it first computes, make any x86 CPU one
 without bfloat16 instructions; so these are real processes.
 """
 
-import os
 import platform
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, assert_one_line_error, call, finish, run
+from helpers import REPOSITORY, assert_one_line_error, call, run
 from synthetic import make_dataset
 
 from utils.precision import emulation_warning, evaluation_precision, has_instructions, training_precision
@@ -50,10 +48,14 @@ def line_of(process, start):
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="compares with what Linux says")
 @needs_x86
-def test_the_cpu_is_asked():
+def test_the_cpu_is_asked(tmp_path):
     flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split()
-    program = "import torch; from utils.precision import has_instructions\n"
-    program += "print(has_instructions(torch.device('cpu'), 'bf16'))"
+    ask = tmp_path / "ask.py"
+    ask.write_text(
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "import torch; from utils.precision import has_instructions\n"
+        "print(has_instructions(torch.device('cpu'), 'bf16'))"
+    )
     by_itself = dict.fromkeys(WITHOUT_BF16, "")
     for env, expected in (
         (by_itself, bool({"avx512_bf16", "amx_bf16"}.intersection(flags))),
@@ -61,7 +63,7 @@ def test_the_cpu_is_asked():
         (by_itself | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
         (by_itself | {"ONEDNN_MAX_CPU_ISA": "avx512_core"}, False),
     ):
-        process = finish([sys.executable, "-c", program], cwd=REPOSITORY, env=os.environ | env)
+        process = run(ask, env=env)
         assert process.stdout == f"{expected}\n", process.stderr
 
 
@@ -94,9 +96,9 @@ def test_the_demos_options_train_in_float32_where_there_is_no_bfloat16(tmp_path)
         re.search(rf"^{name} := (.*)$", makefile, re.MULTILINE)[1].split() for name in ("MODEL", "RECIPE")
     ]
     assert options[0][options[0].index("--amp") :][:2] == ["--amp", "auto"]
-    # 6 clips are one step for each of the recipe's epochs.
-    command = ("main.py", *data(root), "--checkpoint_dir", tmp_path / "out", *options[0], *options[1])
-    process = run(*command, env=WITHOUT_BF16)
+    # 6 clips are one step for each epoch.
+    recipe = [*options[0], *options[1], "--epochs", 2]
+    process = run("main.py", *data(root), "--checkpoint_dir", tmp_path / "out", *recipe, env=WITHOUT_BF16)
     assert (process.returncode, process.stderr) == (0, "")
     reason = "float32 (--amp auto: this CPU has no bfloat16 instructions)"
     assert line_of(process, "precision:").startswith(
@@ -124,8 +126,9 @@ def test_a_checkpoint_has_one_accuracy(root, tmp_path, amp):
 
 
 @needs_x86
-def test_what_was_trained_in_bfloat16_on_a_cpu_without_it(root, tmp_path):
+def test_what_was_trained_in_bfloat16_on_a_cpu_without_it(tmp_path):
     """One warning where bf16 is asked for; `auto` keeps the checkpoint's; evaluation is in float32."""
+    root = make_dataset(tmp_path / "data", train=2, val=2, frames=9)  # few clips, since emulation is slow
     first = train(root, tmp_path, "--amp", "bf16", env=WITHOUT_BF16)
     (warning,) = first.stderr.splitlines()
     assert re.fullmatch("warning: this CPU has no instructions for bf16, .*emulated.*--amp auto.*", warning)

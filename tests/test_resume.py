@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import resume_harness
 import torch
-from helpers import REPOSITORY, assert_one_line_error, call, running
-from resume_harness import NAME, ONE_THREAD, differences, training_commands, what_is_left
+from forked import Program, descendants
+from helpers import assert_one_line_error, call, files_limited_to, run
+from resume_harness import NAME, ONE_THREAD, differences, training_options, what_is_left
 
 from dataset import ClipSampler
+from utils.run import Curves
 
 
 @pytest.fixture(scope="module")
@@ -33,42 +35,38 @@ def checkpoint_of(out: Path) -> Path:
     return out / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
 
 
-def start(root: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(root: Path, out: Path, *more: object) -> Program:
     """Start a long run, and wait until it trains."""
-    command = training_commands(root, out)[0] + ["--epochs", "500", *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=os.environ | ONE_THREAD, text=True, **pipes)
-    for line in process.stdout:
-        if line.startswith("Epoch: [0][2/"):
-            return process
-    raise AssertionError(process.stderr.read())
+    (program,) = resume_harness.start(root, out, 1, 1, "--epochs", 500, *more)
+    program.wait_for("Epoch: [0][2/")
+    return program
 
 
-def resume(root: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def resume(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
     """In this process, with as many threads as the others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return call("main.py", *training_commands(root, out)[0][2:], *more)
+        return call("main.py", *training_options(root, out, *more))
     finally:
         torch.set_num_threads(threads)
 
 
 def test_killed_runs_end_as_one_that_was_not(root, alone, tmp_path):
-    assert resume_harness.kill_and_compare(root, tmp_path, alone, kills=2) == []
+    assert resume_harness.kill_and_compare(root, tmp_path, alone, kills=2, seed=5) == []
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
 )
 def test_a_signal_saves_and_ends_the_run(root, alone, tmp_path, number, status):
-    process = start(root, tmp_path)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (status, "")
-    assert f"stopped by {number.name} and saved {checkpoint_of(tmp_path)}" in output
+    program = start(root, tmp_path)
+    program.send_signal(number)
+    process = program.finish()
+    assert (process.returncode, process.stderr) == (status, "")
+    assert f"stopped by {number.name} and saved {checkpoint_of(tmp_path)}" in process.stdout
     if number == signal.SIGTERM:
-        # 500 epochs were asked for, but with the step schedule the first three are the same.
+        # 500 epochs were asked for, but with the step schedule the first two are the same.
         assert resume(root, tmp_path).returncode == 0
         assert differences(alone[0], what_is_left(tmp_path)) == []
 
@@ -77,24 +75,22 @@ def test_a_signal_saves_and_ends_the_run(root, alone, tmp_path, number, status):
 def test_a_second_interrupt_ends_at_once_and_harms_nothing(tmp_path):
     """In a step that never ends, so that nothing but a second signal can end the run."""
     root = resume_harness.make_data(tmp_path / "data")
-    clip = ClipSampler(22, 4, seed=0).batches_of(4)[0][0]  # of the fifth step
+    clip = ClipSampler(14, 4, seed=0).batches_of(3)[0][0]  # of the fourth step
     for frame in (root / "somethingv1").glob(f"*/{clip + 1}/*.jpg"):
         frame.unlink()
         os.mkfifo(frame)  # whoever reads it waits for a writer
-    command = training_commands(root, tmp_path / "out")[0]
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with running(command, env=os.environ | ONE_THREAD, **quiet) as process:
-        # Once this is there, nothing looks for a signal before the end of the step that never ends.
-        while not is_saved(checkpoint_of(tmp_path / "out"), step=4):
-            assert process.poll() is None
-            time.sleep(0.05)
-        while process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)  # the worker still waits, and holds the pipe
-        assert process.returncode == 130
-        assert "stopped by" not in process.stdout.read()
-    assert is_saved(checkpoint_of(tmp_path / "out"), step=4)
+    (program,) = resume_harness.start(root, tmp_path / "out")
+    # Once this is there, nothing looks for a signal before the end of the step that never ends.
+    while not is_saved(checkpoint_of(tmp_path / "out"), step=3):
+        assert program.is_running
+        time.sleep(0.05)
+    while program.is_running:
+        program.send_signal(signal.SIGINT)
+        program.wait(0.05)
+    process = program.finish()
+    assert process.returncode == 130
+    assert "stopped by" not in process.stdout
+    assert is_saved(checkpoint_of(tmp_path / "out"), step=3)
 
 
 def is_saved(file: Path, step: int) -> bool:
@@ -109,9 +105,7 @@ def damage(file: Path) -> None:
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, alone, tmp_path):
-    process = start(root, tmp_path)
-    process.kill()
-    process.communicate()
+    start(root, tmp_path).kill()
     damage(checkpoint_of(tmp_path))
     resumed = resume(root, tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -138,24 +132,19 @@ def test_keep_bounds_the_number_of_checkpoints(root, tmp_path):
         torch.load(f"{checkpoint_of(tmp_path)}{suffix}", weights_only=True)["step"]
         for suffix in ("", ".1", ".2")
     ]
-    assert steps == [0, 6, 5]
+    assert steps == [0, 4, 3]
+
+
+def fill_disk() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails then, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
 
 def test_saves_that_fail_stop_the_run_and_leave_the_old_checkpoint(root, tmp_path):
     assert resume(root, tmp_path, "--epochs", "1").returncode == 0
     before = checkpoint_of(tmp_path).read_bytes()
 
-    def full_disk() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails then, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    process = subprocess.run(
-        training_commands(root, tmp_path)[0],
-        preexec_fn=full_disk,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run("main.py", *training_options(root, tmp_path), env=ONE_THREAD, prepare=fill_disk)
     warning, error = process.stderr.splitlines()
     assert process.returncode == 1
     assert warning.startswith(f"warning: cannot save {checkpoint_of(tmp_path)} (File too large)")
@@ -164,31 +153,20 @@ def test_saves_that_fail_stop_the_run_and_leave_the_old_checkpoint(root, tmp_pat
     assert not list(checkpoint_of(tmp_path).parent.glob("*.tmp"))
 
 
-def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path):
-    program = (
-        "import resource, signal, sys; from pathlib import Path; from utils.run import Curves\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
-        "curves = Curves(Path(sys.argv[1]), 0)\n"
-        "for step in range(5000): curves.add({'train/loss': 1.0}, step)\n"
-        "print('done')"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    process = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert process.stdout == "done\n", process.stderr
-    assert process.stderr == "warning: no more TensorBoard curves (File too large)\n"
+def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, capsys):
+    curves = Curves(tmp_path, 0)
+    with files_limited_to(9999):
+        for step in range(500):
+            curves.add({"train/loss": 1.0}, step)
+    assert capsys.readouterr().err == "warning: no more TensorBoard curves (File too large)\n"
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker in /proc")
 def test_a_killed_worker_is_told_in_one_line(root, tmp_path):
-    process = start(root, tmp_path)
-    worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[-1]
-    os.kill(int(worker), signal.SIGKILL)
-    output, errors = process.communicate(timeout=120)
-    told = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-    assert_one_line_error(told, f"(pid {worker})", "killed", "--workers")
+    program = start(root, tmp_path)
+    worker = descendants(program.pid)[-1]
+    os.kill(worker, signal.SIGKILL)
+    assert_one_line_error(program.finish(), f"(pid {worker})", "killed", "--workers")
     torch.load(checkpoint_of(tmp_path), weights_only=True)
 
 

@@ -2,9 +2,9 @@
 
 import copy
 import ctypes
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import nn
@@ -92,37 +92,40 @@ class _FrameConv3d(nn.Conv3d):
         return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
 
 
-class _CompiledModel(TemporalModel):
-    """Runs `TemporalModel.forward` compiled. A class, so that DataParallel's replicas have it too."""
+def compile_model(model: nn.Module) -> None:
+    """Compile a module's call, forward and backward, in place: at its first call with each size of a batch.
 
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        errors: tuple[type[Exception], ...] = (OSError,)
-        try:
-            # Imported here: that takes most of a second and makes a folder, which no other run shall.
-            from torch._dynamo import config
-            from torch._dynamo.exc import TorchDynamoException
+    Args:
+        model: what is called: the model itself, or the `DistributedDataParallel` around it.
 
-            errors += (TorchDynamoException,)
-            # Training, evaluation, their last batches, and all that for each GPU, are variants. To be
-            # set here, since it holds for one thread, and DataParallel starts new ones.
-            config.cache_size_limit = 256
-            return _compiled_forward()(self, clips)
-        except errors as error:
-            cause = getattr(error, "inner_exception", error)
-            lines = str(cause).strip().splitlines() or [type(cause).__name__]
-            reason = next((line for line in reversed(lines) if "error" in line), lines[0])
-            raise InputError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
-
-
-@cache
-def _compiled_forward() -> Callable[[TemporalModel, torch.Tensor], torch.Tensor]:
+    Raises:
+        InputError: it is a `DataParallel`, whose threads torch.compile does not follow.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise InputError(
+            "--compile: not with several GPUs in one process; use torchrun, or choose one with --gpus"
+        )
     # With eager's random numbers, so that dropout's masks do not depend on --compile.
-    return torch.compile(TemporalModel.forward, dynamic=False, options={"fallback_random": True})
+    model.compile(dynamic=False, options={"fallback_random": True})
 
 
-def compile_model(model: TemporalModel) -> None:
-    """Compile a model's forward (and backward) pass at its first call, in place, for each size of a batch."""
-    model.__class__ = _CompiledModel
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Report in one line that torch.compile does not work, as where there is no C++ compiler.
+
+    Raises:
+        InputError: says why.
+    """
+    try:
+        yield
+    except Exception as error:
+        compiler = sys.modules.get("torch._dynamo.exc")
+        if compiler is None or not isinstance(error, compiler.TorchDynamoException):
+            raise
+        cause = getattr(error, "inner_exception", error)
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        reason = next((line for line in reversed(lines) if "error" in line), lines[0])
+        raise InputError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
 def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torch.float32) -> TemporalModel:
@@ -139,7 +142,6 @@ def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torc
         A model that cannot be trained, for input as the model's own.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    model.__class__ = TemporalModel  # not compiled, even where the model is
     resnet = model.base_model
     _fold(resnet, "bn1", resnet.conv1)
     for block in model.modules():
