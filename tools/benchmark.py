@@ -55,7 +55,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import PIL
 import torch
-from common import check_output, uninterrupted, whole_number, worker_pool, write_atomically
+from common import uninterrupted, worker_pool, write_atomically
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,7 +64,6 @@ from tqdm import tqdm
 from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
 from engine import LossWatch, evaluate, train_steps
 from models import TemporalModel
-from opts import Parser, cores
 from transforms import (
     GroupCenterCrop,
     GroupMultiScaleCrop,
@@ -73,7 +72,7 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, check_writable_file, cores, number_type, run_program
 from utils.deploy import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
 from utils.distributed import World, start
 from utils.metrics import ClipMeters
@@ -130,7 +129,7 @@ class Comparison(NamedTuple):
 def main() -> int:
     args = parse_args()
     if args.json:
-        check_output(args.json, "--json")
+        check_writable_file(args.json, "--json")
     device = start(None).device
     if device.type == "cpu":
         keep_freed_memory()
@@ -158,7 +157,7 @@ def main() -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    count = whole_number(1, 1000)
+    count = number_type(int, 1, 1000)
     parser.add_argument(
         "--only",
         nargs="+",

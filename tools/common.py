@@ -1,19 +1,16 @@
-"""What the data tools share: progress, options and files that are written whole or not at all."""
+"""What the data tools share: progress, processes and files that are written whole or not at all."""
 
-import argparse
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
-
-from utils.cli import InputError
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -79,39 +76,6 @@ def write_atomically(texts: dict[Path, str]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
-
-
-def check_output(file: str, option: str = "") -> None:
-    """Refuse a file that cannot be written, before the minutes of work whose result it is for.
-
-    Args:
-        file: it and what is in it stay as they are.
-        option: that names it, for the message.
-
-    Raises:
-        InputError: it cannot be written, or is something else than a file.
-    """
-    path, name = Path(file), f"{option} {file}".strip()
-    try:
-        is_new = not path.exists()
-        if not is_new and not path.is_file():
-            raise InputError(f"{name}: is no file")
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise InputError(f"{name}: cannot be written ({error.strerror})") from None
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number between `low` and `high`, both included."""
-
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from opts import Parser
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, run_program
 
 try:
     import matplotlib

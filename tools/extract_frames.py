@@ -35,12 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from common import progress_bar, uninterrupted, whole_number, worker_pool, write_atomically
+from common import progress_bar, uninterrupted, worker_pool, write_atomically
 from PIL import Image
 
 from datasets_video import LAYOUTS
-from opts import Parser, cores
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, cores, number_type, run_program
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"
@@ -191,7 +190,7 @@ def parse_args() -> argparse.Namespace:
     size.add_argument(
         "--short_side",
         metavar="N",
-        type=whole_number(1, 16384),
+        type=number_type(int, 1, 16384),
         help="scale the shorter side to N pixels and keep the aspect "
         "(default: 256 x 256, aspect not kept, as in the published recipe)",
     )
@@ -199,14 +198,14 @@ def parse_args() -> argparse.Namespace:
     frames.add_argument(
         "--quality",
         metavar="Q",
-        type=whole_number(1, 100),
+        type=number_type(int, 1, 100),
         help="JPEG quality, 1 to 100 (default: the tables of ffmpeg's -q:v 2, as in the published "
         "recipe; close to 94, in smaller files)",
     )
     frames.add_argument(
         "--fps",
         metavar="F",
-        type=_rate,
+        type=number_type(Fraction, 0, 1000, above=True),
         help="resample to F frames a second, by repeating and leaving out frames "
         "(default: every frame of the video once)",
     )
@@ -214,7 +213,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument(
         "--workers",
         metavar="N",
-        type=whole_number(1, 1024),
+        type=number_type(int, 1, 1024),
         default=cores(),
         help="processes, each decoding one video at a time (default: one per core, here %(default)s)",
     )
@@ -556,16 +555,6 @@ def _template(text: str) -> str:
     if not re.fullmatch(r"[^/{}]*\{:0[1-9]d\}[^/{}]*\.jpe?g", text):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a name like {{:05d}}.jpg")
     return text
-
-
-def _rate(text: str) -> Fraction:
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if not 0 < rate <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0, up to 1000")
-    return rate
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS
-from opts import Parser
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, run_program
 
 DATASET = "somethingv1"
 

@@ -16,10 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from common import check_output
 
-from opts import Parser
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, check_writable_file, run_program
 
 try:
     import matplotlib
@@ -42,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     if plt is None:
         raise InputError("matplotlib: not installed; pip install -r requirements-dev.txt")
-    check_output(args.picture)
+    check_writable_file(args.picture)
     if Path(args.picture).suffix[1:] not in plt.figure().canvas.get_supported_filetypes():
         raise InputError(f"{args.picture}: matplotlib does not know this kind of file; .png it does")
     seeds = [read_losses(args.data, f"--seed {seed}") for seed in SEEDS]

@@ -27,12 +27,11 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import progress_bar, uninterrupted, whole_number, worker_pool, write_atomically
+from common import progress_bar, uninterrupted, worker_pool, write_atomically
 from PIL import Image
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
-from opts import Parser, cores
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, cores, number_type, run_program
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 REPORT_FILE = "process_report.txt"
@@ -122,7 +121,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument(
         "--workers",
         metavar="N",
-        type=whole_number(1, 1024),
+        type=number_type(int, 1, 1024),
         default=cores(),
         help="processes that look into the folders (default: one per core, here %(default)s)",
     )
