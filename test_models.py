@@ -27,11 +27,11 @@ from utils.checkpoint import (
     load_checkpoint,
     load_weights,
     saved_option,
-    write_atomically,
 )
 from utils.cli import InputError, check_writable_file, run_program
 from utils.deploy import keep_freed_memory
 from utils.distributed import start
+from utils.files import write_atomically
 from utils.precision import emulation_warning, evaluation_precision
 
 

@@ -55,7 +55,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import PIL
 import torch
-from common import uninterrupted, worker_pool, write_atomically
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -72,11 +71,13 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
-from utils.cli import InputError, Parser, check_writable_file, cores, number_type, run_program
+from utils.cli import InputError, Parser, check_writable_file, cores, number_type, run_program, uninterrupted
 from utils.deploy import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
 from utils.distributed import World, start
+from utils.files import write_texts
 from utils.metrics import ClipMeters
 from utils.optim import make_optimizer
+from utils.pool import worker_pool
 from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
@@ -151,7 +152,7 @@ def main() -> int:
         benchmark.close()
     if args.json:
         content = {"machine": benchmark.machine, "rows": benchmark.rows}
-        write_atomically({Path(args.json): json.dumps(content, indent=2) + "\n"})
+        write_texts({Path(args.json): json.dumps(content, indent=2) + "\n"})
     return status
 
 

@@ -35,11 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from common import progress_bar, uninterrupted, worker_pool, write_atomically
 from PIL import Image
 
 from datasets_video import LAYOUTS
-from utils.cli import InputError, Parser, cores, number_type, run_program
+from utils.cli import InputError, Parser, cores, number_type, run_program, uninterrupted
+from utils.files import write_texts
+from utils.pool import progress_bar, worker_pool
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"
@@ -266,7 +267,7 @@ def prepare_folder(out: Path, settings: Settings) -> None:
     except FileNotFoundError:
         if any(path.is_dir() for path in out.glob("[!.]*")):
             raise InputError(f"{out}: holds folders made by another program; give a new folder") from None
-        write_atomically({out / SETTINGS_FILE: json.dumps(now, indent=2) + "\n"})
+        write_texts({out / SETTINGS_FILE: json.dumps(now, indent=2) + "\n"})
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{out / SETTINGS_FILE}: is damaged; extract into a new folder") from None
     else:
@@ -533,7 +534,7 @@ def _resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[tuple[
 def write_report(path: Path, failures: dict[str, str]) -> None:
     """Write a line for each failed video, sorted, `name<tab>reason`; without failures, no report."""
     if failures:
-        write_atomically({path: "".join(f"{name}\t{failures[name]}\n" for name in sorted(failures))})
+        write_texts({path: "".join(f"{name}\t{failures[name]}\n" for name in sorted(failures))})
     else:
         path.unlink(missing_ok=True)
 

@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import progress_bar, uninterrupted, worker_pool, write_atomically
 from PIL import Image
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
-from utils.cli import InputError, Parser, cores, number_type, run_program
+from utils.cli import InputError, Parser, cores, number_type, run_program, uninterrupted
+from utils.files import write_texts
+from utils.pool import progress_bar, worker_pool
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 REPORT_FILE = "process_report.txt"
@@ -145,7 +146,7 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     report = {folder / REPORT_FILE: "".join("\t".join(finding) + "\n" for finding in findings)}
     empty = next((name for name in annotated if not lists[name]), None)
     if problems and (empty or not args.skip_missing):
-        write_atomically(report)
+        write_texts(report)
         first = problems[0]
         advice = f"none is left for {empty}" if args.skip_missing else "--skip_missing leaves them out"
         raise InputError(
@@ -156,7 +157,7 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     for name, videos in lists.items():
         texts[folder / name] = "".join(_line(video) for video in videos)
     changes = {path: _change(path, text) for path, text in texts.items()}
-    write_atomically(report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
+    write_texts(report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
     print(f"{folder / 'category.txt'}: {len(categories)} classes, {changes[folder / 'category.txt']}")
     for name, videos in lists.items():
         of = f" of {len(annotated[name])}" if len(videos) < len(annotated[name]) else ""

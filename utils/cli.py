@@ -1,4 +1,4 @@
-"""What the command line of every program needs: a parser, types of numbers, checks, errors in one line."""
+"""What every program needs around its work: options, checks of them, errors in one line, Ctrl-C."""
 
 import argparse
 import math
@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -50,6 +51,16 @@ def run_program(main: Callable[[], int | None]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in multiprocessing.active_children():
             child.kill()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and a termination wait; processes that are started meanwhile inherit this."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def number_type(
