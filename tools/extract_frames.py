@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -37,7 +36,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image
 
-from datasets_video import LAYOUTS
+from datasets_video import LAYOUTS, check_template
 from utils.cli import InputError, Parser, cores, number_type, run_program, uninterrupted
 from utils.files import write_texts
 from utils.pool import progress_bar, worker_pool
@@ -183,7 +182,6 @@ def parse_args() -> argparse.Namespace:
     where.add_argument(
         "--image_tmpl",
         metavar="NAME",
-        type=_template,
         help="with --out: the file name of a frame (default: {:05d}.jpg)",
     )
     frames = parser.add_argument_group("the frames")
@@ -227,6 +225,8 @@ def parse_args() -> argparse.Namespace:
         raise InputError("--root_path: goes with --dataset; --out is itself the folder for the frames")
     if args.dataset and args.image_tmpl:
         raise InputError(f"--image_tmpl: goes with --out; the names of {args.dataset}'s frames are fixed")
+    if args.image_tmpl:
+        check_template(args.image_tmpl, suffixes=(".jpg", ".jpeg"))
     return args
 
 
@@ -550,12 +550,6 @@ def _cause(error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
         return f"{error.strerror}: {error.filename}; is a second run at work there?"
     return f"{error.strerror}: {error.filename or 'writing'}"
-
-
-def _template(text: str) -> str:
-    if not re.fullmatch(r"[^/{}]*\{:0[1-9]d\}[^/{}]*\.jpe?g", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a name like {{:05d}}.jpg")
-    return text
 
 
 if __name__ == "__main__":
