@@ -275,7 +275,9 @@ def test_a_text_that_is_an_options_name_does_not_count_as_a_read():
     assert reads_of_options(source + "\nprint(args.d)") == {"c", "d"}
 
 
-@pytest.mark.parametrize("module", ["opts", "utils.cli", "utils.files", "utils.pool", "datasets_video"])
+@pytest.mark.parametrize(
+    "module", ["opts", "utils.cli", "utils.files", "utils.pool", "utils.annotations", "datasets_video"]
+)
 def test_the_options_need_no_torch(module):
     """The tools for data use them too, and start a process for each core; torch takes seconds."""
     program = f"import sys, {module}; print('torch' in sys.modules)"
