@@ -342,7 +342,7 @@ def is_enough(rounds: int, forced: int | None, longest: float, left: float) -> b
 
     Args:
         rounds: how many there have been.
-        forced: how many there shall be; None for as many as there is time for.
+        forced: how many to measure; None for as many as there is time for.
         longest: seconds that a round takes.
         left: seconds that are left.
     """

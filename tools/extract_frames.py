@@ -1,7 +1,7 @@
 """Decode a folder of videos into the frame folders that `main.py` reads.
 
 Each video becomes a folder of its name with a JPEG for every frame, numbered from 1. A folder
-appears under its name only when it is whole (it is filled under another name, then renamed), so
+appears under its name only when it is complete (it is filled under another name, then renamed), so
 the program may be killed at any moment and started again: what is finished is skipped.
 
 The frames are what TRN-pytorch's script makes with `ffmpeg -vf scale=256:256 -q:v 0`: bicubic
@@ -67,7 +67,7 @@ Any other folder of videos:
   python tools/extract_frames.py --videos my_videos --out my_frames --short_side 256
 
 After that, tools/process_dataset.py makes the lists. To stop, press Ctrl-C; the same command
-goes on where it was stopped, however it was stopped.
+continues where it was stopped, however it was stopped.
 """
 
 

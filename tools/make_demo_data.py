@@ -148,7 +148,7 @@ def make_dataset(folder: Path, seed: int) -> None:
 
 
 def main() -> int:
-    """Make the data set, unless it is there already.
+    """Make the data set, unless it already exists.
 
     Raises:
         InputError: something else is in its place, or it cannot be written.

@@ -43,7 +43,7 @@ _MP4_BOXES = b"ftyp moov mdat moof mfra sidx styp free skip wide uuid meta pdin"
 
 
 class VideoError(Exception):
-    """A video that cannot be used as a whole; the message is the reason."""
+    """A video of which no frame is to be used; the message is the reason."""
 
 
 def decode(video: Path) -> Iterator[av.VideoFrame]:
@@ -223,7 +223,7 @@ def _mp4_end(file: BinaryIO, length: int) -> int:
         size, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if size == 1:
             size = int.from_bytes(head[8:], "big")
-        # 0 means "to the end of the file"; what is no box may follow the last one.
+        # 0 means "to the end of the file"; what is not a box may follow the last one.
         if size < 8 or kind not in _MP4_BOXES:
             break
         position += size
