@@ -10,6 +10,7 @@ The layout is that of TRN-pytorch and of the GST authors' code:
 
 import re
 from pathlib import Path
+from string import Formatter
 from typing import NamedTuple
 
 from utils.cli import InputError
@@ -71,7 +72,7 @@ def return_dataset(
         train_list=_find_list(folder, TRAIN_LISTS, "--train_list", train_list) if for_training else None,
         val_list=_find_list(folder, VAL_LISTS, "--val_list", val_list),
         root_data=folder / frames,
-        prefix=_check_template(image_tmpl) if image_tmpl else template,
+        prefix=check_template(image_tmpl) if image_tmpl else template,
     )
 
 
@@ -97,6 +98,33 @@ def read_categories(path: Path) -> list[str]:
             raise InputError(f"{path}, line {number}: '{name}' stands on line {first_seen[name]} already")
         first_seen[name] = number
     return names
+
+
+def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
+    """Check the file name of a frame, such as `{:05d}.jpg`, and return it.
+
+    Args:
+        template: a name, not a path, with one field for the frame's number: `{}`, `{:d}` or, filled up with
+            zeros, `{:05d}`. Not a hidden file's.
+        suffixes: the name must end in one of these; empty if any ending will do.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        fields = [field for field in Formatter().parse(template) if field[1] is not None]
+        is_right = len(fields) == 1 and fields[0][1] in ("", "0") and not fields[0][3]
+        # Other formats write some numbers alike, as {:.1g} does with 10 and 11.
+        is_right = is_right and re.fullmatch("(0[1-9])?d?", fields[0][2], re.ASCII)
+    except ValueError:  # a brace without its other half
+        is_right = False
+    if not is_right or template != Path(template).name or template.startswith("."):
+        raise InputError(
+            f"--image_tmpl {template}: must be a file name that holds one number, as '{{:05d}}.jpg' does"
+        )
+    if suffixes and not template.endswith(suffixes):
+        raise InputError(f"--image_tmpl {template}: must end in {' or '.join(suffixes)}")
+    return template
 
 
 def flip_label_map(categories: list[str]) -> dict[int, int]:
@@ -149,13 +177,3 @@ def _find_list(folder: Path, names: tuple[str, ...], option: str, given: str | N
     if len(found) > 1:
         raise InputError(f"{folder}: has both {' and '.join(names)}; say which with {option} FILE")
     return found[0]
-
-
-def _check_template(template: str) -> str:
-    try:
-        works = template.format(1) != template.format(2)
-    except (IndexError, KeyError, ValueError):
-        works = False
-    if not works:
-        raise InputError(f"--image_tmpl {template}: must hold one number, as '{{:05d}}.jpg' does")
-    return template

@@ -1,7 +1,6 @@
 """Train GST: `python main.py -h` for the options."""
 
 import math
-import os
 import signal
 import sys
 import time
@@ -34,7 +33,7 @@ from utils.checkpoint import (
     read_pretrained,
     saved_option,
 )
-from utils.cli import InputError, run_program
+from utils.cli import InputError, check_writable_folder, run_program
 from utils.deploy import compile_model, keep_freed_memory, to_channels_last
 from utils.distributed import World, start
 from utils.metrics import ClipMeters, averages
@@ -319,11 +318,7 @@ def check_run(args: Namespace, files: RunFiles, saved: dict[str, Any] | None) ->
         known = saved.get("epoch")
         if args.start_epoch is not None and known is not None and args.start_epoch != known:
             raise InputError(f"--start-epoch {args.start_epoch}: {args.resume} goes on at epoch {known}")
-    folder = Path(args.checkpoint_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"--checkpoint_dir {args.checkpoint_dir}: {folder} is no folder to write to")
+    check_writable_folder(args.checkpoint_dir, "--checkpoint_dir")
     old = files.existing()
     # With auto and no checkpoint, a run was killed before its first save.
     is_continued = saved.get("run") == files.name if saved else args.resume == "auto"

@@ -1,11 +1,18 @@
 """Every command-line option of `main.py` and `test_models.py`."""
 
 import argparse
-import math
 import os
-import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
+
+from utils.cli import (
+    Parser,
+    cores,
+    non_negative_float,
+    non_negative_int,
+    number_type,
+    positive_float,
+    positive_int,
+)
 
 TRAINING_EXAMPLES = """\
 the paper's GST and GST-Large:
@@ -33,7 +40,7 @@ def training_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--dropout",
         "--dp",
-        type=_number(float, 0, 1, "a probability below 1", below=True),
+        type=number_type(float, 0, 1, below=True),
         default=0.3,
         metavar="P",
         help="dropout before the classifier",
@@ -45,11 +52,11 @@ def training_parser() -> argparse.ArgumentParser:
         "weights (default: imagenet; none for resnet14 and resnet26, which have no such weights)",
     )
     recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
-    recipe.add_argument("--epochs", type=_positive_int, default=70, metavar="N", help="number of epochs")
+    recipe.add_argument("--epochs", type=positive_int, default=70, metavar="N", help="number of epochs")
     recipe.add_argument(
         "-b",
         "--batch-size",
-        type=_positive_int,
+        type=positive_int,
         default=PUBLISHED_BATCH_SIZE,
         metavar="N",
         help="clips in a training batch, over all GPUs and processes; validation takes at most "
@@ -57,7 +64,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument(
         "--accumulate",
-        type=_positive_int,
+        type=positive_int,
         default=1,
         metavar="K",
         help="batches that make one step, as one batch of K times the size would (apart from batch norm)",
@@ -68,7 +75,7 @@ def training_parser() -> argparse.ArgumentParser:
     recipe.add_argument(
         "--lr",
         "--learning-rate",
-        type=_positive_float,
+        type=positive_float,
         default=PUBLISHED_LR,
         metavar="LR",
         help="learning rate",
@@ -81,7 +88,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument(
         "--lr_steps",
-        type=_positive_int,
+        type=positive_int,
         nargs="+",
         default=[50, 60],
         metavar="EPOCH",
@@ -89,32 +96,32 @@ def training_parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument(
         "--warmup_epochs",
-        type=_non_negative_float,
+        type=non_negative_float,
         default=0.0,
         metavar="N",
         help="epochs over which the rate rises from 0 at the start",
     )
     recipe.add_argument(
         "--momentum",
-        type=_number(float, 0, 1, "a number from 0 to below 1", below=True),
+        type=number_type(float, 0, 1, below=True),
         default=0.9,
         metavar="M",
         help="momentum of SGD",
     )
     recipe.add_argument(
-        "--weight_decay", "--wd", type=_non_negative_float, default=3e-4, metavar="W", help="weight decay"
+        "--weight_decay", "--wd", type=non_negative_float, default=3e-4, metavar="W", help="weight decay"
     )
     recipe.add_argument(
         "--clip-gradient",
         "--gd",
-        type=_positive_float,
+        type=positive_float,
         default=20.0,
         metavar="NORM",
         help="the gradient's norm is clipped at this",
     )
     recipe.add_argument(
         "--seed",
-        type=_number(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
+        type=number_type(int, 0, 2**63 - 1),
         default=0,
         metavar="N",
         help="of all that is random: order, frames, crops, flips, initialisation, dropout",
@@ -152,7 +159,7 @@ def training_parser() -> argparse.ArgumentParser:
     run.add_argument("--overwrite", action="store_true", help="delete an older run of the same name first")
     run.add_argument(
         "--start-epoch",
-        type=_non_negative_int,
+        type=non_negative_int,
         metavar="N",
         help="epoch to start at (default: the one after the checkpoint's, or 0)",
     )
@@ -164,24 +171,24 @@ def training_parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--save-freq",
-        type=_positive_int,
+        type=positive_int,
         metavar="N",
         help="save every N steps, too (default: only after an epoch, and by --save-minutes)",
     )
     run.add_argument(
         "--save-minutes",
-        type=_positive_float,
+        type=positive_float,
         default=30.0,
         metavar="M",
         help="save when the last save was M minutes ago, too",
     )
     run.add_argument(
-        "--keep", type=_positive_int, default=2, metavar="N", help="checkpoints to keep, beside the best"
+        "--keep", type=positive_int, default=2, metavar="N", help="checkpoints to keep, beside the best"
     )
     run.add_argument(
         "--eval-freq",
         "-ef",
-        type=_positive_int,
+        type=positive_int,
         default=1,
         metavar="N",
         help="evaluate every N epochs, and after the last",
@@ -221,12 +228,12 @@ def testing_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "-b",
         "--batch-size",
-        type=_positive_int,
+        type=positive_int,
         metavar="N",
         help="clips evaluated together in each process (default: as in the checkpoint's validation: those of "
         f"its training batch, at most {PUBLISHED_BATCH_SIZE} on each GPU)",
     )
-    run.add_argument("--max_num", type=_positive_int, metavar="N", help="evaluate the first N videos only")
+    run.add_argument("--max_num", type=positive_int, metavar="N", help="evaluate the first N videos only")
     run.add_argument(
         "--save_scores",
         metavar="FILE.npz",
@@ -273,13 +280,13 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
         metavar="BETA",
     )
     unknown = "" if is_training else "; 8 where the checkpoint does not say"
-    add("--num_segments", 8, f"frames in a clip{unknown}", type=_positive_int, metavar="N")
+    add("--num_segments", 8, f"frames in a clip{unknown}", type=positive_int, metavar="N")
     unknown = "" if is_training else "; 224 where the checkpoint does not say"
     add(
         "--input_size",
         224,
         f"height and width that the network sees, in pixels{unknown}",
-        type=_number(int, 32, math.inf, "a whole number of 32 or more"),
+        type=number_type(int, 32),
         metavar="N",
     )
     return group
@@ -290,7 +297,7 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
     group.add_argument(
         "-j",
         "--workers",
-        type=_non_negative_int,
+        type=non_negative_int,
         default=min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
         metavar="N",
         help="processes that load clips, for each process of torchrun; the default is the cores that it "
@@ -298,7 +305,7 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
     )
     group.add_argument(
         "--gpus",
-        type=_non_negative_int,
+        type=non_negative_int,
         nargs="+",
         metavar="N",
         help="numbers of the GPUs to use (default: all that are visible; the CPU where there is none)",
@@ -314,7 +321,7 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         help=compiled,
     )
     group.add_argument(
-        "--print-freq", "-p", type=_positive_int, default=20, metavar="N", help="log a line every N batches"
+        "--print-freq", "-p", type=positive_int, default=20, metavar="N", help="log a line every N batches"
     )
     return group
 
@@ -331,59 +338,3 @@ def evaluation_batch_size(option: int | None, trained: int | None, num_devices: 
         num_devices: that share a batch by DataParallel.
     """
     return option or min(trained or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices
-
-
-def cores() -> int:
-    """How many cores this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _number(
-    kind: type, low: float, high: float, what: str, above: bool = False, below: bool = False
-) -> Callable[[str], float]:
-    """A type for argparse: a number from `low` to `high`, without the ends if `above` or `below`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        inside = (value > low if above else value >= low) and (value < high if below else value <= high)
-        if not inside:
-            raise argparse.ArgumentTypeError(f"{text} is not {what}")
-        return value
-
-    return parse
-
-
-_positive_int = _number(int, 1, math.inf, "a whole number above 0")
-_non_negative_int = _number(int, 0, math.inf, "a whole number, 0 or more")
-_positive_float = _number(float, 0, math.inf, "a number above 0", above=True, below=True)
-_non_negative_float = _number(float, 0, math.inf, "a number, 0 or more", below=True)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, not a page of usage with a line at its end."""
-
-    def __init__(self, description: str, epilog: str = "") -> None:
-        super().__init__(
-            prog=sys.argv[0],
-            description=description,
-            epilog=epilog,
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (for help: python {self.prog} -h)\n")
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Ends each help text with the option's default, where it has one and does not tell it itself."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        has_none = action.default in (None, "", argparse.SUPPRESS) or isinstance(action.default, bool)
-        if has_none or "(default" in action.help:
-            return action.help
-        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
-        return f"{action.help} (default: {default})"

@@ -1,7 +1,6 @@
 """Evaluate a checkpoint: `python test_models.py -h` for the options."""
 
 import io
-import os
 import sys
 import time
 from argparse import Namespace
@@ -28,11 +27,11 @@ from utils.checkpoint import (
     load_checkpoint,
     load_weights,
     saved_option,
-    write_atomically,
 )
-from utils.cli import InputError, run_program
+from utils.cli import InputError, check_writable_file, run_program
 from utils.deploy import keep_freed_memory
 from utils.distributed import start
+from utils.files import write_atomically
 from utils.precision import emulation_warning, evaluation_precision
 
 
@@ -110,17 +109,16 @@ def main() -> None:
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file for the scores that is there already or that cannot be written.
+    """Refuse a file for the scores that already exists or that cannot be written.
 
     Raises:
         InputError: which, and why.
     """
     if path.suffix != ".npz":
         raise InputError(f"--save_scores {path}: the name must end in .npz")
-    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
-        raise InputError(f"--save_scores {path}: is there already")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"--save_scores {path}: cannot write to the folder {path.parent}")
+    check_writable_file(path, "--save_scores")
+    if path.exists():
+        raise InputError(f"--save_scores {path}: already exists")
 
 
 def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> tuple[int, int]:

@@ -28,9 +28,9 @@ from utils.checkpoint import (
     read_pretrained,
     read_tensors,
     save_checkpoint,
-    write_atomically,
 )
 from utils.cli import InputError
+from utils.files import write_atomically
 
 FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 STATE = {"conv.weight": torch.arange(24.0).view(2, 3, 4), "fc.bias": torch.tensor([0.5, -1.0])}
@@ -407,7 +407,7 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize("keep", [1, 2, 3, 12])
 def test_the_newest_checkpoints_are_kept_in_order(tmp_path, keep):
     path = tmp_path / "GST_a[1]_checkpoint.pth.tar"  # brackets mean something to glob
-    (tmp_path / (path.name + ".tmp")).write_bytes(b"of a run that was killed")
+    (tmp_path / f".{path.name}.part").write_bytes(b"of a run that was killed")
     for epoch in range(14):
         save_checkpoint(path, {"epoch": epoch, "state_dict": STATE}, keep)
         epochs = [load_checkpoint(file)["epoch"] for file in all_checkpoints(path)]

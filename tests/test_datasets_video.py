@@ -5,7 +5,13 @@ import random
 import pytest
 from synthetic import CATEGORIES, make_dataset
 
-from datasets_video import flip_label_map, read_categories, return_dataset, unflippable_labels
+from datasets_video import (
+    check_template,
+    flip_label_map,
+    read_categories,
+    return_dataset,
+    unflippable_labels,
+)
 from utils.cli import InputError
 
 # Names of Something-Something-v1 and -v2.
@@ -163,13 +169,57 @@ def test_missing_folders_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "template", ["frame.jpg", "{:05d}{:05d}.jpg", "{name}.jpg", "{:05d.jpg", "{:05q}.jpg"]
+    "template", ["{:05d}.jpg", "img_{:04d}.png", "{}.jpg", "{0:d}.jpeg", "{{{:06}}}", "a b{:03d}"]
 )
-def test_template_without_one_number_is_refused(tmp_path, template):
-    make_dataset(tmp_path, train=1, val=1, frames=1)
+def test_templates(template):
+    assert check_template(template) == template
+    names = [template.format(number) for number in range(1, 1200)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(
+            "frame.jpg",
+            "",
+            "{:05d}{:05d}.jpg",
+            "{0}{0}.jpg",
+            "{name}.jpg",
+            "{1}.jpg",
+            "{0.real}.jpg",
+            "{!r}.jpg",
+        ),
+        *(
+            "{:05d.jpg",
+            "05d}.jpg",
+            "{:05q}.jpg",
+            "{:.1g}.jpg",
+            "{:c}.jpg",
+            "{:x}.jpg",
+            "{:5d}.jpg",
+            "{:{}}.jpg",
+        ),
+        *("/{:05d}.jpg", "rgb/{:05d}.jpg", "../{:05d}.jpg", "{:05d}.jpg/", ".{:05d}.jpg"),
+    ],
+)
+def test_a_template_that_is_not_a_name_with_one_number_is_refused(tmp_path, template):
     with pytest.raises(InputError) as caught:
-        return_dataset("somethingv1", tmp_path, image_tmpl=template)
-    assert str(caught.value) == f"--image_tmpl {template}: must hold one number, as '{{:05d}}.jpg' does"
+        check_template(template)
+    message = "must be a file name that holds one number, as '{:05d}.jpg' does"
+    assert str(caught.value) == f"--image_tmpl {template}: {message}"
+
+
+def test_the_template_is_checked_where_the_files_are_looked_for(tmp_path):
+    make_dataset(tmp_path, train=1, val=1, frames=1)
+    with pytest.raises(InputError, match="--image_tmpl frame.jpg: "):
+        return_dataset("somethingv1", tmp_path, image_tmpl="frame.jpg")
+
+
+def test_a_template_must_end_as_the_format_asks():
+    assert check_template("{:05d}.jpeg", (".jpg", ".jpeg")) == "{:05d}.jpeg"
+    with pytest.raises(InputError, match=r"must end in \.jpg or \.jpeg"):
+        check_template("{:05d}.png", (".jpg", ".jpeg"))
 
 
 # Categories.

@@ -23,6 +23,8 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import extract_frames
 
+from utils.video import VideoError, decode
+
 TOOL = "tools/extract_frames.py"
 # name -> (frames, options of write_video)
 WHOLE = {
@@ -171,7 +173,7 @@ def test_a_title_that_is_not_utf8(tmp_path: Path) -> None:
     write_video(path, 3, title="smorgasbord")
     assert b"smorgasbord" in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(b"smorgasbord", "smörgåsbord".encode("latin-1")))
-    assert len(list(extract_frames.decode(path))) == 3
+    assert len(list(decode(path))) == 3
 
 
 @pytest.mark.parametrize("name", ["varying.webm", "varying rate.mp4"])
@@ -253,8 +255,8 @@ def test_no_truncation_goes_unnoticed(name: str, tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in [*range(1, len(data), 97), *range(len(data) - 12, len(data))]:
         path.write_bytes(data[:length])
-        with pytest.raises(extract_frames.VideoError):
-            list(extract_frames.decode(path))
+        with pytest.raises(VideoError):
+            list(decode(path))
 
 
 def test_a_download_whose_end_is_still_zeros(tmp_path: Path) -> None:
@@ -264,8 +266,8 @@ def test_a_download_whose_end_is_still_zeros(tmp_path: Path) -> None:
         size = path.stat().st_size
         cut(path, 0.6)
         path.write_bytes(path.read_bytes().ljust(size, b"\0"))
-        with pytest.raises(extract_frames.VideoError):
-            list(extract_frames.decode(path))
+        with pytest.raises(VideoError):
+            list(decode(path))
 
 
 def test_a_rerun_does_only_what_is_missing(tmp_path: Path) -> None:

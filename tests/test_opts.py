@@ -275,8 +275,11 @@ def test_a_text_that_is_an_options_name_does_not_count_as_a_read():
     assert reads_of_options(source + "\nprint(args.d)") == {"c", "d"}
 
 
-def test_the_options_need_no_torch():
-    """The tools for data use the parser too, and start a process for each core; torch takes seconds."""
-    program = "import sys, opts; print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "module", ["opts", "utils.cli", "utils.files", "utils.pool", "utils.annotations", "datasets_video"]
+)
+def test_the_options_need_no_torch(module):
+    """The tools for data use them too, and start a process for each core; torch takes seconds."""
+    program = f"import sys, {module}; print('torch' in sys.modules)"
     process = finish([sys.executable, "-c", program], cwd=REPOSITORY)
     assert process.stdout == "False\n", process.stderr

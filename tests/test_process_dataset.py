@@ -14,9 +14,7 @@ from helpers import REPOSITORY, assert_one_line_error, call, finish, run
 from PIL import Image
 from video_files import write_video
 
-sys.path.insert(0, str(REPOSITORY / "tools"))
-
-import common
+from utils.files import write_texts
 
 TOOL = "tools/process_dataset.py"
 FRAMES = {
@@ -270,12 +268,12 @@ def test_check_reads_the_authors_lists_too(authors_root: Path) -> None:
 
 # A run that is killed when it has written so many of its files, under their hidden names.
 KILLED_AT_FSYNC = """
-import os, runpy, signal, sys
+import os, runpy, signal, stat, sys
 calls, sys.argv = int(sys.argv[1]), sys.argv[2:]
 fsync = os.fsync
 def count(file):
     global calls
-    calls -= 1
+    calls -= stat.S_ISREG(os.fstat(file).st_mode)  # not the folder, after all of them
     fsync(file)
     if not calls:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -318,7 +316,7 @@ def test_files_are_replaced_only_when_all_are_written(tmp_path: Path) -> None:
     first = tmp_path / "first.txt"
     first.write_text("old")
     with pytest.raises(FileNotFoundError):
-        common.write_atomically({first: "new", tmp_path / "nowhere" / "second.txt": "new"})
+        write_texts({first: "new", tmp_path / "nowhere" / "second.txt": "new"})
     assert first.read_text() == "old"
     assert list(tmp_path.iterdir()) == [first]
 

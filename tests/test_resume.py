@@ -150,7 +150,7 @@ def test_saves_that_fail_stop_the_run_and_leave_the_old_checkpoint(root, tmp_pat
     assert warning.startswith(f"warning: cannot save {checkpoint_of(tmp_path)} (File too large)")
     assert error.startswith(f"error: cannot save {checkpoint_of(tmp_path)} (File too large)")
     assert checkpoint_of(tmp_path).read_bytes() == before
-    assert not list(checkpoint_of(tmp_path).parent.glob("*.tmp"))
+    assert not list(checkpoint_of(tmp_path).parent.glob(".*.part"))
 
 
 def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, capsys):

@@ -439,8 +439,8 @@ def test_a_scores_file_that_cannot_be_written_is_refused_before_anything_else(re
     text.write_text("")
     (tmp_path / "folder.npz").mkdir()
     cases = {
-        there: "is there already",
-        tmp_path / "folder.npz": "is there already",
+        there: "already exists",
+        tmp_path / "folder.npz": "is not a file",
         tmp_path / "scores.txt": ".npz",
         tmp_path / "scores": ".npz",
         tmp_path / "none" / "scores.npz": tmp_path / "none",

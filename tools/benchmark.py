@@ -55,7 +55,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import PIL
 import torch
-from common import check_output, uninterrupted, whole_number, worker_pool, write_atomically
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,7 +63,6 @@ from tqdm import tqdm
 from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
 from engine import LossWatch, evaluate, train_steps
 from models import TemporalModel
-from opts import Parser, cores
 from transforms import (
     GroupCenterCrop,
     GroupMultiScaleCrop,
@@ -73,11 +71,13 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, check_writable_file, cores, number_type, run_program, uninterrupted
 from utils.deploy import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
 from utils.distributed import World, start
+from utils.files import write_texts
 from utils.metrics import ClipMeters
 from utils.optim import make_optimizer
+from utils.pool import worker_pool
 from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
@@ -130,7 +130,7 @@ class Comparison(NamedTuple):
 def main() -> int:
     args = parse_args()
     if args.json:
-        check_output(args.json, "--json")
+        check_writable_file(args.json, "--json")
     device = start(None).device
     if device.type == "cpu":
         keep_freed_memory()
@@ -152,13 +152,13 @@ def main() -> int:
         benchmark.close()
     if args.json:
         content = {"machine": benchmark.machine, "rows": benchmark.rows}
-        write_atomically({Path(args.json): json.dumps(content, indent=2) + "\n"})
+        write_texts({Path(args.json): json.dumps(content, indent=2) + "\n"})
     return status
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    count = whole_number(1, 1000)
+    count = number_type(int, 1, 1000)
     parser.add_argument(
         "--only",
         nargs="+",
@@ -342,7 +342,7 @@ def is_enough(rounds: int, forced: int | None, longest: float, left: float) -> b
 
     Args:
         rounds: how many there have been.
-        forced: how many there shall be; None for as many as there is time for.
+        forced: how many to measure; None for as many as there is time for.
         longest: seconds that a round takes.
         left: seconds that are left.
     """

@@ -25,10 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import av
 import numpy as np
-from common import whole_number
 
-from opts import Parser, cores
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, cores, number_type, run_program
 
 _TOOL = Path(__file__).with_name("extract_frames.py")
 
@@ -66,21 +64,21 @@ def parse_args() -> argparse.Namespace:
     source.add_argument(
         "--clips",
         metavar="N",
-        type=whole_number(1, 10000),
+        type=number_type(int, 1, 10000),
         default=60,
         help="number of clips to make (default: %(default)s)",
     )
     parser.add_argument(
         "--rounds",
         metavar="N",
-        type=whole_number(1, 100),
+        type=number_type(int, 1, 100),
         default=5,
         help="how often each program runs (default: %(default)s)",
     )
     parser.add_argument(
         "--workers",
         metavar="N",
-        type=whole_number(1, 1024),
+        type=number_type(int, 1, 1024),
         default=cores(),
         help="processes (default: one per core, here %(default)s)",
     )

@@ -1,7 +1,7 @@
 """Decode a folder of videos into the frame folders that `main.py` reads.
 
 Each video becomes a folder of its name with a JPEG for every frame, numbered from 1. A folder
-appears under its name only when it is whole (it is filled under another name, then renamed), so
+appears under its name only when it is complete (it is filled under another name, then renamed), so
 the program may be killed at any moment and started again: what is finished is skipped.
 
 The frames are what TRN-pytorch's script makes with `ffmpeg -vf scale=256:256 -q:v 0`: bicubic
@@ -15,9 +15,7 @@ import errno
 import io
 import itertools
 import json
-import math
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -28,19 +26,17 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import av
-from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from common import progress_bar, uninterrupted, whole_number, worker_pool, write_atomically
-from PIL import Image
+from av.video.reformatter import VideoReformatter
 
-from datasets_video import LAYOUTS
-from opts import Parser, cores
-from utils.cli import InputError, run_program
+from datasets_video import LAYOUTS, check_template
+from utils.cli import InputError, Parser, cores, number_type, run_program, uninterrupted
+from utils.files import write_texts
+from utils.pool import progress_bar, worker_pool
+from utils.video import VideoError, decode, resample, to_image
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"
@@ -58,31 +54,6 @@ _FFMPEG_Q2 = [
     *(6, 7, 8, 9, 11, 14, 17, 20),
 ]
 
-# From the video's range of values to JPEG's (ITU-T T.871, section 7), for Y, Cb and Cr. swscale would
-# do it too, but rounds chroma down, which moves every colour by half a step.
-_LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(256)]
-_CHROMA = [min(max(round((value - 128) * 255 / 224) + 128, 0), 255) for value in range(256)]
-_FULL_RANGE = (_LUMA, _CHROMA, _CHROMA)
-
-# libavformat also reads text as ASCII art, images as films of one frame, and playlists, which
-# open further files: none of them is a video here.
-_CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,ivf"
-
-# Before version 19, PyAV otherwise refuses a video whose title is not UTF-8.
-_ANY_TITLE = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-
-# By how much the players turn a video, counterclockwise, because the camera was held so.
-_TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    -90: Image.Transpose.ROTATE_270,
-    180: Image.Transpose.ROTATE_180,
-    -180: Image.Transpose.ROTATE_180,
-}
-
-_EBML = b"\x1a\x45\xdf\xa3"
-_EBML_SEGMENT = b"\x18\x53\x80\x67"
-_MP4_BOXES = b"ftyp moov mdat moof mfra sidx styp free skip wide uuid meta pdin".split()
-
 _EPILOG = """\
 Something-Something v2 (.webm):
   python tools/extract_frames.py --videos 20bn-something-something-v2 --dataset somethingv2 --root_path data
@@ -96,12 +67,8 @@ Any other folder of videos:
   python tools/extract_frames.py --videos my_videos --out my_frames --short_side 256
 
 After that, tools/process_dataset.py makes the lists. To stop, press Ctrl-C; the same command
-goes on where it was stopped, however it was stopped.
+continues where it was stopped, however it was stopped.
 """
-
-
-class VideoError(Exception):
-    """A video that cannot be used as a whole; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +150,6 @@ def parse_args() -> argparse.Namespace:
     where.add_argument(
         "--image_tmpl",
         metavar="NAME",
-        type=_template,
         help="with --out: the file name of a frame (default: {:05d}.jpg)",
     )
     frames = parser.add_argument_group("the frames")
@@ -191,7 +157,7 @@ def parse_args() -> argparse.Namespace:
     size.add_argument(
         "--short_side",
         metavar="N",
-        type=whole_number(1, 16384),
+        type=number_type(int, 1, 16384),
         help="scale the shorter side to N pixels and keep the aspect "
         "(default: 256 x 256, aspect not kept, as in the published recipe)",
     )
@@ -199,14 +165,14 @@ def parse_args() -> argparse.Namespace:
     frames.add_argument(
         "--quality",
         metavar="Q",
-        type=whole_number(1, 100),
+        type=number_type(int, 1, 100),
         help="JPEG quality, 1 to 100 (default: the tables of ffmpeg's -q:v 2, as in the published "
         "recipe; close to 94, in smaller files)",
     )
     frames.add_argument(
         "--fps",
         metavar="F",
-        type=_rate,
+        type=number_type(Fraction, 0, 1000, above=True),
         help="resample to F frames a second, by repeating and leaving out frames "
         "(default: every frame of the video once)",
     )
@@ -214,7 +180,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument(
         "--workers",
         metavar="N",
-        type=whole_number(1, 1024),
+        type=number_type(int, 1, 1024),
         default=cores(),
         help="processes, each decoding one video at a time (default: one per core, here %(default)s)",
     )
@@ -227,6 +193,8 @@ def parse_args() -> argparse.Namespace:
         raise InputError("--root_path: goes with --dataset; --out is itself the folder for the frames")
     if args.dataset and args.image_tmpl:
         raise InputError(f"--image_tmpl: goes with --out; the names of {args.dataset}'s frames are fixed")
+    if args.image_tmpl:
+        check_template(args.image_tmpl, suffixes=(".jpg", ".jpeg"))
     return args
 
 
@@ -267,7 +235,7 @@ def prepare_folder(out: Path, settings: Settings) -> None:
     except FileNotFoundError:
         if any(path.is_dir() for path in out.glob("[!.]*")):
             raise InputError(f"{out}: holds folders made by another program; give a new folder") from None
-        write_atomically({out / SETTINGS_FILE: json.dumps(now, indent=2) + "\n"})
+        write_texts({out / SETTINGS_FILE: json.dumps(now, indent=2) + "\n"})
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{out / SETTINGS_FILE}: is damaged; extract into a new folder") from None
     else:
@@ -367,137 +335,16 @@ def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
     """
     quality = {"quality": settings.quality} if settings.quality else {"qtables": [_FFMPEG_Q2, _FFMPEG_Q2]}
     frames = decode(video)
-    shown = _resample(frames, Fraction(settings.fps)) if settings.fps else ((frame, 1) for frame in frames)
+    shown = resample(frames, Fraction(settings.fps)) if settings.fps else ((frame, 1) for frame in frames)
     scaler = VideoReformatter()
     size = None
     for frame, times in shown:
         # A video whose size changes midway keeps the first frame's.
         size = size or _target_size(settings, frame.width, frame.height)
-        # JPEG's colours are BT.601. Going there directly, not by way of RGB, saves half of the work
-        # after decoding, and a rounding; libjpeg halves the chroma.
-        scaled = scaler.reformat(
-            frame,
-            *size,
-            format="yuv444p",
-            dst_color_range=frame.color_range or ColorRange.MPEG,
-            dst_colorspace=Colorspace.ITU601,
-            interpolation=Interpolation.BICUBIC,
-            threads=1,
-        )
-        channels = [Image.frombuffer("L", size, p, "raw", "L", p.line_size, 1) for p in scaled.planes]
-        if frame.color_range != ColorRange.JPEG:
-            channels = [image.point(table) for image, table in zip(channels, _FULL_RANGE, strict=True)]
-        image = Image.merge("YCbCr", channels)
-        if frame.rotation in _TURNS:
-            image = image.transpose(_TURNS[frame.rotation])
+        image = to_image(frame, *size, scaler)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", subsampling="4:2:0", **quality)
         yield from itertools.repeat(buffer.getvalue(), times)
-
-
-def decode(video: Path) -> Iterator[av.VideoFrame]:
-    """Yield every frame of a video file, in the order of display.
-
-    Raises:
-        VideoError: not a video, no video stream, or not whole.
-    """
-    count = 0
-    try:
-        check_length(video)
-        whitelist = {"format_whitelist": _CONTAINERS}
-        with av.open(f"file:{video}", container_options=whitelist, **_ANY_TITLE) as container:
-            stream = container.streams.best("video")
-            # The cover of a song is a video stream to libavformat.
-            if stream is None or stream.disposition & Disposition.attached_pic:
-                raise VideoError("no video stream")
-            if stream.codec_context is None:
-                raise VideoError("no decoder for its video stream")
-            # The processes share the cores already.
-            stream.codec_context.thread_count = 1
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    raise VideoError(f"damaged or truncated after frame {count}")
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise VideoError(f"damaged after frame {count}")
-                    count += 1
-                    yield frame
-    except av.FFmpegError as error:
-        if not count:
-            raise VideoError("not a video, or damaged at its beginning") from None
-        raise VideoError(f"damaged or truncated after frame {count} ({error.strerror})") from None
-    except OSError as error:
-        raise VideoError(f"cannot be read ({error.strerror})") from None
-    if not count:
-        raise VideoError("no frame in it")
-
-
-def check_length(video: Path) -> None:
-    """Compare a file's length with what its container declares.
-
-    The demuxers take a file that ends too early for one that ends: in a truncated webm every
-    remaining frame decodes without an error. The containers are nested boxes that begin with their
-    lengths, so following the outer ones to the end tells (webm and mkv: RFC 8794; mp4 and mov:
-    ISO/IEC 14496-12; avi: RIFF). Containers of other kinds are not checked.
-
-    Raises:
-        VideoError: empty, or shorter than declared.
-    """
-    with video.open("rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        if not length:
-            raise VideoError("empty file")
-        if start[:4] == _EBML:
-            end = _webm_end(file, length)
-        elif start[4:] in _MP4_BOXES:
-            end = _mp4_end(file, length)
-        elif start[:4] == b"RIFF":
-            end = 8 + int.from_bytes(start[4:], "little")
-        else:
-            return
-    if end > length:
-        raise VideoError(f"truncated: {length} bytes of at least {end}")
-
-
-def _webm_end(file: BinaryIO, length: int) -> int:
-    position, end = 0, length
-    while position < end:
-        file.seek(position)
-        # An identifier and a size, each as long as its leading zero bits tell. A header that the end
-        # of the file cuts short is filled up, which takes the position beyond that end.
-        head = file.read(12).ljust(12, b"\xff")
-        size_at = 9 - head[0].bit_length()
-        body_at = size_at + 9 - head[size_at].bit_length() if size_at <= 4 else 0
-        if not size_at < body_at <= size_at + 8:
-            raise VideoError(f"damaged at byte {position}")
-        unknown = (1 << 7 * (body_at - size_at)) - 1
-        size = int.from_bytes(head[size_at:body_at], "big") & unknown
-        position += body_at
-        # Into the segment, and into whatever was written before its size was known; past the rest.
-        if head[:size_at] == _EBML_SEGMENT:
-            if size != unknown:
-                end = position + size
-            if end > length:
-                return end
-        elif size != unknown:
-            position += size
-    return position
-
-
-def _mp4_end(file: BinaryIO, length: int) -> int:
-    position = 0
-    while position + 8 <= length:
-        file.seek(position)
-        head = file.read(16)
-        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-        if size == 1:
-            size = int.from_bytes(head[8:], "big")
-        # 0 means "to the end of the file"; what is no box may follow the last one.
-        if size < 8 or kind not in _MP4_BOXES:
-            break
-        position += size
-    return position
 
 
 def _target_size(settings: Settings, width: int, height: int) -> tuple[int, int]:
@@ -509,32 +356,10 @@ def _target_size(settings: Settings, width: int, height: int) -> tuple[int, int]
     return round(width * scale), round(height * scale)
 
 
-def _resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Yield frames with the number of instants 0, 1/fps, 2/fps, ... at which each is on the screen.
-
-    A webm rounds times to milliseconds: being late by one, a frame is still in time.
-    """
-
-    def seconds(frame: av.VideoFrame) -> Fraction:
-        if frame.pts is None:
-            raise VideoError("a frame without a time, which --fps needs")
-        return frame.pts * frame.time_base
-
-    frame = next(frames)
-    start = seconds(frame)
-    shown = 0
-    for following in itertools.chain(frames, [None]):
-        end = seconds(following) if following else seconds(frame) + (frame.duration or 0) * frame.time_base
-        # At least one of the first, should the container not know how long it lasts.
-        upto = max(shown, 1, math.ceil((end - start - Fraction(1, 1000)) * fps))
-        yield frame, upto - shown
-        frame, shown = following, upto
-
-
 def write_report(path: Path, failures: dict[str, str]) -> None:
     """Write a line for each failed video, sorted, `name<tab>reason`; without failures, no report."""
     if failures:
-        write_atomically({path: "".join(f"{name}\t{failures[name]}\n" for name in sorted(failures))})
+        write_texts({path: "".join(f"{name}\t{failures[name]}\n" for name in sorted(failures))})
     else:
         path.unlink(missing_ok=True)
 
@@ -550,22 +375,6 @@ def _cause(error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
         return f"{error.strerror}: {error.filename}; is a second run at work there?"
     return f"{error.strerror}: {error.filename or 'writing'}"
-
-
-def _template(text: str) -> str:
-    if not re.fullmatch(r"[^/{}]*\{:0[1-9]d\}[^/{}]*\.jpe?g", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a name like {{:05d}}.jpg")
-    return text
-
-
-def _rate(text: str) -> Fraction:
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if not 0 < rate <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0, up to 1000")
-    return rate
 
 
 if __name__ == "__main__":

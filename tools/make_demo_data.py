@@ -25,8 +25,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS
-from opts import Parser
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, run_program
 
 DATASET = "somethingv1"
 
@@ -149,7 +148,7 @@ def make_dataset(folder: Path, seed: int) -> None:
 
 
 def main() -> int:
-    """Make the data set, unless it is there already.
+    """Make the data set, unless it already exists.
 
     Raises:
         InputError: something else is in its place, or it cannot be written.

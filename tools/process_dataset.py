@@ -11,37 +11,29 @@ Into `<root_path>/<dataset>/`:
 
 The numbers of frames are those of the folders. Diving48's annotations give the first and the last
 frame of each video too. A list cannot say where to start, so that a start other than 0 is a
-problem; a folder that goes on after the end is cut there by its number of frames; a folder
+problem; a folder that continues after the end is cut there by its number of frames; a folder
 that ends earlier is noted. (A difference of one is no difference: it depends on whether the end
 is meant to be included.)
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import progress_bar, uninterrupted, whole_number, worker_pool, write_atomically
 from PIL import Image
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
-from opts import Parser, cores
-from utils.cli import InputError, run_program
+from utils.annotations import TEST_LIST, Lists, Video, read_annotations, read_test_list
+from utils.cli import InputError, Parser, cores, number_type, run_program, uninterrupted
+from utils.files import write_texts
+from utils.pool import progress_bar, worker_pool
 
-TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 REPORT_FILE = "process_report.txt"
-
-# Where the annotations of each release are, below --annotations.
-_V1_NAMES = ("something-something-v1-{}.csv",)
-_V2_NAMES = ("something-something-v2-{}.json", "labels/{}.json", "{}.json")
-_DIVING_NAMES = ("Diving48_V2_{}.json",)
-_DIVING_VOCABULARY = "Diving48_vocab.json"
 
 _EPILOG = """\
 After unpacking and, for the last two, extracting the frames:
@@ -54,24 +46,6 @@ Before a long training, or with lists from elsewhere:
 """
 
 
-class Video(NamedTuple):
-    """A video as an annotation or a list has it.
-
-    Attributes:
-        folder: name of its frame folder.
-        label: None in a test list.
-        frames: how many the list gives; None in an annotation.
-        start: first frame (from 0) that the annotation gives.
-        end: the frame after the last, likewise.
-    """
-
-    folder: str
-    label: int | None
-    frames: int | None = None
-    start: int = 0
-    end: int | None = None
-
-
 class Finding(NamedTuple):
     """A line of the report. A `problem` keeps a video from being used, a `note` does not."""
 
@@ -79,9 +53,6 @@ class Finding(NamedTuple):
     list_name: str
     folder: str
     what: str
-
-
-Lists = dict[str, list[Video]]
 
 
 def main() -> int:
@@ -122,7 +93,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument(
         "--workers",
         metavar="N",
-        type=whole_number(1, 1024),
+        type=number_type(int, 1, 1024),
         default=cores(),
         help="processes that look into the folders (default: one per core, here %(default)s)",
     )
@@ -146,7 +117,7 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     report = {folder / REPORT_FILE: "".join("\t".join(finding) + "\n" for finding in findings)}
     empty = next((name for name in annotated if not lists[name]), None)
     if problems and (empty or not args.skip_missing):
-        write_atomically(report)
+        write_texts(report)
         first = problems[0]
         advice = f"none is left for {empty}" if args.skip_missing else "--skip_missing leaves them out"
         raise InputError(
@@ -157,7 +128,7 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     for name, videos in lists.items():
         texts[folder / name] = "".join(_line(video) for video in videos)
     changes = {path: _change(path, text) for path, text in texts.items()}
-    write_atomically(report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
+    write_texts(report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
     print(f"{folder / 'category.txt'}: {len(categories)} classes, {changes[folder / 'category.txt']}")
     for name, videos in lists.items():
         of = f" of {len(annotated[name])}" if len(videos) < len(annotated[name]) else ""
@@ -183,7 +154,7 @@ def check_lists(args: argparse.Namespace, frames: Path) -> int:
     }
     test_list = frames.parent / TEST_LIST
     if test_list.is_file():
-        lists[TEST_LIST] = _read_test_list(test_list)
+        lists[TEST_LIST] = read_test_list(test_list)
     _, findings = examine(args.dataset, lists, frames, args.workers)
     for finding in findings:
         print("\t".join(finding))
@@ -192,18 +163,6 @@ def check_lists(args: argparse.Namespace, frames: Path) -> int:
     problems = sum(finding.kind == "problem" for finding in findings)
     print(f"{problems} problems, {len(findings) - problems} notes")
     return 1 if problems else 0
-
-
-def read_annotations(dataset: str, folder: Path) -> tuple[list[str], Lists]:
-    """Read a data set's annotation files.
-
-    Returns:
-        The class names in the order of their labels, and the annotated videos for each list.
-
-    Raises:
-        InputError: a file is missing, cannot be read, or does not fit the others.
-    """
-    return {"somethingv1": _read_v1, "somethingv2": _read_v2, "diving48": _read_diving48}[dataset](folder)
 
 
 def examine(dataset: str, lists: Lists, frames: Path, workers: int) -> tuple[Lists, list[Finding]]:
@@ -309,106 +268,6 @@ def _frames_to_use(dataset: str, video: Video, found: int) -> tuple[int, str, st
     if video.end is not None and found < video.end - 1:
         return found, "note", f"the folder has {found} of the annotation's {video.end} frames"
     return found, "", ""
-
-
-def _read_v1(folder: Path) -> tuple[list[str], Lists]:
-    pattern = _find_release(folder, _V1_NAMES, "labels")
-    labels = folder / pattern.format("labels")
-    categories = sorted(line.strip() for line in _lines(labels))
-    label_of = {name: label for label, name in enumerate(categories)}
-    lists: Lists = {}
-    for name, part in ((TRAIN_LIST, "train"), (VAL_LIST, "validation")):
-        path = folder / pattern.format(part)
-        lists[name] = []
-        for number, line in enumerate(_lines(path), start=1):
-            video, _, label = line.partition(";")
-            if label.strip() not in label_of:
-                raise InputError(f"{path}, line {number}: '{label.strip()}' is not in {labels.name}")
-            lists[name].append(Video(video.strip(), label_of[label.strip()]))
-    test = folder / pattern.format("test")
-    if test.is_file():
-        lists[TEST_LIST] = [Video(line.partition(";")[0].strip(), None) for line in _lines(test)]
-    return categories, lists
-
-
-def _read_v2(folder: Path) -> tuple[list[str], Lists]:
-    pattern = _find_release(folder, _V2_NAMES, "labels")
-    labels = folder / pattern.format("labels")
-    label_of = _read_json(labels, lambda names: {name: int(label) for name, label in names.items()})
-    categories = sorted(label_of, key=label_of.__getitem__)
-    if [label_of[name] for name in categories] != list(range(len(categories))):
-        raise InputError(f"{labels}: its numbers are not 0 to {len(categories) - 1}, each once")
-
-    def video(entry: dict) -> Video:
-        name = entry["template"].replace("[", "").replace("]", "")
-        if name not in label_of:
-            raise InputError(f"{path}: video {entry['id']}: '{name}' is not in {labels.name}")
-        return Video(str(entry["id"]), label_of[name])
-
-    lists: Lists = {}
-    for name, part in ((TRAIN_LIST, "train"), (VAL_LIST, "validation")):
-        path = folder / pattern.format(part)
-        lists[name] = _read_json(path, lambda entries: [video(entry) for entry in entries])
-    test = folder / pattern.format("test")
-    if test.is_file():
-        lists[TEST_LIST] = _read_json(test, lambda entries: [Video(str(e["id"]), None) for e in entries])
-    return categories, lists
-
-
-def _read_diving48(folder: Path) -> tuple[list[str], Lists]:
-    pattern = _find_release(folder, _DIVING_NAMES, "train")
-    vocabulary = folder / _DIVING_VOCABULARY
-    categories = _read_json(vocabulary, lambda classes: ["_".join(parts) for parts in classes])
-
-    def video(entry: dict) -> Video:
-        label = int(entry["label"])
-        if not 0 <= label < len(categories):
-            raise InputError(f"{path}: video {entry['vid_name']}: {vocabulary.name} has no label {label}")
-        return Video(entry["vid_name"], label, start=int(entry["start_frame"]), end=int(entry["end_frame"]))
-
-    lists: Lists = {}
-    for name, part in ((TRAIN_LIST, "train"), (VAL_LIST, "test")):
-        path = folder / pattern.format(part)
-        lists[name] = _read_json(path, lambda entries: [video(entry) for entry in entries])
-    return categories, lists
-
-
-def _find_release(folder: Path, patterns: Iterable[str], part: str) -> str:
-    names = [pattern.format(part) for pattern in patterns]
-    for pattern, name in zip(patterns, names, strict=True):
-        if (folder / name).is_file():
-            return pattern
-    raise InputError(f"--annotations {folder}: has no {' nor '.join(names)}")
-
-
-def _read_json(path: Path, convert: Callable[[Any], Any]) -> Any:
-    try:
-        return convert(json.loads(_text(path)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: is not what the data set's page offers ({error!r})") from None
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in _text(path).splitlines() if line.strip()]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it belongs to the annotations") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def _read_test_list(path: Path) -> list[Video]:
-    videos = []
-    for number, line in enumerate(_lines(path), start=1):
-        folder, _, frames = line.strip().rpartition(" ")
-        if not folder or not frames.isdecimal():
-            raise InputError(f"{path}, line {number}: '{line.strip()}' is not 'folder frames'")
-        videos.append(Video(folder, None, int(frames)))
-    return videos
 
 
 def _line(video: Video) -> str:

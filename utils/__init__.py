@@ -1,1 +1,1 @@
-"""What any training repository needs; nothing in here knows of GST's data sets or programs."""
+"""What the programs share, apart from the model, the data pipeline and the loops."""

@@ -1,8 +1,7 @@
-"""Checkpoints: save them whole or not at all, and load what others saved."""
+"""Checkpoints: save them completely or not at all, and load what others saved."""
 
 import glob
 import io
-import os
 import pickle
 import re
 import shutil
@@ -20,6 +19,7 @@ from gst import check_split
 from models import TemporalModel
 from resnet_gst import BLOCKS
 from utils.cli import InputError
+from utils.files import staged
 from utils.precision import DTYPES
 
 
@@ -31,34 +31,6 @@ class ModelSpec(NamedTuple):
     beta: int
     num_class: int
     has_dropout: bool
-
-
-def write_atomically(path: Path, content: bytes, keep: int = 1) -> None:
-    """Write a file so that at every moment, a power cut included, the old or the new one is there, whole.
-
-    Args:
-        path: the file.
-        content: what shall be in it.
-        keep: files to keep; the older ones become `path`.1, `path`.2 and so on.
-
-    Raises:
-        OSError: it cannot be written; what is there stays as it is.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep > 1 and path.exists():
-            _keep_older(path, keep)
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _keep_older(path: Path, keep: int) -> None:
@@ -75,10 +47,21 @@ def _keep_older(path: Path, keep: int) -> None:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1) -> None:
-    """Save a checkpoint of tensors and plain values; see `write_atomically`."""
+    """Save a checkpoint of tensors and plain values, completely or not at all: see `utils.files.staged`.
+
+    Args:
+        path: the file.
+        content: what `torch.save` takes and `load_checkpoint` gives back.
+        keep: files to keep; the older ones become `path`.1, `path`.2 and so on.
+
+    Raises:
+        OSError: it cannot be written; the newest stays as it is.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue(), keep)
+    with staged({path: buffer.getvalue()}):
+        if keep > 1 and path.exists():
+            _keep_older(path, keep)
 
 
 def _numbered(path: Path, number: int) -> Path:

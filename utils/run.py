@@ -24,9 +24,10 @@ from tensorboardX.summary import scalar
 
 from dataset import VideoDataSet
 from models import TemporalModel
-from utils.checkpoint import all_checkpoints, save_checkpoint, write_atomically
+from utils.checkpoint import all_checkpoints, save_checkpoint
 from utils.cli import InputError
 from utils.distributed import World
+from utils.files import write_atomically
 
 
 @dataclass

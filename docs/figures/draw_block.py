@@ -1,6 +1,6 @@
 """Draw the README's picture: the bottlenecks of ResNet, GST and GST-Large side by side.
 
-    python tools/draw_block.py docs/gst_block.png
+    python docs/figures/draw_block.py docs/figures/gst_block.png
 
 The blocks are those of the paper (arXiv 1909.13130) for alpha 4, its choice.
 """
@@ -8,10 +8,9 @@ The blocks are those of the paper (arXiv 1909.13130) for alpha 4, its choice.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from opts import Parser
-from utils.cli import InputError, run_program
+from utils.cli import InputError, Parser, run_program
 
 try:
     import matplotlib
@@ -85,7 +84,7 @@ def main() -> int:
         InputError: matplotlib is missing, or the file cannot be written.
     """
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("file", metavar="FILE", help="the picture to write, such as docs/gst_block.png")
+    parser.add_argument("file", metavar="FILE", help="the picture to write, such as gst_block.png")
     args = parser.parse_args()
     if plt is None:
         raise InputError("matplotlib is missing; only this picture needs it: pip install matplotlib")

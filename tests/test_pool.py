@@ -1,0 +1,44 @@
+"""utils/pool.py: the progress of a tool, and its processes."""
+
+import sys
+
+from helpers import REPOSITORY, finish
+
+from utils.pool import progress_bar, worker_pool
+
+CTRL_C_MEANWHILE = """
+import os, signal, time
+from utils.cli import uninterrupted
+from utils.pool import progress_bar
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with progress_bar(1):
+    try:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            print("done")
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_ctrl_c_waits_also_beside_a_progress_bar():
+    """tqdm has a thread of its own, which a signal that the main thread blocks would reach."""
+    process = finish([sys.executable, "-c", CTRL_C_MEANWHILE], cwd=REPOSITORY)
+    assert process.stdout.split() == ["done", "interrupted"], process.stderr
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr("utils.pool._SECONDS_BETWEEN_LINES", 0.0)
+    with progress_bar(3, initial=1) as bar:
+        bar.update()
+        bar.update()
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\r" not in out
+    assert out.splitlines()[-1].startswith("3 of 3 videos, ")
+
+
+def test_processes_work():
+    with worker_pool(2) as pool:
+        assert list(pool.map(abs, [-1, -2, 3])) == [1, 2, 3]

@@ -1,0 +1,230 @@
+"""Decode video files frame by frame, and refuse those that are incomplete.
+
+Raises `VideoError` for whatever is wrong with a file, so that a program can report it and take the next.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.stream import Disposition
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from PIL import Image
+
+# From the video's range of values to JPEG's (ITU-T T.871, section 7), for Y, Cb and Cr. swscale would
+# do it too, but rounds chroma down, which moves every colour by half a step.
+_LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(256)]
+_CHROMA = [min(max(round((value - 128) * 255 / 224) + 128, 0), 255) for value in range(256)]
+_FULL_RANGE = (_LUMA, _CHROMA, _CHROMA)
+
+# libavformat also reads text as ASCII art, images as films of one frame, and playlists, which
+# open further files: none of them is a video here.
+_CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,ivf"
+
+# Before version 19, PyAV otherwise refuses a video whose title is not UTF-8.
+_ANY_TITLE = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+# By how much the players turn a video, counterclockwise, because the camera was held so.
+_TURNS = {
+    90: Image.Transpose.ROTATE_90,
+    -90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    -180: Image.Transpose.ROTATE_180,
+}
+
+_EBML = b"\x1a\x45\xdf\xa3"
+_EBML_SEGMENT = b"\x18\x53\x80\x67"
+_MP4_BOXES = b"ftyp moov mdat moof mfra sidx styp free skip wide uuid meta pdin".split()
+
+
+class VideoError(Exception):
+    """A video of which no frame is to be used; the message is the reason."""
+
+
+def decode(video: Path) -> Iterator[av.VideoFrame]:
+    """Yield every frame of a video file once, in the order of display.
+
+    Only containers of films are tried, and nothing but this file is opened. Decoding takes one thread.
+
+    Args:
+        video: the file. It is closed when the iterator is exhausted or deleted.
+
+    Yields:
+        The frames as they are stored: not turned, in the video's own pixel format, range of values and size,
+        which may change midway.
+
+    Raises:
+        VideoError: not a video, no video stream, or incomplete.
+    """
+    count = 0
+    try:
+        check_length(video)
+        whitelist = {"format_whitelist": _CONTAINERS}
+        with av.open(f"file:{video}", container_options=whitelist, **_ANY_TITLE) as container:
+            stream = container.streams.best("video")
+            # The cover of a song is a video stream to libavformat.
+            if stream is None or stream.disposition & Disposition.attached_pic:
+                raise VideoError("no video stream")
+            if stream.codec_context is None:
+                raise VideoError("no decoder for its video stream")
+            # Programs share the cores among several videos.
+            stream.codec_context.thread_count = 1
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise VideoError(f"damaged or truncated after frame {count}")
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise VideoError(f"damaged after frame {count}")
+                    count += 1
+                    yield frame
+    except av.FFmpegError as error:
+        if not count:
+            raise VideoError("not a video, or damaged at its beginning") from None
+        raise VideoError(f"damaged or truncated after frame {count} ({error.strerror})") from None
+    except OSError as error:
+        raise VideoError(f"cannot be read ({error.strerror})") from None
+    if not count:
+        raise VideoError("no frame in it")
+
+
+def check_length(video: Path) -> None:
+    """Compare a file's length with what its container declares.
+
+    The demuxers take a file that ends too early for one that ends: in a truncated webm every
+    remaining frame decodes without an error. The containers are nested boxes that begin with their
+    lengths, so following the outer ones to the end tells (webm and mkv: RFC 8794; mp4 and mov:
+    ISO/IEC 14496-12; avi: RIFF). Containers of other kinds are not checked.
+
+    Raises:
+        OSError: it cannot be read.
+        VideoError: empty, or shorter than declared.
+    """
+    with video.open("rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        if not length:
+            raise VideoError("empty file")
+        if start[:4] == _EBML:
+            end = _webm_end(file, length)
+        elif start[4:] in _MP4_BOXES:
+            end = _mp4_end(file, length)
+        elif start[:4] == b"RIFF":
+            end = 8 + int.from_bytes(start[4:], "little")
+        else:
+            return
+    if end > length:
+        raise VideoError(f"truncated: {length} bytes of at least {end}")
+
+
+def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
+    """Yield frames with the number of instants 0, 1/fps, 2/fps, ... at which each is on the screen.
+
+    A webm rounds times to milliseconds: being late by one, a frame is still in time.
+
+    Args:
+        frames: in the order of display, at least one, such as those of `decode`.
+        fps: frames per second.
+
+    Yields:
+        Each frame, and how often it is shown: 0 where the next one follows before an instant.
+
+    Raises:
+        VideoError: a frame has no time.
+    """
+
+    def seconds(frame: av.VideoFrame) -> Fraction:
+        if frame.pts is None:
+            raise VideoError("a frame without a time, which --fps needs")
+        return frame.pts * frame.time_base
+
+    frame = next(frames)
+    start = seconds(frame)
+    shown = 0
+    for following in itertools.chain(frames, [None]):
+        end = seconds(following) if following else seconds(frame) + (frame.duration or 0) * frame.time_base
+        # At least one of the first, should the container not know how long it lasts.
+        upto = max(shown, 1, math.ceil((end - start - Fraction(1, 1000)) * fps))
+        yield frame, upto - shown
+        frame, shown = following, upto
+
+
+def to_image(frame: av.VideoFrame, width: int, height: int, scaler: VideoReformatter) -> Image.Image:
+    """Scale a frame, bicubically, to an upright image with the colours that JPEG has.
+
+    JPEG's colours are BT.601. Going there directly, not by way of RGB, saves half of the work after
+    decoding, and a rounding.
+
+    Args:
+        frame: of `decode`.
+        width: in pixels, before the frame is turned as players turn it.
+        height: likewise.
+        scaler: the same for all frames of a video, which saves preparing it for each.
+
+    Returns:
+        YCbCr, 8 bits, full range, the chroma as large as the luma. Width and height are exchanged if
+        the frame is turned by a quarter.
+
+    Raises:
+        av.FFmpegError: it cannot be scaled, such as to a size without pixels.
+    """
+    scaled = scaler.reformat(
+        frame,
+        width,
+        height,
+        format="yuv444p",
+        dst_color_range=frame.color_range or ColorRange.MPEG,
+        dst_colorspace=Colorspace.ITU601,
+        interpolation=Interpolation.BICUBIC,
+        threads=1,
+    )
+    size = width, height
+    channels = [Image.frombuffer("L", size, p, "raw", "L", p.line_size, 1) for p in scaled.planes]
+    if frame.color_range != ColorRange.JPEG:
+        channels = [image.point(table) for image, table in zip(channels, _FULL_RANGE, strict=True)]
+    image = Image.merge("YCbCr", channels)
+    return image.transpose(_TURNS[frame.rotation]) if frame.rotation in _TURNS else image
+
+
+def _webm_end(file: BinaryIO, length: int) -> int:
+    position, end = 0, length
+    while position < end:
+        file.seek(position)
+        # An identifier and a size, each as long as its leading zero bits tell. A header that the end
+        # of the file cuts short is filled up, which takes the position beyond that end.
+        head = file.read(12).ljust(12, b"\xff")
+        size_at = 9 - head[0].bit_length()
+        body_at = size_at + 9 - head[size_at].bit_length() if size_at <= 4 else 0
+        if not size_at < body_at <= size_at + 8:
+            raise VideoError(f"damaged at byte {position}")
+        unknown = (1 << 7 * (body_at - size_at)) - 1
+        size = int.from_bytes(head[size_at:body_at], "big") & unknown
+        position += body_at
+        # Into the segment, and into whatever was written before its size was known; past the rest.
+        if head[:size_at] == _EBML_SEGMENT:
+            if size != unknown:
+                end = position + size
+            if end > length:
+                return end
+        elif size != unknown:
+            position += size
+    return position
+
+
+def _mp4_end(file: BinaryIO, length: int) -> int:
+    position = 0
+    while position + 8 <= length:
+        file.seek(position)
+        head = file.read(16)
+        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        # 0 means "to the end of the file"; what is not a box may follow the last one.
+        if size < 8 or kind not in _MP4_BOXES:
+            break
+        position += size
+    return position
