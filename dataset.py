@@ -7,16 +7,17 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
+from datasets_video import DatasetPaths
 from transforms import Compose
-from utils.cli import InputError
+from utils.cli import UserError, log
 
 # As published: in a shorter video nothing moves.
 MIN_FRAMES = 3
@@ -36,14 +37,14 @@ def read_list(list_file: str | Path, num_class: int) -> list[VideoRecord]:
     The last two fields are the numbers; a folder's name may contain spaces.
 
     Raises:
-        InputError: the file cannot be read, is empty, or has a line that cannot be right.
+        UserError: the file cannot be read, is empty, or has a line that cannot be right.
     """
     try:
         lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise InputError(f"{list_file}: no such file") from None
+        raise UserError(f"{list_file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{list_file}: cannot be read ({error})") from None
+        raise UserError(f"{list_file}: cannot be read ({error})") from None
     records = []
     for line_number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -51,16 +52,16 @@ def read_list(list_file: str | Path, num_class: int) -> list[VideoRecord]:
         where = f"{list_file}, line {line_number}"
         fields = line.strip().rsplit(None, 2)
         if len(fields) < 3:
-            raise InputError(f"{where}: '{line.strip()}' is not 'folder frames label'")
+            raise UserError(f"{where}: '{line.strip()}' is not 'folder frames label'")
         folder, frames, label = fields
         for what, number in (("number of frames", frames), ("label", label)):
             if not number.isdecimal() or len(number) > 9:  # int32 holds 9 digits
-                raise InputError(f"{where}: {what} '{number[:20]}' is not a whole number below 10^9")
+                raise UserError(f"{where}: {what} '{number[:20]}' is not a whole number below 10^9")
         if int(label) >= num_class:
-            raise InputError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
+            raise UserError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
         records.append(VideoRecord(folder, int(frames), int(label)))
     if not records:
-        raise InputError(f"{list_file}: is empty; it holds a line 'folder frames label' for each video")
+        raise UserError(f"{list_file}: is empty; it holds a line 'folder frames label' for each video")
     return records
 
 
@@ -84,7 +85,7 @@ class VideoDataSet(Dataset):
         seed: of all that is random.
 
     Raises:
-        InputError: see `read_list`; or no video has `MIN_FRAMES` frames.
+        UserError: see `read_list`; or no video has `MIN_FRAMES` frames.
     """
 
     def __init__(
@@ -115,9 +116,7 @@ class VideoDataSet(Dataset):
         long_enough = [record for record in records if record.num_frames >= MIN_FRAMES]
         self.num_short = len(records) - len(long_enough)
         if not long_enough:
-            raise InputError(
-                f"{list_file}: none of its {len(records)} videos has {MIN_FRAMES} frames or more"
-            )
+            raise UserError(f"{list_file}: none of its {len(records)} videos has {MIN_FRAMES} frames or more")
         # Arrays, not Python objects: a worker that only reads them shares the memory of its parent.
         self.paths = np.array([record.path.encode() for record in long_enough])
         self.num_frames = np.array([record.num_frames for record in long_enough], dtype=np.int32)
@@ -179,7 +178,7 @@ class VideoDataSet(Dataset):
             What `transform` makes of the frames (uint8, frames x height x width x channel) and the label.
 
         Raises:
-            InputError: a frame cannot be read, or differs in size from the clip's other frames.
+            UserError: a frame cannot be read, or differs in size from the clip's other frames.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.record(index)
@@ -189,7 +188,7 @@ class VideoDataSet(Dataset):
         frames = {number: _read_image(self.frame_path(record, number)) for number in set(numbers)}
         for number, frame in frames.items():
             if frame.size != frames[numbers[0]].size:
-                raise InputError(
+                raise UserError(
                     f"{self.frame_path(record, number)}: is {frame.width} x {frame.height}, not "
                     f"{frames[numbers[0]].width} x {frames[numbers[0]].height} like the clip's other frames"
                 )
@@ -200,7 +199,7 @@ class VideoDataSet(Dataset):
         """Look for every video's folder, first and last frame, in parallel.
 
         Returns:
-            The number of each clip that is not whole, and the path that is not there.
+            The number of each clip whose frames are missing or incomplete, and the missing path.
         """
         chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 500))
         with ThreadPoolExecutor(16) as pool:  # threads: the time goes into waiting for the file system
@@ -227,29 +226,92 @@ class VideoDataSet(Dataset):
         return missing
 
 
+def open_videos(
+    paths: DatasetPaths,
+    num_segments: int,
+    transform: Compose,
+    *,
+    is_training: bool = False,
+    test_mode: bool = False,
+    seed: int = 0,
+    skip_missing: bool = False,
+    max_num: int | None = None,
+) -> VideoDataSet:
+    """Open the clips of a data set's training or validation list, and check that their videos are there.
+
+    Args:
+        paths: where they are.
+        num_segments: see `VideoDataSet`.
+        transform: see `VideoDataSet`.
+        is_training: the training list, with random frames.
+        test_mode: see `VideoDataSet`.
+        seed: see `VideoDataSet`.
+        skip_missing: leave out videos that are missing or incomplete.
+        max_num: take the first clips only, so many.
+
+    Raises:
+        UserError: see `read_list` and `check_videos`.
+    """
+    videos = VideoDataSet(
+        paths.root_data,
+        paths.train_list if is_training else paths.val_list,
+        num_segments,
+        paths.prefix,
+        transform=transform,
+        random_shift=is_training,
+        test_mode=test_mode,
+        num_class=len(paths.categories),
+        seed=seed,
+    )
+    if max_num:
+        videos.keep(np.arange(min(max_num, len(videos))))
+    check_videos(videos, skip_missing)
+    return videos
+
+
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     """Check that every listed video is there, and tell what was left out.
 
     Args:
         dataset: with `skip_missing`, the videos that are not there are taken out of it.
-        skip_missing: go on without them.
+        skip_missing: leave them out.
 
     Raises:
-        InputError: videos are missing, or all of them.
+        UserError: videos are missing, or all of them.
     """
     if dataset.num_short:
-        print(f"{dataset.list_file}: left out {dataset.num_short} videos with under {MIN_FRAMES} frames")
+        log.info(f"{dataset.list_file}: left out {dataset.num_short} videos with under {MIN_FRAMES} frames")
+    if len(dataset) > 5000:  # some seconds without a word otherwise
+        log.info(f"{dataset.list_file}: looking for the frames of {len(dataset)} videos")
     missing = dataset.find_missing()
     if not missing:
         return
     named = ", ".join(path for _, path in missing[:10]) + (", …" if len(missing) > 10 else "")
-    count = f"{dataset.list_file}: {len(missing)} of {len(dataset)} videos are not there or not whole"
+    count = f"{dataset.list_file}: {len(missing)} of {len(dataset)} videos are missing or incomplete"
     if not skip_missing:
-        raise InputError(f"{count} (--skip_missing goes on without them): {named}")
+        raise UserError(f"{count} (--skip_missing leaves them out): {named}")
     if len(missing) == len(dataset):
-        raise InputError(f"{count}: {named}")
-    print(f"{count}, left out: {named}")
+        raise UserError(f"{count}: {named}")
+    log.info(f"{count}, left out: {named}")
     dataset.keep(np.delete(np.arange(len(dataset)), [index for index, _ in missing]))
+
+
+def check_training_list(dataset: VideoDataSet, fingerprint: int | None, path: str | Path) -> None:
+    """Refuse to continue with another training list.
+
+    Args:
+        dataset: of the list that is given now.
+        fingerprint: of the one that a checkpoint was trained on; None where it does not say.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: they differ.
+    """
+    if fingerprint not in (None, dataset.fingerprint()):
+        raise UserError(
+            f"{dataset.list_file}: is not the list that {path} was trained on; videos, numbers of frames, "
+            "labels or their order differ"
+        )
 
 
 class ClipSampler(Sampler):
@@ -300,6 +362,14 @@ class ClipSampler(Sampler):
         batches = [self._order[start : start + self.batch_size] for start in starts]
         return [batch for batch in batches if len(batch) >= self.size]
 
+    def batch_sizes(self) -> list[list[int]]:
+        """The clips in each batch of each step, over all processes."""
+        return [[len(batch) for batch in self.batches_of(step)] for step in range(self.num_steps)]
+
+    def clips_of(self, step: int) -> list[int]:
+        """The numbers of a step's clips."""
+        return [int(clip) for batch in self.batches_of(step) for clip in batch]
+
     def __len__(self) -> int:
         return sum(len(self.batches_of(step)) for step in range(self.first_step, self.num_steps))
 
@@ -321,26 +391,81 @@ def evaluation_batches(num_clips: int, batch_size: int, rank: int = 0, size: int
     return batches[rank::size]
 
 
-def make_loader(dataset: VideoDataSet, batches: ClipSampler | list[list[int]], workers: int) -> DataLoader:
-    """A DataLoader of (clips, labels): batch x frames x height x width x channel (uint8), and batch.
+class ClipLoader(DataLoader):
+    """Batches of clips: uint8, batch x frames x height x width x channel, and labels.
+
+    Args:
+        dataset: of the clips.
+        batches: the numbers of each batch's clips.
+        workers: processes that load them; 0 for this one.
 
     Raises:
-        InputError: the path for temporary files is too long for the sockets of the workers.
+        UserError: a clip cannot be loaded, a worker was killed (both in the middle of the batches), or the
+            path for temporary files is too long for the workers' sockets.
     """
-    if (
-        workers and len(tempfile.gettempdir()) > 70
-    ):  # a socket's name has 108 bytes; too long, it waits for ever
-        raise InputError(
-            f"TMPDIR {tempfile.gettempdir()}: is too long a path for --workers; give a shorter one"
+
+    def __init__(self, dataset: VideoDataSet, batches: ClipSampler | list[list[int]], workers: int) -> None:
+        if workers and len(tempfile.gettempdir()) > 70:
+            # A socket's name has 108 bytes; where it is longer, torch waits for ever.
+            raise UserError(
+                f"TMPDIR {tempfile.gettempdir()}: is too long a path for --workers; give a shorter one"
+            )
+        super().__init__(
+            _Tolerant(dataset),
+            batch_sampler=batches,
+            collate_fn=_collate,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_signals,
         )
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-        worker_init_fn=_ignore_signals,
-    )
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        # Begun at once, not with the first batch: torch's iterator draws a random number.
+        batches = super().__iter__()
+        if self.num_workers:
+            # torch's handler would raise from any line of the program; a dead worker is noticed below, too.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return self._checked(batches)
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[list[torch.Tensor]]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # What a process had ready cannot be had from it any more; all else is of a clip's own code.
+                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"a process that loads clips was killed ({reason}); if out of memory, try fewer --workers"
+                ) from None
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Tolerant(Dataset):
+    """Gives the error of a clip that cannot be loaded in its place.
+
+    Raised in a worker, it would reach the program as text that ends a traceback.
+    """
+
+    def __init__(self, dataset: VideoDataSet) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, int] | UserError:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def _collate(clips: list[tuple[np.ndarray, int] | UserError]) -> list[torch.Tensor] | UserError:
+    errors = [clip for clip in clips if isinstance(clip, UserError)]
+    return errors[0] if errors else default_collate(clips)
 
 
 def _ignore_signals(worker: int) -> None:
@@ -355,4 +480,4 @@ def _read_image(path: str) -> Image.Image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from None
+        raise UserError(f"{path}: cannot be read as an image ({error})") from None

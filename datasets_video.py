@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
-from utils.cli import InputError
+from utils.cli import UserError
 
 # dataset name -> (folder of the frame folders, file name of a frame)
 LAYOUTS = {
@@ -59,14 +59,14 @@ def return_dataset(
         for_training: whether the training list is needed; it is not looked for otherwise.
 
     Raises:
-        InputError: something is not there, is ambiguous or cannot be read.
+        UserError: something is not there, is ambiguous or cannot be read.
     """
     folder = Path(root_path) / dataset
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; --root_path must name the folder that holds '{dataset}'")
+        raise UserError(f"{folder}: no such folder; --root_path must name the folder that holds '{dataset}'")
     frames, template = LAYOUTS[dataset]
     if not (folder / frames).is_dir():
-        raise InputError(f"{folder / frames}: no such folder; the frame folders of {dataset} belong there")
+        raise UserError(f"{folder / frames}: no such folder; the frame folders of {dataset} belong there")
     return DatasetPaths(
         categories=read_categories(folder / "category.txt"),
         train_list=_find_list(folder, TRAIN_LISTS, "--train_list", train_list) if for_training else None,
@@ -80,22 +80,22 @@ def read_categories(path: Path) -> list[str]:
     """Read class names, one a line, the first line being label 0.
 
     Raises:
-        InputError: the file is missing or empty, or a name is blank or stands twice.
+        UserError: the file is missing or empty, or a name is blank or stands twice.
     """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it holds the class names, one a line") from None
+        raise UserError(f"{path}: no such file; it holds the class names, one a line") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error})") from None
     if not names:
-        raise InputError(f"{path}: is empty; it holds the class names, one a line")
+        raise UserError(f"{path}: is empty; it holds the class names, one a line")
     first_seen: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if not name:
-            raise InputError(f"{path}, line {number}: blank; every line is the name of one class")
+            raise UserError(f"{path}, line {number}: blank; every line is the name of one class")
         if name in first_seen:
-            raise InputError(f"{path}, line {number}: '{name}' stands on line {first_seen[name]} already")
+            raise UserError(f"{path}, line {number}: '{name}' stands on line {first_seen[name]} already")
         first_seen[name] = number
     return names
 
@@ -109,7 +109,7 @@ def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
         suffixes: the name must end in one of these; empty if any ending will do.
 
     Raises:
-        InputError: it is something else.
+        UserError: it is something else.
     """
     try:
         fields = [field for field in Formatter().parse(template) if field[1] is not None]
@@ -119,11 +119,11 @@ def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
     except ValueError:  # a brace without its other half
         is_right = False
     if not is_right or template != Path(template).name or template.startswith("."):
-        raise InputError(
+        raise UserError(
             f"--image_tmpl {template}: must be a file name that holds one number, as '{{:05d}}.jpg' does"
         )
     if suffixes and not template.endswith(suffixes):
-        raise InputError(f"--image_tmpl {template}: must end in {' or '.join(suffixes)}")
+        raise UserError(f"--image_tmpl {template}: must end in {' or '.join(suffixes)}")
     return template
 
 
@@ -157,6 +157,15 @@ def unflippable_labels(categories: list[str]) -> list[int]:
     ]
 
 
+def describe_flips(categories: list[str]) -> list[str]:
+    """Lines for the log: what mirroring a clip does with its label."""
+    pairs = ", ".join(f"{a} and {b}" for a, b in flip_label_map(categories).items() if a < b)
+    lines = [f"horizontal flip: swaps the labels {pairs}" if pairs else "horizontal flip: swaps no labels"]
+    if never := unflippable_labels(categories):
+        lines.append(f"horizontal flip: not for these labels, which have no mirrored class: {never}")
+    return lines
+
+
 def _mirrored(name: str) -> str:
     def other(match: re.Match) -> str:
         word = match.group()
@@ -173,7 +182,7 @@ def _find_list(folder: Path, names: tuple[str, ...], option: str, given: str | N
         return Path(given)
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
-        raise InputError(f"{folder}: has neither {' nor '.join(names)}; give {option} FILE")
+        raise UserError(f"{folder}: has neither {' nor '.join(names)}; give {option} FILE")
     if len(found) > 1:
-        raise InputError(f"{folder}: has both {' and '.join(names)}; say which with {option} FILE")
+        raise UserError(f"{folder}: has both {' and '.join(names)}; say which with {option} FILE")
     return found[0]

@@ -1,26 +1,37 @@
 """One epoch of training, one pass of evaluation; where a batch moves to the device and is normalised."""
 
-import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dataset import ClipLoader
 from models import TemporalModel
-from utils.cli import InputError
+from utils.cli import log
 from utils.deploy import compile_model, compiler_errors, deploy, float32_convolutions
 from utils.distributed import World
-from utils.metrics import AverageMeter, ClipMeters, Result, averages, batch_sums, summarise
+from utils.metrics import (
+    AverageMeter,
+    ClipMeters,
+    LossWatch,
+    Result,
+    averages,
+    batch_sums,
+    duration,
+    peak_memory,
+    summarise,
+)
 from utils.optim import learning_rate
 from utils.precision import DTYPES
+from utils.run import Interruption
 
 
 def to_device(batch: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
@@ -68,114 +79,108 @@ def autocast(amp: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
 
 
-class LossWatch:
-    """Find out, without waiting for the device at every step, that the loss is not finite."""
+class Step(NamedTuple):
+    """What `train_one_epoch` has to say after a step.
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
-        self.pending: list[tuple[int, torch.Tensor]] = []
+    Args:
+        done: steps of the epoch that are done.
+        curves: named values for TensorBoard, for the steps that are logged.
+    """
 
-    def add(self, step: int, loss: torch.Tensor) -> None:
-        """Remember a step's loss."""
-        self.pending.append((step, loss))
-
-    def check(self) -> None:
-        """Look at the losses since the last check.
-
-        Raises:
-            InputError: one of them is not finite; names the step and its clips.
-        """
-        losses = torch.stack([loss for _, loss in self.pending]).tolist() if self.pending else []
-        for (step, _), loss in zip(self.pending, losses, strict=True):
-            if not math.isfinite(loss):
-                sampler, dataset = self.loader.batch_sampler, self.loader.dataset
-                clips = [dataset.record(i).path for batch in sampler.batches_of(step) for i in batch]
-                raise InputError(
-                    f"epoch {sampler.epoch}, step {step}: the loss is {loss}, so training stops and nothing "
-                    f"more is saved; try a smaller --lr. The clips of that step: {', '.join(clips)}"
-                )
-        self.pending.clear()
+    done: int
+    curves: dict[str, float]
 
 
-def train_steps(
-    loader: DataLoader,
+def train_one_epoch(
     model: nn.Module,
     core: TemporalModel,
+    loader: Iterable[list[torch.Tensor]],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     meters: ClipMeters,
     watch: LossWatch,
-    options: Namespace,
     world: World,
-    report: Callable[[int, dict[str, float]], None],
-) -> Iterator[int]:
-    """Train from the step that the loader's sampler stands at to the end of its epoch (paper, section 4.2).
+    args: Namespace,
+    amp: str,
+    epoch: int,
+    sizes: Sequence[Sequence[int]],
+    first_step: int = 0,
+) -> Iterator[Step]:
+    """Train for an epoch, or what is left of it (paper, section 4.2).
 
     Args:
-        loader: of `ClipSampler`'s batches, `--accumulate` of which make a step.
         model: what to call: `core`, or what shares the work of `core` among devices.
         core: the model itself.
+        loader: of the batches of this process, from `first_step` on.
         optimizer: with the groups of `TemporalModel.get_optim_policies`.
         scaler: of the loss; enabled for fp16 only.
         meters: of the epoch.
-        watch: to be checked before the weights are saved.
-        options: of the training program.
+        watch: to be checked before the weights are saved; it is checked at every logged step.
         world: of this process.
-        report: called with the step, over all epochs, and named values for each logged line.
+        args: of the training program.
+        amp: 'off', 'bf16' or 'fp16'.
+        epoch: from 0.
+        sizes: for each step of the epoch, the clips in each of its batches, over all processes.
+        first_step: the step to start at.
 
     Yields:
-        The number of steps of the epoch that are done, after each step.
+        After each step what there is to say about it.
 
     Raises:
-        InputError: the loss is not finite.
+        DivergedError: the loss is not finite.
     """
-    sampler = loader.batch_sampler
-    epoch, steps = sampler.epoch, sampler.num_steps
+    steps = len(sizes)
     batch_time, data_time = AverageMeter(), AverageMeter()
     skipped = torch.zeros((), device=world.device)
     model.train()
+    if args.freeze_bn:
+        freeze_batch_norm(core)
     batches = iter(loader)
     progress = tqdm(
-        range(sampler.first_step, steps),
+        range(first_step, steps),
         desc=f"epoch {epoch}",
-        initial=sampler.first_step,
+        initial=first_step,
         total=steps,
         unit="step",
         disable=None if world.is_main else True,
         leave=False,
     )
-    end = time.perf_counter()
+    began = end = time.perf_counter()
+    num_clips = 0
     for step in progress:
-        rate = learning_rate(options, epoch + step / steps)
+        # The learning rate of the step, and a dropout that depends on seed and step alone.
+        rate = learning_rate(args, epoch + step / steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_mult"]
-        # Dropout depends on seed and step, not on how many numbers were drawn before.
-        torch.manual_seed(derive_seed(options.seed, epoch, step, world.rank))
-        parts = sampler.batches_of(step)
-        num_clips = sum(len(part) for part in parts)
+        torch.manual_seed(derive_seed(args.seed, epoch, step, world.rank))
+
+        # Forward and backward, for each batch of the step.
         sums = torch.zeros(4, dtype=torch.float64, device=world.device)
         waited = 0.0
         optimizer.zero_grad()
-        for part in range(len(parts)):
+        for number in range(len(sizes[step])):
             start = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - start
             clips, labels = to_device(batch, world.device)
-            is_last = part == len(parts) - 1
             # The processes need not exchange gradients before the step's last batch.
-            unshared = model.no_sync() if world.size > 1 and not is_last else nullcontext()
-            with unshared, compiler_errors():
-                with autocast(options.amp, world.device):
+            is_last = number == len(sizes[step]) - 1
+            alone = model.no_sync() if world.size > 1 and not is_last else nullcontext()
+            with alone, compiler_errors(), world.lost_process():
+                with autocast(amp, world.device):
                     logits = model(to_input(clips, core)).float()
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
                 # The mean over the step's clips, given that the processes' gradients are averaged.
-                scaler.scale(loss * (world.size / num_clips)).backward()
+                scaler.scale(loss * (world.size / sum(sizes[step]))).backward()
             sums += batch_sums(loss.detach(), logits.detach(), labels)
+
+        # The step itself, its gradient's norm clipped.
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(core.parameters(), options.clip_gradient)
+        norm = nn.utils.clip_grad_norm_(core.parameters(), args.clip_gradient)
         scaler.step(optimizer)
         scaler.update()
 
+        # What the log says of it; whatever would have to wait for a GPU, at logged steps only.
         meters.update(sums)
         if scaler.is_enabled():  # a gradient beyond fp16's range is part of finding the scale
             skipped += ~norm.isfinite()
@@ -185,52 +190,66 @@ def train_steps(
         data_time.update(waited)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
-        if step % options.print_freq == 0:
+        num_clips += sum(sizes[step])
+        curves = {}
+        if step % args.print_freq == 0:
             watch.check()
-            told = f"\tskipped {int(skipped)}" if scaler.is_enabled() else ""
-            tqdm.write(
+            speed = num_clips / (time.perf_counter() - began)
+            left = steps - step - 1
+            left_in_run = left + steps * (args.epochs - epoch - 1)
+            more = f"\tskipped {int(skipped)}" if scaler.is_enabled() else ""
+            log.info(
                 f"Epoch: [{epoch}][{step}/{steps}], lr: {rate:.5f}\t"
-                f"Time {batch_time}\tData {data_time}\t{meters}{told}"
+                f"Time {batch_time}\tData {data_time}\t{meters}{more}\t{speed:.1f} clips/s\t"
+                f"left {duration(left * batch_time.avg)} in the epoch, "
+                f"{duration(left_in_run * batch_time.avg)} in the run\t"
+                f"memory {peak_memory(world.device):.2f} GB"
             )
             loss, prec1, prec5 = averages(meters.last.tolist())
-            values = {"loss": loss, "prec1": prec1, "prec5": prec5, "lr": rate, "gradient_norm": float(norm)}
-            values |= {"step_time": batch_time.avg, "data_time": data_time.avg}
-            report(epoch * steps + step, {f"train/{name}": value for name, value in values.items()})
-        yield step + 1
+            curves = {"loss": loss, "prec1": prec1, "prec5": prec5, "lr": rate, "gradient_norm": float(norm)}
+            curves |= {"step_time": batch_time.avg, "data_time": data_time.avg, "clips_per_second": speed}
+        yield Step(step + 1, {f"train/{name}": value for name, value in curves.items()})
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Let a model in training use batch norm's statistics and not update them (mmaction2's `norm_eval`)."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed for torch from numbers of which every combination shall give another one."""
+    """A seed for torch, another one for each combination of these numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @float32_convolutions()
 def evaluate(
-    loader: DataLoader,
+    loader: ClipLoader,
     model: TemporalModel,
     world: World,
     amp: str,
     print_freq: int,
-    is_stopped: Callable[[], bool] = lambda: False,
+    interruption: Interruption | None = None,
     compiled: bool = False,
 ) -> Result | None:
     """Score every clip once, with the model's deployed form (see `utils.deploy.deploy`).
 
     Args:
-        loader: of `dataset.evaluation_batches`.
+        loader: of the batches of `dataset.evaluation_batches`.
         model: stays as it is.
         world: of this process.
         amp: 'off', 'bf16' or 'fp16', the precision of all that is computed.
         print_freq: log a line every so many batches.
-        is_stopped: asked after every batch whether to give up.
+        interruption: its `number` is looked at after every batch: 0, or give up.
         compiled: whether to compile the deployed form; its last digits differ.
 
     Returns:
-        The same in every process, the clips in the order of the list; None if stopped.
+        The same in every process, the clips in the order of the list; None if interrupted.
     """
     batch_time = AverageMeter()
     meters = ClipMeters(World(0, 1, world.devices))  # a glimpse for the log, of this process's clips
-    scores = []
+    found = []
     world.share_buffers(model)
     deployed = deploy(model, world.device, DTYPES[amp])
     called = world.place(deployed)
@@ -248,13 +267,14 @@ def evaluate(
                 logits = called(to_input(clips, deployed)).float()
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
                 meters.update(batch_sums(loss, logits, labels))
-            scores.append(logits)
+            found.append((logits, labels))
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % print_freq == 0 and world.is_main:  # another one may have had no clip yet
-            tqdm.write(f"Test: [{step}/{num_batches}]\tTime {batch_time}\t{meters}")
-        if is_stopped():
+            log.info(f"Test: [{step}/{num_batches}]\tTime {batch_time}\t{meters}")
+        if interruption and world.max(interruption.number)[0]:
             return None
-    shares = world.gather([logits.cpu() for logits in scores])
+    shares = world.gather([(logits.cpu(), labels.cpu()) for logits, labels in found])
     in_order = [share[step] for step in range(num_batches) for share in shares if step < len(share)]
-    return summarise(torch.cat(in_order), torch.from_numpy(loader.dataset.labels))
+    scores, labels = (torch.cat(parts) for parts in zip(*in_order, strict=True))
+    return summarise(scores, labels)

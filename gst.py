@@ -3,56 +3,48 @@
 import torch
 from torch import nn
 
-
-def check_split(alpha: int, beta: int) -> None:
-    """Check that every stage's channels can be split as alpha and beta say.
-
-    Args:
-        alpha: one in alpha of a block's output channels is temporal (paper: 4).
-        beta: each path reads one in beta of the input channels: 2 for GST, 1 for GST-Large.
-
-    Raises:
-        ValueError: a split that leaves a path without channels or does not divide them.
-    """
-    if alpha < 2 or 64 % alpha:
-        raise ValueError(
-            f"alpha {alpha} cannot split the blocks' 64 to 512 channels into a spatial and a temporal path: "
-            "it must be 2, 4, 8, 16, 32 or 64 (the paper's is 4)"
-        )
-    if beta not in (1, 2):
-        raise ValueError(
-            f"beta {beta} is neither 2 (GST: each path reads its own half of the channels) "
-            "nor 1 (GST-Large: both paths read all of them)"
-        )
+# One in alpha of a block's output channels is temporal (the paper's alpha is 4). These divide the 64 to 512
+# channels of the stages and leave some for both paths.
+ALPHAS = (2, 4, 8, 16, 32, 64)
+# Each path reads one in beta of the input channels: 2 is GST, where each has its own half; 1 is GST-Large.
+BETAS = (1, 2)
+# A bottleneck's output has this many times the channels of its inside.
+EXPANSION = 4
 
 
 class GSTBottleneck(nn.Module):
     """A ResNet bottleneck whose 3x3 convolution is split into a spatial and a temporal path.
 
     Input:  batch x inplanes x frames x height x width
-    Output: batch x (4 * planes) x frames x ceil(height / stride) x ceil(width / stride)
+    Output: batch x (EXPANSION * planes) x frames x ceil(height / stride) x ceil(width / stride)
 
     Args:
         inplanes: channels of the input.
         planes: channels inside the block.
-        alpha: the temporal path makes planes / alpha of the channels, the spatial path the others.
-        beta: each path reads planes / beta channels.
         stride: in space; time is never strided.
         downsample: the projection of the shortcut, where its shape changes.
-    """
+        alpha: the temporal path makes planes / alpha of the channels, the spatial path the others.
+        beta: each path reads planes / beta channels.
 
-    expansion = 4
+    Raises:
+        ValueError: alpha is not one of `ALPHAS`, or beta not one of `BETAS`.
+    """
 
     def __init__(
         self,
         inplanes: int,
         planes: int,
-        alpha: int,
-        beta: int,
         stride: int = 1,
         downsample: nn.Module | None = None,
+        *,
+        alpha: int,
+        beta: int,
     ) -> None:
         super().__init__()
+        if alpha not in ALPHAS or beta not in BETAS:
+            raise ValueError(
+                f"alpha {alpha} and beta {beta}: alpha must be one of {ALPHAS} and beta one of {BETAS}"
+            )
         self.path_inputs = planes // beta
         temporal = planes // alpha
         self.conv1 = nn.Conv3d(inplanes, planes, kernel_size=1, bias=False)
@@ -74,8 +66,8 @@ class GSTBottleneck(nn.Module):
             bias=False,
         )
         self.bn2 = nn.BatchNorm3d(planes)
-        self.conv3 = nn.Conv3d(planes, planes * self.expansion, kernel_size=1, bias=False)
-        self.bn3 = nn.BatchNorm3d(planes * self.expansion)
+        self.conv3 = nn.Conv3d(planes, planes * EXPANSION, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm3d(planes * EXPANSION)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 

@@ -1,9 +1,15 @@
-"""`TemporalModel`: a GST backbone under TSN's segments and consensus."""
+"""`TemporalModel`: a backbone of any type of block under TSN's segments and consensus."""
+
+from functools import partial
 
 import torch
 from torch import nn
 
-from resnet_gst import build_resnet
+from gst import GSTBottleneck
+from resnet_gst import BLOCKS, ResNet
+
+# The types of block: for another one, write its class and add it here.
+TYPES = {"GST": GSTBottleneck}
 
 
 class TemporalModel(nn.Module):
@@ -18,13 +24,12 @@ class TemporalModel(nn.Module):
     Args:
         num_class: number of classes.
         num_segments: frames per clip.
-        model: the type of block; 'GST' is the only one.
+        model: the type of block, a key of `TYPES`.
         backbone: an arch of `resnet_gst.BLOCKS`.
         alpha: one in alpha of a block's channels is temporal.
         beta: 2 for GST, 1 for GST-Large.
         dropout: probability before the classifier, drawn for each frame. Above 0 the classifier is
             `new_fc` and `base_model.fc` a Dropout, at 0 it is `base_model.fc` (TSN-pytorch).
-        target_transforms: `{label: label of the mirrored class}` for whoever flips clips for this model.
         input_size: height and width of the crops it is meant for, in pixels.
 
     Raises:
@@ -43,23 +48,23 @@ class TemporalModel(nn.Module):
         alpha: int = 4,
         beta: int = 2,
         dropout: float = 0.3,
-        target_transforms: dict[int, int] | None = None,
         input_size: int = 224,
     ) -> None:
         super().__init__()
-        if model != "GST":
-            raise ValueError(f"type {model} is not known: GST is the only one (GST-Large is GST with beta 1)")
+        if model not in TYPES:
+            raise ValueError(f"type {model} is not one of {', '.join(TYPES)} (GST-Large is GST with beta 1)")
+        if backbone not in BLOCKS:
+            raise ValueError(f"arch {backbone} is not one of {', '.join(BLOCKS)}")
         if num_class < 1 or num_segments < 1:
             raise ValueError(f"num_class {num_class} and num_segments {num_segments} must be 1 or more")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout {dropout} is no probability below 1")
+            raise ValueError(f"dropout {dropout} is not a probability below 1")
         if input_size < 32:
             raise ValueError(f"input_size {input_size} is too small: the network divides it by 32")
         self.num_segments = num_segments
-        self.target_transforms = target_transforms or {}
         self.input_size = input_size
 
-        self.base_model = build_resnet(backbone, alpha, beta)
+        self.base_model = ResNet(partial(TYPES[model], alpha=alpha, beta=beta), BLOCKS[backbone])
         classifier = nn.Linear(self.base_model.fc.in_features, num_class)
         nn.init.normal_(classifier.weight, 0, 0.001)
         nn.init.zeros_(classifier.bias)
@@ -68,7 +73,7 @@ class TemporalModel(nn.Module):
 
     @property
     def crop_size(self) -> int:
-        """Side of the square that the network sees, in pixels."""
+        """Side of the square that the network sees, in pixels (TSN-pytorch's name for it)."""
         return self.input_size
 
     @property

@@ -2,10 +2,17 @@
 
 import argparse
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from datasets_video import LAYOUTS
+from gst import ALPHAS, BETAS
+from models import TYPES
+from resnet_gst import BLOCKS
 from utils.cli import (
     Parser,
+    UserError,
     cores,
     non_negative_float,
     non_negative_int,
@@ -26,8 +33,8 @@ example:
   python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
 """
 
-DATASETS = ("somethingv1", "somethingv2", "diving48")
-ARCHS = ("resnet14", "resnet26", "resnet50", "resnet101", "resnet152")
+# Backbones that nobody has trained on ImageNet.
+ARCHS_WITHOUT_WEIGHTS = ("resnet14", "resnet26")
 PUBLISHED_LR = 0.01
 PUBLISHED_BATCH_SIZE = 24
 
@@ -67,10 +74,17 @@ def training_parser() -> argparse.ArgumentParser:
         type=positive_int,
         default=1,
         metavar="K",
-        help="batches that make one step, as one batch of K times the size would (apart from batch norm)",
+        help="batches per optimizer step, equivalent to one batch of K times the size apart from batch norm",
     )
     recipe.add_argument(
-        "--sync_bn", action="store_true", help="batch norm over the clips of all processes of torchrun"
+        "--sync_bn",
+        action="store_true",
+        help="compute batch norm over the clips of all processes of torchrun; needs GPUs",
+    )
+    recipe.add_argument(
+        "--freeze_bn",
+        action="store_true",
+        help="keep batch norm's running statistics fixed, and normalise with them; the weights still train",
     )
     recipe.add_argument(
         "--lr",
@@ -84,7 +98,7 @@ def training_parser() -> argparse.ArgumentParser:
         "--lr_schedule",
         choices=("step", "cosine"),
         default="step",
-        help="divide the rate by 10 at --lr_steps, or let it fall to 0 on half a cosine",
+        help="divide the learning rate by 10 at --lr_steps, or decay it to 0 along half a cosine",
     )
     recipe.add_argument(
         "--lr_steps",
@@ -92,14 +106,14 @@ def training_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[50, 60],
         metavar="EPOCH",
-        help="epochs at which the rate is divided by 10",
+        help="epochs at which the learning rate is divided by 10",
     )
     recipe.add_argument(
         "--warmup_epochs",
         type=non_negative_float,
         default=0.0,
         metavar="N",
-        help="epochs over which the rate rises from 0 at the start",
+        help="epochs over which the learning rate rises from 0 at the start",
     )
     recipe.add_argument(
         "--momentum",
@@ -117,46 +131,48 @@ def training_parser() -> argparse.ArgumentParser:
         type=positive_float,
         default=20.0,
         metavar="NORM",
-        help="the gradient's norm is clipped at this",
+        help="clip the gradient's norm at this value",
     )
     recipe.add_argument(
         "--seed",
         type=number_type(int, 0, 2**63 - 1),
         default=0,
         metavar="N",
-        help="of all that is random: order, frames, crops, flips, initialisation, dropout",
+        help="random seed of the order, frames, crops, flips, initialisation and dropout",
     )
 
     run = _add_run_options(
         parser,
         amp="precision of training: off is float32, as published; bf16 and fp16 compute convolutions and "
-        "products in that type and keep weights, sums and the loss in float32 (autocast; fp16 with a scaled "
-        "loss); auto is bf16 where the device has instructions for it, else off. Validation computes "
-        "everything but the loss in that type, or in float32 where the device has no instructions for it, "
-        "as test_models.py does. (default: off; a resumed run keeps its checkpoint's)",
+        "matrix products in that type, and keep weights, batch norm and the loss in float32 (autocast; fp16 "
+        "with a scaled loss); auto is bf16 where the device has instructions for it, otherwise off. "
+        "Validation computes everything but the loss in that type, or in float32 where the device has no "
+        "instructions for it, as test_models.py does. With --evaluate, the precision of that evaluation "
+        "(default: off; a resumed or evaluated checkpoint keeps its own)",
         compiled="compile training with torch.compile, which takes from seconds to minutes at the first "
-        "batch and needs a C++ compiler; validation is never compiled, so that its numbers are those "
+        "batch and needs a C++ compiler; validation is not compiled, so that its results are those "
         "of test_models.py",
     )
     run.add_argument(
         "--channels_last",
         action="store_true",
-        help="keep channels last in memory, and on GPUs compute with 2D kernels on frames; on the CPU, "
-        "where it is always faster, this is so anyway",
+        help="store channels last in memory, and on GPUs compute with 2D kernels on frames; on CPUs, where "
+        "it is always faster, channels are last in any case",
     )
-    run.add_argument("--store_name", default="", metavar="NAME", help="added to the run's name")
+    run.add_argument("--store_name", default="", metavar="NAME", help="appended to the run's name")
     run.add_argument(
         "--checkpoint_dir",
         default="runs",
         metavar="DIR",
-        help="where checkpoint/, log/ and tensorboard/ are written",
+        help="folder in which checkpoint/, log/ and tensorboard/ are created",
     )
     run.add_argument(
         "--resume",
         metavar="FILE|auto",
-        help="go on from this checkpoint; auto: from this run's newest good one, or afresh if it has none",
+        help="continue from this checkpoint; auto: from the newest intact one of this run, or from scratch "
+        "if there is none",
     )
-    run.add_argument("--overwrite", action="store_true", help="delete an older run of the same name first")
+    run.add_argument("--overwrite", action="store_true", help="first delete an existing run of the same name")
     run.add_argument(
         "--start-epoch",
         type=non_negative_int,
@@ -173,17 +189,21 @@ def training_parser() -> argparse.ArgumentParser:
         "--save-freq",
         type=positive_int,
         metavar="N",
-        help="save every N steps, too (default: only after an epoch, and by --save-minutes)",
+        help="also save every N steps (default: only after each epoch, and as --save-minutes says)",
     )
     run.add_argument(
         "--save-minutes",
         type=positive_float,
         default=30.0,
         metavar="M",
-        help="save when the last save was M minutes ago, too",
+        help="also save when the last save was M minutes ago",
     )
     run.add_argument(
-        "--keep", type=positive_int, default=2, metavar="N", help="checkpoints to keep, beside the best"
+        "--keep",
+        type=positive_int,
+        default=2,
+        metavar="N",
+        help="checkpoints to keep, in addition to the best",
     )
     run.add_argument(
         "--eval-freq",
@@ -191,16 +211,67 @@ def training_parser() -> argparse.ArgumentParser:
         type=positive_int,
         default=1,
         metavar="N",
-        help="evaluate every N epochs, and after the last",
+        help="evaluate every N epochs and after the last",
     )
     return parser
+
+
+def parse_training_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line of `main.py`, and refuse what cannot work together before anything takes time.
+
+    Args:
+        words: of the command line; None for the process's own.
+
+    Raises:
+        UserError: which option, and why.
+    """
+    args = training_parser().parse_args(words)
+    has_no_weights = args.arch in ARCHS_WITHOUT_WEIGHTS
+    if args.pretrained is None:
+        args.pretrained = "none" if has_no_weights else "imagenet"
+    if args.pretrained == "imagenet" and has_no_weights:
+        raise UserError(f"--pretrained imagenet: no such weights exist for {args.arch}; give FILE or none")
+    if args.store_name != Path(args.store_name).name:
+        raise UserError(f"--store_name {args.store_name}: must be usable as part of a file name")
+    if args.evaluate and (not args.resume or args.resume == "auto"):
+        raise UserError("--evaluate needs --resume FILE, the checkpoint to evaluate")
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        raise UserError(f"--start-epoch {args.start_epoch}: there are only {args.epochs} --epochs, from 0")
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(
+            f"--warmup_epochs {args.warmup_epochs:g}: must be fewer than the {args.epochs} --epochs"
+        )
+    if args.num_segments == 1 and args.input_size == 32:
+        raise UserError(
+            "--num_segments 1 with --input_size 32 leaves batch norm one value; give a larger size"
+        )
+    if args.resume and args.overwrite:
+        raise UserError("--overwrite deletes the run that --resume continues; give one of them")
+    if args.freeze_bn and args.sync_bn:
+        raise UserError(
+            "--sync_bn and --freeze_bn: statistics that are frozen are the same everywhere; give one"
+        )
+    return args
+
+
+def describe_batch(args: argparse.Namespace) -> str:
+    """For the log: the clips of a step, the learning rate, and whether they fit each other."""
+    clips = args.batch_size * args.accumulate
+    text = f"{clips} clips a step"
+    if args.accumulate > 1:
+        text += f" ({args.accumulate} batches of {args.batch_size})"
+    text += f", learning rate {args.lr:g}"
+    if clips != PUBLISHED_BATCH_SIZE and args.lr == PUBLISHED_LR:
+        linear = PUBLISHED_LR * clips / PUBLISHED_BATCH_SIZE
+        text += f", which was chosen for {PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
+    return text
 
 
 def testing_parser() -> argparse.ArgumentParser:
     """The options of `test_models.py`."""
     parser = Parser(
         "Evaluate a checkpoint: one clip of each video, one centre crop.\n"
-        "What the model is, is read from the checkpoint; an option that contradicts it is refused.",
+        "The kind of model is read from the checkpoint; an option that contradicts it is refused.",
         TESTING_EXAMPLES,
     )
     weights = parser.add_argument_group("checkpoint")
@@ -215,8 +286,8 @@ def testing_parser() -> argparse.ArgumentParser:
     run = _add_run_options(
         parser,
         amp="precision of everything but the loss: off is float32; auto is bf16 where the device has "
-        "instructions for it, else off (default: what the checkpoint was trained in, as in its validation; "
-        "float32 where the device has no instructions for that)",
+        "instructions for it, otherwise off (default: the precision that the checkpoint was trained in, as "
+        "in its validation, or float32 where the device has no instructions for it)",
         compiled="compile the model with torch.compile, which takes from seconds to minutes at the first "
         "batch and needs a C++ compiler; the last digits differ from validation's",
     )
@@ -230,21 +301,21 @@ def testing_parser() -> argparse.ArgumentParser:
         "--batch-size",
         type=positive_int,
         metavar="N",
-        help="clips evaluated together in each process (default: as in the checkpoint's validation: those of "
-        f"its training batch, at most {PUBLISHED_BATCH_SIZE} on each GPU)",
+        help="clips in a batch of each process (default: as in the checkpoint's validation, its training "
+        f"batch, but at most {PUBLISHED_BATCH_SIZE} on each GPU)",
     )
-    run.add_argument("--max_num", type=positive_int, metavar="N", help="evaluate the first N videos only")
+    run.add_argument("--max_num", type=positive_int, metavar="N", help="evaluate only the first N videos")
     run.add_argument(
         "--save_scores",
         metavar="FILE.npz",
-        help="write scores (clips x classes, before any softmax), labels, and videos (their names)",
+        help="write the scores (clips x classes, before softmax), labels, and names of the videos",
     )
     return parser
 
 
 def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", required=True, choices=DATASETS, help="the data set")
+    group.add_argument("--dataset", required=True, choices=LAYOUTS, help="name of the data set")
     group.add_argument(
         "--root_path", required=True, metavar="DIR", help="the folder that holds a folder for each data set"
     )
@@ -256,10 +327,10 @@ def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> Non
     group.add_argument(
         "--image_tmpl",
         metavar="TEMPLATE",
-        help="a frame's file name, as {:05d}.jpg, instead of the data set's own",
+        help="file name of a frame, such as {:05d}.jpg, instead of the data set's own",
     )
     group.add_argument(
-        "--skip_missing", action="store_true", help="go on without the videos whose frames are not there"
+        "--skip_missing", action="store_true", help="leave out videos whose frames are missing or incomplete"
     )
 
 
@@ -269,15 +340,15 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
     def add(name: str, value: Any, help_text: str, **kwargs: Any) -> None:
         group.add_argument(name, default=value if is_training else None, help=help_text, **kwargs)
 
-    add("--type", "GST", "the kind of block", choices=("GST",))
-    add("--arch", "resnet50", "the backbone; resnet14 and resnet26 are for small machines", choices=ARCHS)
-    add("--alpha", 4, "one in ALPHA of a block's channels is temporal", type=int, metavar="ALPHA")
+    add("--type", "GST", "type of block", choices=TYPES)
+    add("--arch", "resnet50", "backbone; resnet14 and resnet26 are for small machines", choices=BLOCKS)
+    add("--alpha", 4, "one in ALPHA of a block's channels is temporal", type=int, choices=ALPHAS)
     add(
         "--beta",
         2,
         "each path reads one in BETA of the channels: 2 is GST, 1 is GST-Large",
         type=int,
-        metavar="BETA",
+        choices=BETAS,
     )
     unknown = "" if is_training else "; 8 where the checkpoint does not say"
     add("--num_segments", 8, f"frames in a clip{unknown}", type=positive_int, metavar="N")
@@ -285,7 +356,7 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
     add(
         "--input_size",
         224,
-        f"height and width that the network sees, in pixels{unknown}",
+        f"height and width of the network's input, in pixels{unknown}",
         type=number_type(int, 32),
         metavar="N",
     )
@@ -300,15 +371,15 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         type=non_negative_int,
         default=min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
         metavar="N",
-        help="processes that load clips, for each process of torchrun; the default is the cores that it "
-        "has, 16 at the most",
+        help="processes that load clips, for each process of torchrun; by default as many as it has cores, "
+        "at most 16",
     )
     group.add_argument(
         "--gpus",
         type=non_negative_int,
         nargs="+",
         metavar="N",
-        help="numbers of the GPUs to use (default: all that are visible; the CPU where there is none)",
+        help="indices of the GPUs to use (default: all that are visible, or the CPU if there is none)",
     )
     group.add_argument(
         "--amp",

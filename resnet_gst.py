@@ -1,9 +1,11 @@
-"""ResNets built of GST bottlenecks, and their start from a 2D ResNet's ImageNet weights."""
+"""The ResNet around any bottleneck, and its start from a 2D ResNet's ImageNet weights."""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from gst import GSTBottleneck, check_split
+from gst import EXPANSION
 
 # Bottlenecks in each of the four stages. 14 and 26 are for small machines; no ImageNet weights exist.
 BLOCKS = {
@@ -16,24 +18,20 @@ BLOCKS = {
 
 
 class ResNet(nn.Module):
-    """A ResNet of GST bottlenecks, applied to every frame of a clip.
+    """A ResNet applied to every frame of a clip.
 
     Input:  batch x 3 x frames x height x width
     Output: (batch * frames) x num_classes, a clip's frames following each other
 
     Args:
+        block: makes a bottleneck, called with its input channels, its inner channels and its stride in space,
+            and for the first of a stage with the projection of its shortcut; see `gst.GSTBottleneck`.
         layers: the number of bottlenecks in each stage.
-        alpha: see `gst.GSTBottleneck`.
-        beta: see `gst.GSTBottleneck`.
         num_classes: outputs of the classifier `fc`.
     """
 
     def __init__(
-        self,
-        layers: tuple[int, int, int, int],
-        alpha: int,
-        beta: int,
-        num_classes: int = 1000,
+        self, block: Callable[..., nn.Module], layers: tuple[int, int, int, int], num_classes: int = 1000
     ) -> None:
         super().__init__()
         self.inplanes = 64
@@ -41,44 +39,34 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm3d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        self.layer1 = self._make_layer(64, layers[0], alpha, beta, stride=1)
-        self.layer2 = self._make_layer(128, layers[1], alpha, beta, stride=2)
-        self.layer3 = self._make_layer(256, layers[2], alpha, beta, stride=2)
-        self.layer4 = self._make_layer(512, layers[3], alpha, beta, stride=2)
+        self.layer1 = self._make_layer(block, 64, layers[0], stride=1)
+        self.layer2 = self._make_layer(block, 128, layers[1], stride=2)
+        self.layer3 = self._make_layer(block, 256, layers[2], stride=2)
+        self.layer4 = self._make_layer(block, 512, layers[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * GSTBottleneck.expansion, num_classes)
+        self.fc = nn.Linear(512 * EXPANSION, num_classes)
 
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _make_layer(self, planes: int, blocks: int, alpha: int, beta: int, stride: int) -> nn.Sequential:
-        outputs = planes * GSTBottleneck.expansion
+    def _make_layer(
+        self, block: Callable[..., nn.Module], planes: int, blocks: int, stride: int
+    ) -> nn.Sequential:
+        outputs = planes * EXPANSION
         downsample = nn.Sequential(
             nn.Conv3d(self.inplanes, outputs, kernel_size=1, stride=(1, stride, stride), bias=False),
             nn.BatchNorm3d(outputs),
         )
-        first = GSTBottleneck(self.inplanes, planes, alpha, beta, stride, downsample)
+        first = block(self.inplanes, planes, stride, downsample)
         self.inplanes = outputs
-        return nn.Sequential(first, *(GSTBottleneck(outputs, planes, alpha, beta) for _ in range(blocks - 1)))
+        return nn.Sequential(first, *(block(outputs, planes) for _ in range(blocks - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         frames = x.transpose(1, 2).flatten(0, 1)
         return self.fc(self.avgpool(frames).flatten(1))
-
-
-def build_resnet(arch: str, alpha: int, beta: int) -> ResNet:
-    """Build an untrained ResNet of GST bottlenecks.
-
-    Raises:
-        ValueError: an arch that is not in `BLOCKS`, or an alpha or beta that cannot work.
-    """
-    if arch not in BLOCKS:
-        raise ValueError(f"arch {arch} is not one of {', '.join(BLOCKS)}")
-    check_split(alpha, beta)
-    return ResNet(BLOCKS[arch], alpha, beta)
 
 
 def load_2d_weights(model: ResNet, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:

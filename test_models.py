@@ -1,7 +1,10 @@
-"""Evaluate a checkpoint: `python test_models.py -h` for the options."""
+"""Evaluate a checkpoint; `python test_models.py -h` lists the options.
+
+python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
+torchrun --nproc_per_node=8 test_models.py --weights FILE --dataset somethingv2 --root_path DATA
+"""
 
 import io
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -9,16 +12,11 @@ from typing import Any
 
 import numpy as np
 
-import opts
-from dataset import (
-    VideoDataSet,
-    check_videos,
-    evaluation_batches,
-    make_loader,
-)
+from dataset import ClipLoader, evaluation_batches, open_videos
 from datasets_video import return_dataset
 from engine import evaluate
 from models import TemporalModel
+from opts import evaluation_batch_size, testing_parser
 from transforms import evaluation_transform
 from utils.checkpoint import (
     ModelSpec,
@@ -28,21 +26,26 @@ from utils.checkpoint import (
     load_weights,
     saved_option,
 )
-from utils.cli import InputError, check_writable_file, run_program
-from utils.deploy import keep_freed_memory
-from utils.distributed import start
+from utils.cli import UserError, check_writable_file, log, run_program
+from utils.distributed import init_distributed
 from utils.files import write_atomically
 from utils.precision import emulation_warning, evaluation_precision
 
 
-def main() -> None:
-    """Evaluate as the command line says."""
-    args = opts.testing_parser().parse_args()
-    world = start(args.gpus)
-    if world.device.type == "cpu":
-        keep_freed_memory()
+def main(args: Namespace) -> None:
+    """Evaluate a checkpoint on the validation list.
+
+    Args:
+        args: from `opts.testing_parser`.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    world = init_distributed(args.gpus)
     if args.save_scores:
         check_output(Path(args.save_scores))
+
+    # Model: what it is and how it is computed is read from the checkpoint.
     saved = load_checkpoint(args.weights)
     spec = describe_model(saved["state_dict"], args.weights)
     num_segments, input_size = read_settings(args, spec, saved.get("options", {}))
@@ -52,42 +55,41 @@ def main() -> None:
         world.device,
     )
     trained_batch = saved_option(saved, "batch_size", args.weights)
-    batch_size = opts.evaluation_batch_size(args.batch_size, trained_batch, len(world.devices))
+    batch_size = evaluation_batch_size(args.batch_size, trained_batch, len(world.devices))
     compiled = args.compile or args.fast
     if world.is_main and (warning := emulation_warning(precision, world.device)):
-        print(warning, file=sys.stderr)
+        log.warning(warning)
 
+    # Data
     paths = return_dataset(
         args.dataset, args.root_path, val_list=args.val_list, image_tmpl=args.image_tmpl, for_training=False
     )
     check_categories(saved, paths.categories, args.weights)
-    dataset = VideoDataSet(
-        paths.root_data,
-        paths.val_list,
+    dataset = open_videos(
+        paths,
         num_segments,
-        paths.prefix,
-        random_shift=False,
+        evaluation_transform(input_size),
         test_mode=True,
-        num_class=len(paths.categories),
+        skip_missing=args.skip_missing,
+        max_num=args.max_num,
     )
-    if args.max_num:
-        dataset.keep(np.arange(min(args.max_num, len(dataset))))
-    check_videos(dataset, args.skip_missing)
+    loader = ClipLoader(
+        dataset, evaluation_batches(len(dataset), batch_size, world.rank, world.size), args.workers
+    )
 
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
-    dataset.transform = evaluation_transform(model.scale_size, model.crop_size)
     unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
-    print(
+    log.info(
         f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
         f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
     )
-    print(f"{world.describe(batch_size)}; {precision}{', compiled' if compiled else ''}")
+    log.info(f"{world.describe(batch_size)}; {precision}{', compiled' if compiled else ''}")
 
     model.to(world.device)
+
+    # Evaluation
     began = time.perf_counter()
-    batches = evaluation_batches(len(dataset), batch_size, world.rank, world.size)
-    loader = make_loader(dataset, batches, args.workers)
     result = evaluate(loader, model, world, precision.amp, args.print_freq, compiled=compiled)
     seconds = time.perf_counter() - began
     scores_error = None
@@ -100,45 +102,45 @@ def main() -> None:
         except OSError as error:
             scores_error = error
         else:
-            print(f"scores: {args.save_scores}")
-    print(f"Mean class accuracy {result.mean_class:.3f}")
-    print(f"{len(dataset)} clips, {len(dataset) / seconds:.1f} clips/s")
-    print(f"{result}{dataset.coverage()}")
+            log.info(f"scores: {args.save_scores}")
+    log.info(f"Mean class accuracy {result.mean_class:.3f}")
+    log.info(f"{len(dataset)} clips, {len(dataset) / seconds:.1f} clips/s")
+    log.info(f"{result}{dataset.coverage()}")
     if scores_error:  # the figures are not lost with them
-        raise InputError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")
+        raise UserError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")
 
 
 def check_output(path: Path) -> None:
     """Refuse a file for the scores that already exists or that cannot be written.
 
     Raises:
-        InputError: which, and why.
+        UserError: which, and why.
     """
     if path.suffix != ".npz":
-        raise InputError(f"--save_scores {path}: the name must end in .npz")
+        raise UserError(f"--save_scores {path}: the name must end in .npz")
     check_writable_file(path, "--save_scores")
     if path.exists():
-        raise InputError(f"--save_scores {path}: already exists")
+        raise UserError(f"--save_scores {path}: already exists")
 
 
 def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> tuple[int, int]:
-    """Tell the number of segments and the input size from the checkpoint, else from the command line.
+    """Read the number of segments and the input size from the checkpoint, else from the command line.
 
     Raises:
-        InputError: an option contradicts the checkpoint.
+        UserError: an option contradicts the checkpoint.
     """
-    told = {"type": "GST", "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
-    told |= {name: options[name] for name in ("num_segments", "input_size") if name in options}
-    for name, value in told.items():
+    known = {"type": "GST", "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    known |= {name: options[name] for name in ("num_segments", "input_size") if name in options}
+    for name, value in known.items():
         given = getattr(args, name)
         if given is not None and given != value:
-            raise InputError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
+            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
     settings = (
-        told.get("num_segments", args.num_segments or 8),
-        told.get("input_size", args.input_size or 224),
+        known.get("num_segments", args.num_segments or 8),
+        known.get("input_size", args.input_size or 224),
     )
     if not all(isinstance(value, int) and value > 0 for value in settings):
-        raise InputError(f"{args.weights}: num_segments and input_size {settings} cannot be right")
+        raise UserError(f"{args.weights}: num_segments and input_size {settings} cannot be right")
     return settings
 
 
@@ -146,7 +148,7 @@ def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str) 
     """Build the model that a checkpoint is of.
 
     Raises:
-        InputError: what the checkpoint says cannot be.
+        UserError: what the checkpoint says cannot be.
     """
     try:
         return TemporalModel(
@@ -160,8 +162,8 @@ def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str) 
             input_size=input_size,
         )
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, lambda: testing_parser().parse_args())

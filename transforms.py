@@ -4,13 +4,13 @@ The label travels along because mirroring a clip can change its class. Randomnes
 caller's generator, so that a clip's augmentation depends on nothing else.
 """
 
-import math
 from collections.abc import Callable
-from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from datasets_video import flip_label_map, unflippable_labels
+from utils.resize import Axis, resize_and_crop
 
 Frames = list[Image.Image]
 Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
@@ -45,9 +45,7 @@ class GroupCenterCrop:
 class GroupScaleCenterCrop:
     """`GroupScale` and `GroupCenterCrop`, bit by bit, without computing pixels that the crop cuts off.
 
-    Pillow resizes such frames along the rows first, then along the columns. Between the two, the columns
-    that are cut off are dropped, and before the first, the rows that no output row depends on. With
-    frames higher than wide its order differs, so nothing is saved with those.
+    See `utils.resize`. With frames higher than wide Pillow's order differs, so nothing is saved with those.
 
     Args:
         scale_size: see `GroupScale`.
@@ -63,52 +61,9 @@ class GroupScaleCenterCrop:
         width, height = frames[0].size
         if width < height:
             return self.whole(frames, label, rng)
-        columns = _Axis.of(width, self.scale_size * width // height, self.crop_size)
-        rows = _Axis.of(height, self.scale_size, self.crop_size)
-        return [self._resize(frame, columns, rows) for frame in frames], label
-
-    def _resize(self, frame: Image.Image, columns: "_Axis", rows: "_Axis") -> Image.Image:
-        crop, bilinear = self.crop_size, Image.Resampling.BILINEAR
-        height = rows.last - rows.first
-        frame = frame.crop((0, rows.first, frame.width, rows.last))
-        frame = frame.resize((columns.size, height), bilinear, (columns.low, 0, columns.high, height))
-        if columns.size > crop:
-            frame = frame.crop((columns.offset, 0, columns.offset + crop, height))
-        box = (0, rows.low - rows.first, crop, rows.high - rows.first)
-        frame = frame.resize((crop, rows.size), bilinear, box)
-        return frame.crop((0, rows.offset, crop, rows.offset + crop)) if rows.size > crop else frame
-
-
-class _Axis(NamedTuple):
-    """How to resize along one axis: pixels `low` to `high` to `size` pixels, then crop from `offset` on.
-
-    The result depends on the pixels from `first` up to `last` only.
-    """
-
-    size: int
-    low: float
-    high: float
-    offset: int
-    first: int
-    last: int
-
-    @classmethod
-    def of(cls, length: int, scaled: int, crop: int) -> "_Axis":
-        """For the centre `crop` pixels of `length` pixels resized to `scaled`."""
-        offset = round((scaled - crop) / 2)
-        scale = Fraction(length, scaled)
-        # Pillow takes a window's ends in float32, and gives it the weights of the whole if they are exact. So
-        # the window is wide enough to leave nothing but a power of two below the line.
-        step = scale.denominator
-        while step % 2 == 0:
-            step //= 2
-        start, stop = offset // step * step, -(-(offset + crop) // step) * step
-        if any(end * scale != float(np.float32(end * scale)) for end in (start, stop)):
-            start, stop = 0, scaled  # frames of many thousands of pixels
-        low, high = start * scale, stop * scale
-        reach = max(1, scale)  # of the bilinear filter
-        first, last = max(0, math.floor(low - reach)), min(length, math.ceil(high + reach))
-        return cls(stop - start, float(low), float(high), offset - start, first, last)
+        columns = Axis.of(width, self.scale_size * width // height, self.crop_size)
+        rows = Axis.of(height, self.scale_size, self.crop_size)
+        return [resize_and_crop(frame, columns, rows, self.crop_size) for frame in frames], label
 
 
 class GroupMultiScaleCrop:
@@ -202,15 +157,24 @@ class Compose:
         return frames, label
 
 
-def training_transform(crop_size: int, target_transforms: dict[int, int], never_flip: list[int]) -> Compose:
-    """The published augmentation: multi-scale crop, horizontal flip with the label swap."""
+def training_transform(input_size: int, categories: list[str]) -> Compose:
+    """The published augmentation: multi-scale crop, horizontal flip with the label swap.
+
+    Args:
+        input_size: height and width of the result, in pixels.
+        categories: class names, which tell what mirroring does with each label.
+    """
     return Compose(
-        GroupMultiScaleCrop(crop_size),
-        GroupRandomHorizontalFlip(target_transforms, never_flip),
+        GroupMultiScaleCrop(input_size),
+        GroupRandomHorizontalFlip(flip_label_map(categories), unflippable_labels(categories)),
         Stack(),
     )
 
 
-def evaluation_transform(scale_size: int, crop_size: int) -> Compose:
-    """The published evaluation: scale the short side to `scale_size`, one centre crop."""
-    return Compose(GroupScaleCenterCrop(scale_size, crop_size), Stack())
+def evaluation_transform(input_size: int) -> Compose:
+    """The published evaluation: scale the short side to 256 for an input size of 224, one centre crop.
+
+    Args:
+        input_size: height and width of the result, in pixels.
+    """
+    return Compose(GroupScaleCenterCrop(input_size * 256 // 224, input_size), Stack())

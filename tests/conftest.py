@@ -13,6 +13,9 @@ from synthetic import make_dataset
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
 
+# Threads that wait must not keep a core from another test process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 os.environ.update(helpers.ON_CPU)
 
 # These take the longest, so they begin first: the last one to begin decides when all have ended.

@@ -3,8 +3,10 @@
 import ctypes
 import importlib
 import io
+import logging
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 from forked import REPOSITORY, Program, descendants, server_pid
 
-from utils.cli import run_program
+from utils.cli import log
 
 # Results are compared bit by bit, which GPUs do not promise; test_gpu.py shows them to its programs.
 VISIBLE_GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")}
@@ -109,7 +111,6 @@ def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
         program: its path below the repository.
         args: of its command line.
     """
-    module = module_of(program)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
     handlers = [signal.getsignal(number) for number in numbers]
@@ -118,12 +119,13 @@ def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
         for name, value in ON_CPU.items():
             patch.setenv(name, value)
         try:
-            run_program(module.main)
+            runpy.run_path(str(REPOSITORY / program), run_name="__main__")
         except SystemExit as stop:
             status = stop.code
         finally:
             for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
+            log.setLevel(logging.INFO)
     if isinstance(status, str):  # what Python does with it when the process ends
         err.write(f"{status}\n")
         status = 1

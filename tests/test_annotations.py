@@ -5,7 +5,7 @@ import json
 import pytest
 
 from utils.annotations import Video, read_annotations, read_test_list
-from utils.cli import InputError
+from utils.cli import UserError
 
 
 def test_v1_sorts_its_classes(tmp_path):
@@ -46,5 +46,5 @@ def test_a_test_list_is_folders_and_numbers(tmp_path):
     path.write_text("a b 12\n\nc 3\n")
     assert read_test_list(path) == [Video("a b", None, 12), Video("c", None, 3)]
     path.write_text("a b 12\nc\n")
-    with pytest.raises(InputError, match=r"test_videofolder\.txt, line 2: 'c' is not"):
+    with pytest.raises(UserError, match=r"test_videofolder\.txt, line 2: 'c' is not"):
         read_test_list(path)

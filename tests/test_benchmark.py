@@ -15,7 +15,7 @@ import torch
 from helpers import REPOSITORY, run
 
 from dataset import VideoDataSet
-from engine import to_input
+from engine import to_input, train_one_epoch
 from models import TemporalModel
 from transforms import GroupCenterCrop, GroupScale, evaluation_transform
 from utils.cli import run_program
@@ -36,7 +36,7 @@ def test_both_loaders_give_the_same_clips(benchmark, tmp_path):
     videos = benchmark.make_videos(tmp_path / "frames", (176, 100), 2)
     steps = (GroupScale(256), GroupCenterCrop(224))
     plain = benchmark.open_clips(benchmark.TSNClips, videos, steps, is_training=False)
-    fast = benchmark.open_clips(VideoDataSet, videos, evaluation_transform(256, 224), is_training=False)
+    fast = benchmark.open_clips(VideoDataSet, videos, evaluation_transform(224), is_training=False)
     model = TemporalModel(2, 8, backbone="resnet14")
     for number in range(2):
         expected, label = plain[number]
@@ -47,10 +47,19 @@ def test_both_loaders_give_the_same_clips(benchmark, tmp_path):
         torch.testing.assert_close(found, expected.view(8, 3, 224, 224), rtol=0, atol=1e-5)
 
 
-def test_multiply_adds_are_the_papers(benchmark):
-    for beta, expected in ((2, 29.0), (1, 40.1)):
-        assert benchmark.count_macs(TemporalModel(174, 8, beta=beta), 8) / 1e9 == pytest.approx(
-            expected, abs=0.05
+def test_multiply_adds_are_the_papers(benchmark, tmp_path):
+    args = Namespace(batch_size=1, emulated=False, frames=[8, 16], compile_training=False)
+    for section, factor in (("inference", 1), ("training", 3)):
+        comparisons = benchmark.SECTIONS[section](args, CPU, tmp_path)
+        found = {comparison.what: comparison.macs / factor / 1e9 for comparison in comparisons}
+        assert found == pytest.approx(
+            {
+                f"{section}, GST, 8 frames": 29.0,
+                f"{section}, GST, 16 frames": 58.0,
+                f"{section}, GST-Large, 8 frames": 40.1,
+                f"{section}, GST-Large, 16 frames": 80.2,
+            },
+            abs=0.1,
         )
 
 
@@ -63,7 +72,7 @@ def without_bf16(monkeypatch):
 def test_a_precision_without_instructions_is_left_out(benchmark, monkeypatch, tmp_path):
     without_bf16(monkeypatch)
     monkeypatch.setattr(benchmark, "meta_model", lambda *args: None)
-    monkeypatch.setattr(benchmark, "count_macs", lambda *args: 1.0)
+    monkeypatch.setattr(benchmark, "multiply_adds", lambda *args: 1.0)
     args = Namespace(batch_size=1, emulated=False, frames=[8], compile_training=True)
     monkeypatch.setattr(benchmark, "make_videos", lambda *args: tmp_path)
     for emulated in (False, True):
@@ -118,7 +127,8 @@ def test_rounds_stop_with_the_budget(benchmark):
 
 
 @pytest.mark.parametrize("is_fast", [False, True])
-def test_a_training_variant_takes_the_engines_steps(benchmark, monkeypatch, is_fast):
+def test_a_training_variant_takes_the_engines_steps(benchmark, monkeypatch, capsys, is_fast):
+    assert benchmark.train_one_epoch is train_one_epoch
     models = []
     make = benchmark.TemporalModel
     monkeypatch.setattr(
@@ -133,6 +143,7 @@ def test_a_training_variant_takes_the_engines_steps(benchmark, monkeypatch, is_f
         after = models[0].new_fc.weight.detach().clone()
         assert not torch.equal(before, after)
         before = after
+    assert capsys.readouterr() == ("", "")  # nothing is logged, nor a bar shown
 
 
 def test_a_run_prints_its_table_and_writes_its_numbers(tmp_path):

@@ -29,7 +29,7 @@ from utils.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from utils.cli import InputError
+from utils.cli import UserError
 from utils.files import write_atomically
 
 FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
@@ -53,7 +53,7 @@ def tensor_bytes(content: object, is_zip: bool = True) -> bytes:
 
 def refusal(call: Callable, *args: object) -> str:
     """The message with which a call refuses its input; any other exception would be a traceback."""
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         call(*args)
     return str(caught.value)
 
@@ -187,7 +187,7 @@ def test_a_flipped_bit_in_a_zip_never_changes_a_tensor(tmp_path):
         path.write_bytes(damaged)
         try:
             content = load_checkpoint(path)
-        except InputError:
+        except UserError:
             continue
         assert_same_tensors(content["state_dict"], STATE)
 
@@ -198,11 +198,11 @@ def make_other_zip(path: Path) -> None:
 
 
 NO_CHECKPOINTS = {
-    "empty": (lambda path: path.touch(), "is no checkpoint"),
-    "text": (lambda path: path.write_text("epoch,lr\n0,0.01\n"), "is no checkpoint"),
-    "web page": (lambda path: path.write_text("<!DOCTYPE html><html>Sign in</html>\n"), "is no checkpoint"),
-    "zeros": (lambda path: path.write_bytes(bytes(4096)), "is no checkpoint"),
-    "other zip": (make_other_zip, "is no checkpoint"),
+    "empty": (lambda path: path.touch(), "is not a checkpoint"),
+    "text": (lambda path: path.write_text("epoch,lr\n0,0.01\n"), "is not a checkpoint"),
+    "web page": (lambda path: path.write_text("<!DOCTYPE html><html>Log in</html>\n"), "is not a checkpoint"),
+    "zeros": (lambda path: path.write_bytes(bytes(4096)), "is not a checkpoint"),
+    "other zip": (make_other_zip, "is not a checkpoint"),
     "directory": (Path.mkdir, "directory"),
     "missing": (lambda path: None, "no such file"),
     "below a file": (lambda path: path.parent.write_text(""), "irectory"),
@@ -284,7 +284,7 @@ def test_another_networks_tensors_are_no_gst_model():
     with torch.device("meta"):
         state_dict = torchvision.models.resnet18().state_dict()
     message = refusal(describe_model, state_dict, "a.pth")
-    assert message.startswith("a.pth: is no GST model")
+    assert message.startswith("a.pth: is not a GST model")
     assert "base_model.conv1.weight" in message
 
 
@@ -521,4 +521,4 @@ def test_weights_to_start_from_may_be_any_file(tmp_path):
     assert source == str(path)
     assert_same_tensors(weights, STATE)
     assert "no such file" in refusal(read_pretrained, str(tmp_path / "none.pth"), "resnet50")
-    assert "is no checkpoint" in refusal(read_tensors, checkpoint.__file__)
+    assert "is not a checkpoint" in refusal(read_tensors, checkpoint.__file__)

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from utils.cli import (
-    InputError,
+    UserError,
     check_writable_file,
     check_writable_folder,
     non_negative_float,
@@ -100,7 +100,7 @@ def refusals(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path):
     for path, reason in refusals(tmp_path).items():
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(UserError) as caught:
             check_writable_file(path, "--json")
         assert str(caught.value).startswith(f"--json {path}: ")
         assert reason in str(caught.value)
@@ -110,7 +110,7 @@ def test_a_folder_may_be_several_levels_below_the_first_that_exists(tmp_path):
     (tmp_path / "file").touch()
     check_writable_folder(tmp_path)
     check_writable_folder(tmp_path / "a" / "b")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         check_writable_folder(tmp_path / "file" / "a" / "b", "--out")
     assert str(caught.value).startswith(f"--out {tmp_path / 'file' / 'a' / 'b'}: {tmp_path / 'file'} is not")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

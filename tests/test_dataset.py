@@ -1,6 +1,13 @@
 """Lists, sampling, loading and checking of videos, with real frame folders."""
 
+import multiprocessing
+import re
 import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +15,22 @@ import pytest
 import torch
 from helpers import REPOSITORY, assert_one_line_error, run
 from PIL import Image
-from synthetic import make_dataset
+from synthetic import CATEGORIES, make_dataset
 
 from dataset import (
+    ClipLoader,
     ClipSampler,
     VideoDataSet,
     VideoRecord,
+    check_training_list,
     check_videos,
     evaluation_batches,
-    make_loader,
+    open_videos,
     read_list,
 )
-from transforms import Compose, GroupScale, Stack, training_transform
-from utils.cli import InputError
+from datasets_video import return_dataset
+from transforms import Compose, GroupScale, Stack, evaluation_transform, training_transform
+from utils.cli import UserError
 
 
 def write_list(tmp_path: Path, text: str) -> Path:
@@ -93,7 +103,7 @@ def test_blank_lines_and_line_ends_do_not_matter(tmp_path):
 )
 def test_bad_line_is_named_with_file_number_and_problem(tmp_path, line, problem):
     path = write_list(tmp_path, f"1 24 3\n\n2 24 0\n{line}\n3 24 0\n")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         read_list(path, 4)
     assert str(caught.value) == f"{path}, line 4: {problem}"
 
@@ -101,7 +111,7 @@ def test_bad_line_is_named_with_file_number_and_problem(tmp_path, line, problem)
 @pytest.mark.parametrize("frames", ["99999999999", "9" * 5000])
 def test_number_of_frames_that_no_video_has_is_refused(tmp_path, frames):
     path = write_list(tmp_path, f"1 24 0\n2 {frames} 0\n")
-    with pytest.raises(InputError, match="line 2: number of frames"):
+    with pytest.raises(UserError, match="line 2: number of frames"):
         VideoDataSet(tmp_path, path, 4, "{:05d}.jpg", num_class=4)
 
 
@@ -112,19 +122,19 @@ def test_byte_order_mark_is_no_part_of_the_first_folders_name(tmp_path):
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_empty_list_is_refused(tmp_path, text):
     path = write_list(tmp_path, text)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         read_list(path, 4)
     assert str(caught.value).startswith(f"{path}: is empty")
 
 
 def test_list_that_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.txt: no such file"):
+    with pytest.raises(UserError, match=r"nowhere\.txt: no such file"):
         read_list(tmp_path / "nowhere.txt", 4)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_list(tmp_path, 4)
     path = tmp_path / "latin1.txt"
     path.write_bytes("Äpfel 12 0\n".encode("latin1"))
-    with pytest.raises(InputError, match=r"latin1\.txt: cannot be read"):
+    with pytest.raises(UserError, match=r"latin1\.txt: cannot be read"):
         read_list(path, 4)
 
 
@@ -145,7 +155,7 @@ def test_videos_under_three_frames_are_left_out_and_counted(tmp_path, capsys):
 
 def test_list_of_short_videos_only_is_refused(tmp_path):
     root = make_dataset(tmp_path, val=2, train=0, frames=2)
-    with pytest.raises(InputError, match="none of its 2 videos has 3 frames or more"):
+    with pytest.raises(UserError, match="none of its 2 videos has 3 frames or more"):
         open_list(root)
 
 
@@ -267,7 +277,7 @@ def test_unreadable_frame_stops_with_its_path(tmp_path, how):
     bad = Path(dataset.frame_path(dataset.record(2), 6))
     word = spoil(bad, how)
     dataset[1]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         dataset[2]
     alone = str(caught.value)
     assert alone.startswith(f"{bad}: ")
@@ -292,7 +302,7 @@ import sys
 
 sys.path[:0] = [{str(REPOSITORY)!r}]
 
-from dataset import VideoDataSet, evaluation_batches, make_loader
+from dataset import VideoDataSet, evaluation_batches, ClipLoader
 from utils.cli import run_program
 from transforms import Stack
 
@@ -300,7 +310,7 @@ from transforms import Stack
 def main():
     folder = {dataset.root_path!r}
     dataset = VideoDataSet(folder, {dataset.list_file!r}, 4, "{{:05d}}.jpg", 1, Stack(), False, num_class=4)
-    loader = make_loader(dataset, evaluation_batches(4, 2), 2)
+    loader = ClipLoader(dataset, evaluation_batches(4, 2), 2)
     for _ in loader:
         pass
 
@@ -312,18 +322,135 @@ run_program(main)
     assert_one_line_error(process, f"error: {bad}: ", word)
 
 
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """Programs kill the processes of their loaders when they end."""
+    yield
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def many_clips(tmp_path: Path, count: int = 40) -> VideoDataSet:
+    root = make_dataset(tmp_path, train=0, val=count, frames=8, size=(24, 20))
+    return open_list(root, transform=Compose(GroupScale(16), Stack()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("how", ["truncated", "other size", "gone"])
+def test_error_of_a_clip_comes_through_the_loader_as_it_was_raised(tmp_path, how, workers):
+    dataset = many_clips(tmp_path, 8)
+    bad = Path(dataset.frame_path(dataset.record(5), 6))
+    word = spoil(bad, how)
+    with pytest.raises(UserError) as expected:
+        dataset[5]
+    batches = iter(ClipLoader(dataset, evaluation_batches(8, 2), workers))
+    for labels in ([0, 1], [2, 3]):
+        assert next(batches)[1].tolist() == labels
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    assert str(caught.value) == str(expected.value)
+    assert str(caught.value).startswith(f"{bad}: ")
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def fail(frames, label, rng):
+    if label == 2:
+        raise RuntimeError("the code of this clip is wrong")
+    return Stack()(frames, label, rng)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_in_the_code_for_a_clip_keeps_its_traceback(tmp_path, workers):
+    dataset = many_clips(tmp_path, 4)
+    dataset.transform = Compose(fail)
+    batches = iter(ClipLoader(dataset, evaluation_batches(4, 1), workers))
+    next(batches), next(batches)
+    with pytest.raises(RuntimeError, match="the code of this clip is wrong") as caught:
+        next(batches)
+    if workers:  # else it is that of the exception itself
+        assert "Traceback" in str(caught.value)
+        assert "in fail" in str(caught.value)
+    else:
+        assert caught.traceback[-1].name == "fail"
+
+
+def slow(frames, label, rng):
+    time.sleep(60)
+
+
+def the_worker(before: set[int]) -> multiprocessing.Process:
+    """The process that was started since these were."""
+    return next(child for child in multiprocessing.active_children() if child.pid not in before)
+
+
+@pytest.mark.parametrize("moment", ["with batches ready", "while it dies", "at work"])
+def test_killed_worker_is_named(tmp_path, moment):
+    """What it has ready can be had from a live process only: each moment is noticed in another way."""
+    before = {child.pid for child in multiprocessing.active_children()}
+    dataset = many_clips(tmp_path)
+    if moment == "at work":
+        dataset.transform = Compose(slow)
+    batches = iter(ClipLoader(dataset, evaluation_batches(40, 1), 1))
+    if moment == "at work":
+        worker = the_worker(before)
+        threading.Timer(0.5, worker.kill).start()
+    else:
+        next(batches)
+        worker = the_worker(before)
+        time.sleep(0.3)  # so that it has loaded the next ones
+        worker.kill()
+    if moment == "with batches ready":
+        worker.join()
+    with pytest.raises(UserError, match="process that loads clips was killed .* fewer --workers") as caught:
+        next(batches)
+    assert "\n" not in str(caught.value)
+    if moment != "while it dies":  # else it may not be known yet which one it is
+        assert re.search(rf"\(pid(\(s\))? {worker.pid}\)", str(caught.value))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_of_a_clip_that_has_a_cause_is_not_taken_for_a_killed_worker(tmp_path, workers):
+    dataset = many_clips(tmp_path, 4)
+    dataset.transform = Compose(fail_for_a_reason)
+    with pytest.raises(RuntimeError, match="the code of this clip is wrong"):
+        next(iter(ClipLoader(dataset, [[0]], workers)))
+
+
+def fail_for_a_reason(frames, label, rng):
+    raise RuntimeError("the code of this clip is wrong") from ValueError("so is its input")
+
+
+def test_loader_leaves_sigchld_to_the_program(tmp_path):
+    """torch's own handler would raise from any line of it."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        next(iter(ClipLoader(many_clips(tmp_path, 2), [[0], [1]], 1)))
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_folder_for_temporary_files_that_is_too_deep_for_workers_is_refused(trn_root, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", f"/tmp/{'x' * 80}")
+    dataset = open_list(trn_root)
+    with pytest.raises(UserError, match=r"^TMPDIR /tmp/x+: .* --workers"):
+        ClipLoader(dataset, [[0]], 1)
+    assert len(list(ClipLoader(dataset, [[0]], 0))) == 1
+
+
 # Everything random is a function of seed, epoch and clip.
 
 
 def random_dataset(root: Path, seed: int = 0) -> VideoDataSet:
-    transform = training_transform(32, {0: 2, 2: 0}, never_flip=[])
+    transform = training_transform(32, list(CATEGORIES))
     return open_list(root, "train_videofolder.txt", random_shift=True, transform=transform, seed=seed)
 
 
 def load_epoch(dataset: VideoDataSet, epoch: int, workers: int) -> tuple[torch.Tensor, list[int]]:
     sampler = ClipSampler(len(dataset), 3, seed=0)
     sampler.start(epoch)
-    batches = list(make_loader(dataset, sampler, workers))
+    batches = list(ClipLoader(dataset, sampler, workers))
     return torch.cat([clips for clips, _ in batches]), torch.cat([labels for _, labels in batches]).tolist()
 
 
@@ -420,10 +547,32 @@ def test_processes_share_each_batch(size):
     assert ClipSampler(30, 4, 0, size=size).num_steps == len(together)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_sizes_and_clips_of_a_step_are_those_that_are_loaded(accumulate, size):
+    samplers = [ClipSampler(31, 4, 0, accumulate, rank, size) for rank in range(size)]
+    for sampler in samplers:
+        sampler.start(5)
+    loaded = list(zip(*map(list, samplers), strict=True))  # batch by batch, each process's share
+    for sampler in samplers:
+        assert len(sampler.batch_sizes()) == sampler.num_steps
+        sizes = [number for step in sampler.batch_sizes() for number in step]
+        assert sizes == [sum(map(len, shares)) for shares in loaded]
+        batches = iter(loaded)
+        for step, parts in enumerate(sampler.batch_sizes()):
+            shares = [share for _ in parts for share in next(batches)]
+            assert [(5, clip) for clip in sampler.clips_of(step)] == flat(shares)
+            assert all(type(clip) is int for clip in sampler.clips_of(step))
+        # Of the whole epoch, wherever in it the loading starts.
+        whole = sampler.batch_sizes()
+        sampler.start(5, 2)
+        assert sampler.batch_sizes() == whole
+
+
 def test_epoch_reaches_workers_that_live_on(trn_root):
     dataset = random_dataset(trn_root)
     sampler = ClipSampler(len(dataset), 3, seed=0)
-    loader = make_loader(dataset, sampler, 2)
+    loader = ClipLoader(dataset, sampler, 2)
     for epoch in (0, 1):
         sampler.start(epoch)
         clips = torch.cat([clips for clips, _ in loader])
@@ -432,7 +581,7 @@ def test_epoch_reaches_workers_that_live_on(trn_root):
 
 def test_evaluation_goes_through_the_list_in_order(trn_root):
     dataset = open_list(trn_root)
-    loader = make_loader(dataset, evaluation_batches(len(dataset), 4), 2)
+    loader = ClipLoader(dataset, evaluation_batches(len(dataset), 4), 2)
     labels = [label for _, labels in loader for label in labels.tolist()]
     assert labels == [dataset.record(index).label for index in range(6)] == [0, 1, 2, 3, 0, 1]
 
@@ -461,6 +610,15 @@ def test_fingerprint_tells_lists_apart(trn_root, tmp_path):
     assert len({fingerprint(other) for other in [text, *changed]}) == 6
 
 
+def test_another_training_list_is_refused(trn_root, tmp_path):
+    dataset = open_list(trn_root)
+    check_training_list(dataset, dataset.fingerprint(), "a.pth")
+    check_training_list(dataset, None, "a.pth")  # a checkpoint that does not say
+    with pytest.raises(UserError) as caught:
+        check_training_list(dataset, dataset.fingerprint() + 1, "a.pth")
+    assert str(caught.value).startswith(f"{dataset.list_file}: is not the list that a.pth was trained on")
+
+
 # The check at the start.
 
 
@@ -469,7 +627,15 @@ def test_whole_data_set_passes_without_a_word(trn_root, capsys):
     check_videos(dataset, skip_missing=False)
     assert len(dataset) == 6
     assert dataset.coverage() == ""
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_look_at_many_videos_is_announced(tmp_path, capsys):
+    root = make_dataset(tmp_path, train=0, val=1, frames=3)
+    (root / "somethingv1" / "val_videofolder.txt").write_text("1 3 0\n" * 5001)
+    dataset = open_list(root)
+    check_videos(dataset, skip_missing=False)
+    assert capsys.readouterr() == (f"{dataset.list_file}: looking for the frames of 5001 videos\n", "")
 
 
 @pytest.fixture
@@ -487,11 +653,11 @@ def damaged_root(tmp_path) -> Path:
 def test_missing_folders_and_frames_are_counted_and_named(damaged_root):
     dataset = open_list(damaged_root)
     frames = damaged_root / "somethingv1" / "20bn-something-something-v1"
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         check_videos(dataset, skip_missing=False)
     assert str(caught.value) == (
-        f"{dataset.list_file}: 3 of 6 videos are not there or not whole "
-        f"(--skip_missing goes on without them): "
+        f"{dataset.list_file}: 3 of 6 videos are missing or incomplete "
+        f"(--skip_missing leaves them out): "
         f"{frames / '2'}, {frames / '3' / '00001.jpg'}, {frames / '5' / '00010.jpg'}"
     )
 
@@ -503,7 +669,7 @@ def test_skip_missing_goes_on_without_them_and_says_so(damaged_root, capsys):
     assert [dataset.record(index) for index in range(len(dataset))] == [before[0], before[3], before[5]]
     assert dataset.coverage() == " (3 of 6 videos)"
     out = capsys.readouterr().out
-    assert "3 of 6 videos are not there or not whole, left out:" in out
+    assert "3 of 6 videos are missing or incomplete, left out:" in out
     assert len(out.splitlines()) == 1
     assert dataset[1][1] == 3  # what is left loads, with its own label
     check_videos(dataset, skip_missing=False)
@@ -514,7 +680,7 @@ def test_first_ten_of_many_are_named(tmp_path):
     frames = root / "somethingv1" / "20bn-something-something-v1"
     for number in range(1, 13):
         shutil.rmtree(frames / str(number))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         check_videos(open_list(root), skip_missing=False)
     message = str(caught.value)
     assert "12 of 13 videos" in message
@@ -527,7 +693,7 @@ def test_ten_missing_are_all_that_is_named(tmp_path):
     frames = root / "somethingv1" / "20bn-something-something-v1"
     for number in range(1, 11):
         shutil.rmtree(frames / str(number))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         check_videos(open_list(root), skip_missing=False)
     assert str(caught.value).endswith(str(frames / "10"))
 
@@ -546,7 +712,7 @@ def test_when_nothing_is_left_skip_missing_does_not_help(tmp_path):
     root = make_dataset(tmp_path, train=0, val=2, frames=3)
     shutil.rmtree(root / "somethingv1" / "20bn-something-something-v1")
     (root / "somethingv1" / "20bn-something-something-v1").mkdir()
-    with pytest.raises(InputError, match="2 of 2 videos"):
+    with pytest.raises(UserError, match="2 of 2 videos"):
         check_videos(open_list(root), skip_missing=True)
 
 
@@ -556,3 +722,38 @@ def test_short_videos_and_missing_ones_are_both_left_out_of_the_coverage(tmp_pat
     dataset = open_list(root)
     check_videos(dataset, skip_missing=True)
     assert dataset.coverage() == " (2 of 4 videos)"
+
+
+def test_lists_of_a_data_set_are_opened_for_their_purpose(tmp_path):
+    root = make_dataset(tmp_path, train=5, val=6, frames=4)
+    paths = return_dataset("somethingv1", root)
+    validation = open_videos(paths, 8, evaluation_transform(32))
+    training = open_videos(paths, 8, training_transform(32, paths.categories), is_training=True, seed=3)
+    assert [validation.record(index).path for index in range(len(validation))] == [
+        "6",
+        "7",
+        "8",
+        "9",
+        "10",
+        "11",
+    ]
+    assert (len(training), training.record(0).path, training.seed) == (5, "1", 3)
+    assert (training.random_shift, validation.random_shift) == (True, False)
+    assert training[0][0].shape == validation[0][0].shape == (8, 32, 32, 3)
+    # A video shorter than the clip, which the published test program spreads over it.
+    starts = [
+        open_videos(paths, 8, evaluation_transform(32), test_mode=mode).sample_indices(4, None).tolist()
+        for mode in (False, True)
+    ]
+    assert starts == [[1] * 8, [1, 1, 2, 2, 3, 3, 4, 4]]
+
+
+def test_opened_list_may_be_cut_short_and_go_on_without_what_is_missing(damaged_root):
+    paths = return_dataset("somethingv1", damaged_root, for_training=False)
+    transform = evaluation_transform(32)
+    assert len(open_videos(paths, 4, transform, max_num=1)) == 1
+    with pytest.raises(UserError, match="1 of 2 videos are missing or incomplete"):  # of those that are used
+        open_videos(paths, 4, transform, max_num=2)
+    with pytest.raises(UserError, match="3 of 6 videos are missing or incomplete"):
+        open_videos(paths, 4, transform, max_num=100)
+    assert len(open_videos(paths, 4, transform, skip_missing=True)) == 3

@@ -12,7 +12,7 @@ from datasets_video import (
     return_dataset,
     unflippable_labels,
 )
-from utils.cli import InputError
+from utils.cli import UserError
 
 # Names of Something-Something-v1 and -v2.
 PAIRS = [
@@ -132,7 +132,7 @@ def test_evaluation_needs_no_training_list(tmp_path):
     make_dataset(tmp_path, train=1, val=1, frames=1)
     (tmp_path / "somethingv1" / "train_videofolder.txt").unlink()
     assert return_dataset("somethingv1", tmp_path, for_training=False).train_list is None
-    with pytest.raises(InputError, match="--train_list"):
+    with pytest.raises(UserError, match="--train_list"):
         return_dataset("somethingv1", tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_missing_list_is_named_with_both_conventions_and_the_option(tmp_path, na
     make_dataset(tmp_path, train=1, val=1, frames=1)
     (tmp_path / "somethingv1" / name).unlink()
     other = {"train_videofolder.txt": "train.txt", "val_videofolder.txt": "valid.txt"}[name]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         return_dataset("somethingv1", tmp_path)
     assert all(word in str(caught.value) for word in (str(tmp_path / "somethingv1"), name, other, option))
 
@@ -151,20 +151,20 @@ def test_missing_list_is_named_with_both_conventions_and_the_option(tmp_path, na
 def test_both_conventions_at_once_are_ambiguous(tmp_path):
     make_dataset(tmp_path, train=1, val=1, frames=1)
     (tmp_path / "somethingv1" / "valid.txt").write_text("1\t1\t0\n")
-    with pytest.raises(InputError, match="val_videofolder.txt and valid.txt.*--val_list"):
+    with pytest.raises(UserError, match="val_videofolder.txt and valid.txt.*--val_list"):
         return_dataset("somethingv1", tmp_path)
     given = tmp_path / "somethingv1" / "valid.txt"
     assert return_dataset("somethingv1", tmp_path, val_list=str(given)).val_list == given
 
 
 def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(InputError, match="somethingv1: no such folder; --root_path"):
+    with pytest.raises(UserError, match="somethingv1: no such folder; --root_path"):
         return_dataset("somethingv1", tmp_path)
     (tmp_path / "somethingv1").mkdir()
-    with pytest.raises(InputError, match="somethingv1/20bn-something-something-v1: no such folder"):
+    with pytest.raises(UserError, match="somethingv1/20bn-something-something-v1: no such folder"):
         return_dataset("somethingv1", tmp_path)
     (tmp_path / "somethingv1" / "20bn-something-something-v1").mkdir()
-    with pytest.raises(InputError, match=r"category\.txt: no such file"):
+    with pytest.raises(UserError, match=r"category\.txt: no such file"):
         return_dataset("somethingv1", tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_templates(template):
     ],
 )
 def test_a_template_that_is_not_a_name_with_one_number_is_refused(tmp_path, template):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         check_template(template)
     message = "must be a file name that holds one number, as '{:05d}.jpg' does"
     assert str(caught.value) == f"--image_tmpl {template}: {message}"
@@ -212,13 +212,13 @@ def test_a_template_that_is_not_a_name_with_one_number_is_refused(tmp_path, temp
 
 def test_the_template_is_checked_where_the_files_are_looked_for(tmp_path):
     make_dataset(tmp_path, train=1, val=1, frames=1)
-    with pytest.raises(InputError, match="--image_tmpl frame.jpg: "):
+    with pytest.raises(UserError, match="--image_tmpl frame.jpg: "):
         return_dataset("somethingv1", tmp_path, image_tmpl="frame.jpg")
 
 
 def test_a_template_must_end_as_the_format_asks():
     assert check_template("{:05d}.jpeg", (".jpg", ".jpeg")) == "{:05d}.jpeg"
-    with pytest.raises(InputError, match=r"must end in \.jpg or \.jpeg"):
+    with pytest.raises(UserError, match=r"must end in \.jpg or \.jpeg"):
         check_template("{:05d}.png", (".jpg", ".jpeg"))
 
 
@@ -244,7 +244,7 @@ def test_categories_keep_their_order(tmp_path):
 def test_bad_categories_are_refused(tmp_path, content, message):
     path = tmp_path / "category.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         read_categories(path)
     assert str(caught.value).startswith(str(tmp_path))
     assert message in str(caught.value)

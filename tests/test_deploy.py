@@ -20,12 +20,12 @@ from resume_harness import NAME, differences, what_is_left
 from synthetic import make_dataset
 from torch import nn
 
+import opts
 import test_models
 from engine import to_input
 from models import TemporalModel
-from utils.cli import InputError, run_program
+from utils.cli import UserError, run_program
 from utils.deploy import compile_model, compiler_errors, deploy, to_channels_last, use_2d_kernels
-from utils.distributed import _sync_on_cpu
 from utils.precision import has_instructions
 
 CPU = torch.device("cpu")
@@ -96,12 +96,14 @@ def test_the_deployed_form_is_a_copy_without_batch_norm_and_gradients():
     assert ours.isdisjoint(parameter.untyped_storage().data_ptr() for parameter in deployed.parameters())
 
 
-@pytest.mark.parametrize("convert", [_sync_on_cpu, nn.SyncBatchNorm.convert_sync_batchnorm])
 @torch.no_grad()
-def test_batch_norm_over_all_processes_is_folded_as_any_other(convert):
+def test_batch_norm_over_all_processes_is_folded_as_any_other():
     model, clips = filled().eval(), torch.randn(2, 3, 3, 32, 32)
     expected = model(clips)
-    assert relative(deploy(convert(copy.deepcopy(model)), CPU)(clips), expected) < 1e-5
+    assert (
+        relative(deploy(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)), CPU)(clips), expected)
+        < 1e-5
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ MEMORY = """
 import resource
 import sys
 import torch
-from utils import deploy
+from utils import distributed
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -210,7 +212,7 @@ def resident():
 print("torch._dynamo" in sys.modules)
 for keep in (False, True):
     if keep:
-        deploy.keep_freed_memory()
+        distributed.keep_freed_memory()
     before = resident()
     tensor = torch.ones(50 << 20)
     with_it = resident()
@@ -415,7 +417,7 @@ def scores(compiler, runs, root, tmp_path, monkeypatch, capsys):
         torch.compiler.reset()
         graphs = count_graphs()
         with pytest.raises(SystemExit) as ended:
-            run_program(test_models.main)
+            run_program(test_models.main, opts.testing_parser().parse_args)
         told = capsys.readouterr()
         assert ended.value.code in (0, None), told.err
         with np.load(path) as content:
@@ -443,7 +445,7 @@ def test_fast_evaluation_gives_the_scores_of_the_default(scores):
 
 
 def test_several_gpus_in_one_process_are_not_compiled():
-    with pytest.raises(InputError, match="^--compile: .*torchrun"):
+    with pytest.raises(UserError, match="^--compile: .*torchrun"):
         compile_model(nn.DataParallel(nn.Linear(1, 1)))
 
 
@@ -455,7 +457,7 @@ def test_a_compiler_that_does_not_work_is_told_in_one_line(compiler, tmp_path, m
     compile_model(model)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(config.cpp, "cxx", (None, "/bin/false"))
-    with pytest.raises(InputError) as refused, torch.inference_mode(), compiler_errors():
+    with pytest.raises(UserError) as refused, torch.inference_mode(), compiler_errors():
         model.eval()(clips)
     assert re.fullmatch("--compile: .*C.. compiler.*/bin/false.*", str(refused.value))  # "." is no new line
     # One that is there, but fails in the middle.
@@ -463,7 +465,7 @@ def test_a_compiler_that_does_not_work_is_told_in_one_line(compiler, tmp_path, m
     failing.write_text("#!/bin/sh\n" + FAILING)
     failing.chmod(0o755)
     monkeypatch.setattr(config.cpp, "cxx", (None, str(failing)))
-    with pytest.raises(InputError) as refused, torch.inference_mode(), compiler_errors():
+    with pytest.raises(UserError) as refused, torch.inference_mode(), compiler_errors():
         model.eval()(clips)
     assert re.fullmatch(r"--compile: .*\(a.cpp:1: fatal error: Python.h: No such file\)", str(refused.value))
     assert same_state(model, before)

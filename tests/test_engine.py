@@ -8,14 +8,24 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
-from dataset import ClipSampler, VideoRecord, evaluation_batches
-from engine import LossWatch, autocast, derive_seed, evaluate, to_input, train_steps
+import engine
+from dataset import ClipSampler, evaluation_batches
+from engine import autocast, derive_seed, evaluate, freeze_batch_norm, to_input, train_one_epoch
 from models import TemporalModel
-from utils.cli import InputError
 from utils.distributed import World
-from utils.metrics import AverageMeter, ClipMeters, averages, batch_sums, summarise
-from utils.optim import learning_rate
+from utils.metrics import (
+    AverageMeter,
+    ClipMeters,
+    DivergedError,
+    LossWatch,
+    averages,
+    batch_sums,
+    multiply_adds,
+    summarise,
+)
+from utils.optim import learning_rate, make_optimizer
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, [CPU])
@@ -30,9 +40,9 @@ def recipe(**changes):
         "warmup_epochs": 0.0,
         "epochs": 70,
         "seed": 3,
-        "amp": "off",
         "clip_gradient": 1e9,
         "print_freq": 1,
+        "freeze_bn": False,
     }
     return Namespace(**values | changes)
 
@@ -173,9 +183,6 @@ class Clips(Dataset):
         index = key[1] if isinstance(key, tuple) else key
         return self.clips[index], int(self.labels[index])
 
-    def record(self, index):
-        return VideoRecord(f"video{index}", 2, int(self.labels[index]))
-
 
 class Linear(nn.Module):
     """A model without batch norm, which is what makes a step the sum of its clips alone."""
@@ -195,23 +202,27 @@ class Linear(nn.Module):
 
 
 def train_epoch(count, batch_size, accumulate=1, first_step=0, epoch=0, dropout=0.0, bias_lr=1.0, **changes):
-    """Train an epoch of noise clips; give the model, the meters and what was reported."""
+    """Train an epoch of noise clips; give the model, the meters and what was reported of its steps."""
     model = Linear(dropout)
     groups = [{"params": [model.fc.weight], "lr_mult": 1}, {"params": [model.fc.bias], "lr_mult": bias_lr}]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-    sampler = ClipSampler(count, batch_size, seed=5, accumulate=accumulate)
-    sampler.start(epoch, first_step)
-    loader = DataLoader(Clips(count), batch_sampler=sampler)
-    meters, reports = ClipMeters(WORLD), []
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     options = recipe(**{"lr": 0.1} | changes)
-    watch = LossWatch(loader)
-    steps = train_steps(
-        loader, model, model, optimizer, scaler, meters, watch, options, WORLD, lambda *a: reports.append(a)
+    return train_model(model, optimizer, options, Clips(count), batch_size, accumulate, first_step, epoch)
+
+
+def train_model(model, optimizer, options, clips, batch_size, accumulate=1, first_step=0, epoch=0):
+    sampler = ClipSampler(len(clips), batch_size, seed=5, accumulate=accumulate)
+    sampler.start(epoch, first_step)
+    loader = DataLoader(clips, batch_sampler=sampler)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    meters, watch = ClipMeters(WORLD), LossWatch()
+    place = (epoch, sampler.batch_sizes(), first_step)
+    steps = list(
+        train_one_epoch(model, model, loader, optimizer, scaler, meters, watch, WORLD, options, "off", *place)
     )
-    done = list(steps)
     watch.check()
-    return Namespace(model=model, meters=meters, reports=reports, done=done, sampler=sampler, loader=loader)
+    done, reports = [step.done for step in steps], [step.curves for step in steps]
+    return Namespace(model=model, meters=meters, reports=reports, done=done)
 
 
 # The last step has batches of 3 and 1 clips (of 10, in steps of 6): were it the mean of the batches'
@@ -240,8 +251,7 @@ def test_a_step_is_the_gradient_of_the_mean_over_its_clips():
     # The bias is in a group of twice the rate.
     torch.testing.assert_close(run.model.fc.bias.double(), bias - 0.2 * bias.grad, rtol=0, atol=1e-6)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
-    (step, values), *rest = run.reports
-    assert (step, rest) == (0, [])
+    (values,) = run.reports
     assert values["train/gradient_norm"] == pytest.approx(norm, rel=1e-5)
     assert values["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert values["train/lr"] == 0.1
@@ -258,18 +268,17 @@ def test_the_gradient_is_clipped_and_its_norm_reported_as_it_was():
     ]
     assert moves[1].norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
     assert torch.allclose(moves[1] / moves[1].norm(), moves[0] / moves[0].norm(), atol=1e-4)
-    assert clipped.reports[0][1]["train/gradient_norm"] == free.reports[0][1]["train/gradient_norm"] > 0.01
+    assert clipped.reports[0]["train/gradient_norm"] == free.reports[0]["train/gradient_norm"] > 0.01
 
 
 def test_the_rate_follows_the_schedule_within_the_epoch():
     run = train_epoch(8, 2, epoch=1, warmup_epochs=2.0, lr=0.8)
     assert run.done == [1, 2, 3, 4]
-    assert [step for step, _ in run.reports] == [4, 5, 6, 7]  # counted over all epochs
-    assert [values["train/lr"] for _, values in run.reports] == pytest.approx([0.4, 0.5, 0.6, 0.7])
-    assert set(run.reports[0][1]) == {
-        f"train/{name}"
-        for name in ("loss", "prec1", "prec5", "lr", "gradient_norm", "step_time", "data_time")
-    }
+    assert [values["train/lr"] for values in run.reports] == pytest.approx([0.4, 0.5, 0.6, 0.7])
+    names = ("loss", "prec1", "prec5", "lr", "gradient_norm", "step_time", "data_time", "clips_per_second")
+    for values in run.reports:
+        assert set(values) == {f"train/{name}" for name in names}
+        assert values["train/clips_per_second"] > 0
 
 
 def test_training_can_begin_within_an_epoch():
@@ -280,7 +289,7 @@ def test_training_can_begin_within_an_epoch():
 def test_dropout_depends_on_seed_epoch_and_step_alone():
     def losses(**how):
         torch.rand(how.pop("drawn", 0))  # numbers that something else drew must not matter
-        return [values["train/loss"] for _, values in train_epoch(4, 4, dropout=0.5, lr=1e-12, **how).reports]
+        return [values["train/loss"] for values in train_epoch(4, 4, dropout=0.5, lr=1e-12, **how).reports]
 
     torch.manual_seed(0)
     assert losses() == losses(drawn=7)
@@ -292,30 +301,90 @@ def test_dropout_depends_on_seed_epoch_and_step_alone():
 
 
 def test_lines_are_logged_every_so_many_steps(capsys):
-    train_epoch(10, 2, print_freq=2)
+    run = train_epoch(10, 2, print_freq=2)
+    assert [bool(values) for values in run.reports] == [True, False, True, False, True]
+    assert run.done == [1, 2, 3, 4, 5]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"Epoch: [0][{step}/5]" for step in (0, 2, 4)]
 
 
-def test_a_loss_that_is_not_finite_is_named_with_its_clips():
-    run = train_epoch(10, 2, accumulate=2)
-    watch = LossWatch(run.loader)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_named_with_its_step(bad):
+    watch = LossWatch()
+    watch.check()  # nothing to look at
     watch.add(0, torch.tensor(1.0))
     watch.check()
-    for bad in (math.nan, math.inf, -math.inf):
-        watch.add(1, torch.tensor(2.0))
-        watch.add(2, torch.tensor(bad))
-        with pytest.raises(InputError) as stop:
-            watch.check()
-        clips = np.random.default_rng((5, 0, 0)).permutation(10)[8:]  # the third step of four clips each
-        assert "epoch 0, step 2" in str(stop.value)
-        assert str(stop.value).endswith(", ".join(f"video{clip}" for clip in clips))
-        watch.pending.clear()
+    watch.add(1, torch.tensor(2.0))
+    watch.add(2, torch.tensor(bad))
+    watch.add(3, torch.tensor(math.nan))
+    with pytest.raises(DivergedError, match="^step 2: the loss is (nan|inf|-inf)$") as stop:
+        watch.check()
+    assert stop.value.step == 2  # the first one
+    assert str(stop.value.loss) == str(bad)
+    with pytest.raises(DivergedError):  # nor is it forgotten when the next one asks, who would save
+        watch.check()
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run():
-    with pytest.raises(InputError, match=r"epoch 0, step [12].*smaller --lr.*video\d"):
-        train_epoch(10, 2, lr=1e38)
+def test_the_watch_looks_at_a_loss_once():
+    watch = LossWatch()
+    watch.add(0, torch.tensor(1.0))
+    watch.check()
+    assert watch.pending == []
+
+
+@pytest.mark.parametrize("print_freq", [1, 100])
+def test_a_gradient_that_is_not_finite_stops_the_run(print_freq):
+    """At the next logged step, or when the watch is asked."""
+    with pytest.raises(DivergedError) as stop:
+        train_epoch(10, 2, lr=1e38, print_freq=print_freq)
+    assert stop.value.step in (1, 2)
+    assert not math.isfinite(stop.value.loss)
+
+
+def frozen_or_not(freeze_bn):
+    """A model's tensors before and after an epoch of two steps, and the model."""
+    torch.manual_seed(0)
+    model = TemporalModel(4, 2, backbone="resnet14", dropout=0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = recipe(lr=0.01, momentum=0.9, weight_decay=0, freeze_bn=freeze_bn)
+    train_model(model, make_optimizer(model, options), options, Clips(4, size=32), 2)
+    buffers = {name for name, _ in model.named_buffers()}
+    after = model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    return model, buffers, changed, set(before) - buffers
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_weights():
+    model, buffers, changed, weights = frozen_or_not(freeze_bn=True)
+    assert len(buffers) == 3 * 17  # mean, variance and counter
+    assert changed == weights
+    # The rest of the model is in training: dropout is on.
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
+    assert [module for module in model.modules() if not module.training] == norms
+    _, buffers, changed, weights = frozen_or_not(freeze_bn=False)
+    assert changed == weights | buffers
+
+
+def test_any_batch_norm_is_frozen_and_nothing_else():
+    model = nn.Sequential(nn.BatchNorm3d(3), nn.Dropout(), nn.Sequential(nn.SyncBatchNorm(3), nn.ReLU()))
+    freeze_batch_norm(model)
+    assert [
+        module.training for module in (model, model[0], model[1], model[2], model[2][0], model[2][1])
+    ] == [*(True, False, True, True, False, True)]
+
+
+@pytest.mark.parametrize("dropout", [0, 0.5])
+def test_multiply_adds_are_counted_for_the_models_own_clips(dropout):
+    model = TemporalModel(5, 3, backbone="resnet14", input_size=64, dropout=dropout, alpha=8, beta=1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 3, 64, 64))
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert multiply_adds(model) == counter.get_total_flops() / 2
+    # It is as it was.
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 100])
@@ -339,17 +408,43 @@ def test_evaluation_scores_every_clip_once_in_the_order_of_the_list(batch_size):
     assert (again.prec1, again.loss) == (result.prec1, result.loss)
 
 
+class Asking:
+    """Stands for an `Interruption`: gives a signal's number, or 0, whenever it is looked at."""
+
+    def __init__(self, look):
+        self.look = look
+
+    @property
+    def number(self):
+        return self.look()
+
+
 def test_evaluation_gives_up_when_asked_to():
     dataset, model = Clips(4, size=32), TemporalModel(4, 2, backbone="resnet14")
     loader = DataLoader(dataset, batch_sampler=evaluation_batches(4, 1))
-    asked = iter([False, True])
-    assert evaluate(loader, model, WORLD, "off", 1, is_stopped=lambda: next(asked)) is None
+    asked = iter([0, 15])
+    assert evaluate(loader, model, WORLD, "off", 1, Asking(lambda: next(asked))) is None
     assert list(asked) == []
+    looked = []
+    assert evaluate(loader, model, WORLD, "off", 1, Asking(lambda: looked.append(0) or 0)).prec5 == 100
+    assert len(looked) == 4
 
 
 def test_evaluation_keeps_float32_from_being_rounded_on_a_gpu_and_training_as_it_was():
     dataset, model = Clips(1, size=32), TemporalModel(4, 2, backbone="resnet14")
     loader = DataLoader(dataset, batch_sampler=evaluation_batches(1, 1))
     allowed = torch.backends.cudnn.allow_tf32
-    assert evaluate(loader, model, WORLD, "off", 1, is_stopped=lambda: torch.backends.cudnn.allow_tf32)
+    look = Asking(lambda: int(torch.backends.cudnn.allow_tf32))
+    assert evaluate(loader, model, WORLD, "off", 1, look)
     assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_evaluation_compiles_its_own_copy_and_only_if_told_to(monkeypatch, compiled):
+    dataset, model = Clips(1, size=32), TemporalModel(4, 2, backbone="resnet14")
+    loader = DataLoader(dataset, batch_sampler=evaluation_batches(1, 1))
+    seen = []
+    monkeypatch.setattr(engine, "compile_model", seen.append)
+    evaluate(loader, model, WORLD, "off", 1, compiled=compiled)
+    assert len(seen) == compiled
+    assert model not in seen

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, VISIBLE_GPUS, run
+from helpers import REPOSITORY, VISIBLE_GPUS, assert_one_line_error, run
 from synthetic import make_dataset
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
@@ -32,12 +32,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("gpu"), train=24, val=6, frames=6)
 
 
-def train(root: Path, out: Path, *more: object) -> str:
+def run_training(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
     options = (
         f"--dataset somethingv1 --root_path {root} --checkpoint_dir {out} --arch resnet14 --input_size 64"
     )
     options += " --num_segments 4 -b 8 --lr 0.001 -j 1 -p 1"
-    process = run("main.py", *options.split(), *more, env=VISIBLE_GPUS)
+    return run("main.py", *options.split(), *more, env=VISIBLE_GPUS)
+
+
+def train(root: Path, out: Path, *more: object) -> str:
+    process = run_training(root, out, *more)
     assert process.returncode == 0, process.stderr
     return process.stdout
 
@@ -160,8 +164,29 @@ def test_data_parallel_trains_and_saves_keys_without_module(root, tmp_path):
 
 
 @pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
-def test_data_parallel_trains_compiled_and_channels_last(root, plain, tmp_path):
-    log = train(root, tmp_path, "--epochs", 2, "--gpus", 0, 1, "--compile", "--channels_last")
+def test_data_parallel_trains_channels_last_but_not_compiled(root, plain, tmp_path):
+    several = ["--epochs", 2, "--gpus", 0, 1, "--channels_last"]
+    log = train(root, tmp_path / "run", *several)
     assert "DataParallel" in log
     # Batch norm sees half the clips.
     assert losses(log)[:3] == pytest.approx(plain.losses, rel=0.1)
+    refused = run_training(root, tmp_path / "compiled", *several, "--compile")
+    assert_one_line_error(refused, "--compile", "torchrun")
+    assert not (tmp_path / "compiled").exists()
+
+
+def test_a_frame_that_cannot_be_read_is_told_in_one_line(tmp_path):
+    """On its way to a GPU a batch goes through one more thread, which pins its memory."""
+    root = make_dataset(tmp_path / "data", train=8, val=4, frames=3)
+    frames = sorted((root / "somethingv1" / "20bn-something-something-v1" / "5").iterdir())
+    for frame in frames:
+        frame.write_bytes(b"")
+    refused = run_training(root, tmp_path / "run", "--epochs", 1, "--gpus", 0)
+    assert_one_line_error(refused, "error: ", f"{frames[0].parent}/", "cannot be read as an image")
+
+
+def test_frozen_batch_norm_trains(root, plain, tmp_path):
+    found = losses(train(root, tmp_path, "--epochs", 1, "--gpus", 0, "--freeze_bn", "--channels_last"))
+    assert len(found) == len(plain.losses)
+    assert all(np.isfinite(found))
+    assert found != plain.losses

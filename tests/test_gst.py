@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gst import GSTBottleneck, check_split
+from gst import ALPHAS, BETAS, EXPANSION, GSTBottleneck
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def randomised(block: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("beta", [1, 2])
 @pytest.mark.parametrize("alpha", [2, 4, 8])
 def test_shapes_of_the_convolutions(alpha, beta):
-    block = GSTBottleneck(256, 64, alpha, beta)
+    block = GSTBottleneck(256, 64, alpha=alpha, beta=beta)
     shapes = {name: tuple(value.shape) for name, value in block.named_parameters() if value.ndim == 5}
     assert shapes == {
         "conv1.weight": (64, 256, 1, 1, 1),
@@ -48,7 +48,7 @@ def test_output_is_what_the_paper_describes(beta):
         statistics = (module.running_mean, module.running_var, module.weight, module.bias)
         return functional.batch_norm(x, *statistics)
 
-    block = randomised(GSTBottleneck(256, 64, 4, beta))
+    block = randomised(GSTBottleneck(256, 64, alpha=4, beta=beta))
     x = torch.randn(2, 256, 4, 6, 6)
     inner = norm(functional.conv3d(x, block.conv1.weight), block.bn1).relu()
     halves = (inner[:, :32], inner[:, 32:]) if beta == 2 else (inner, inner)
@@ -61,7 +61,7 @@ def test_output_is_what_the_paper_describes(beta):
 
 @torch.no_grad()
 def test_spatial_path_sees_one_frame_and_temporal_path_its_neighbours():
-    block = randomised(GSTBottleneck(256, 64, 4, 2))
+    block = randomised(GSTBottleneck(256, 64, alpha=4, beta=2))
     seen = {}
     for name in ("conv2", "Tconv"):
         getattr(block, name).register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out}))
@@ -81,34 +81,46 @@ def test_spatial_path_sees_one_frame_and_temporal_path_its_neighbours():
 @torch.no_grad()
 def test_stride_is_in_space_only(size, stride, expected):
     shortcut = nn.Conv3d(32, 256, 1, stride=(1, stride, stride))
-    block = GSTBottleneck(32, 64, 4, 2, stride, shortcut).eval()
+    block = GSTBottleneck(32, 64, stride, shortcut, alpha=4, beta=2).eval()
     assert block(torch.randn(2, 32, 5, size, size)).shape == (2, 256, 5, expected, expected)
 
 
 def test_both_paths_and_the_shortcut_get_gradients():
-    block = GSTBottleneck(32, 64, 4, 2, 1, nn.Conv3d(32, 256, 1))
+    block = GSTBottleneck(32, 64, 1, nn.Conv3d(32, 256, 1), alpha=4, beta=2)
     block(torch.randn(2, 32, 3, 4, 4)).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in block.parameters())
 
 
-@pytest.mark.parametrize("alpha", [2, 4, 8, 16, 32, 64])
-@pytest.mark.parametrize("beta", [1, 2])
+def test_the_splits_that_are_allowed():
+    assert ALPHAS == (2, 4, 8, 16, 32, 64)
+    assert BETAS == (1, 2)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("beta", BETAS)
 def test_every_split_that_is_allowed_can_be_built(alpha, beta):
-    check_split(alpha, beta)
     for planes in (64, 128, 256, 512):
-        block = GSTBottleneck(4, planes, alpha, beta)
+        block = GSTBottleneck(4, planes, alpha=alpha, beta=beta)
         made = block.conv2.out_channels, block.Tconv.out_channels
         assert made == (planes - planes // alpha, planes // alpha)
         assert min(made) > 0
+        assert block.conv3.out_channels == EXPANSION * planes
 
 
 @pytest.mark.parametrize("alpha", [3, 1, 0, -4, 5, 128])
 def test_alpha_that_cannot_work_is_refused(alpha):
-    with pytest.raises(ValueError, match=rf"^alpha {alpha} .*must be 2, 4, 8"):
-        check_split(alpha, 2)
+    with pytest.raises(ValueError, match=rf"^alpha {alpha} and beta 2: alpha must be one of \(2, 4, 8, "):
+        GSTBottleneck(256, 64, alpha=alpha, beta=2)
 
 
 @pytest.mark.parametrize("beta", [4, 3, 0, -1])
 def test_beta_that_cannot_work_is_refused(beta):
-    with pytest.raises(ValueError, match=rf"^beta {beta} "):
-        check_split(4, beta)
+    with pytest.raises(ValueError, match=rf"^alpha 4 and beta {beta}: .*beta one of \(1, 2\)$"):
+        GSTBottleneck(256, 64, alpha=4, beta=beta)
+
+
+def test_a_block_without_its_split_cannot_be_built():
+    with pytest.raises(TypeError, match="alpha"):
+        GSTBottleneck(256, 64)
+    with pytest.raises(TypeError):
+        GSTBottleneck(256, 64, 1, None, 4, 2)

@@ -2,12 +2,15 @@
 
 import inspect
 import math
+from argparse import Namespace
 
 import pytest
 import torch
 from torch import nn
 
-from models import TemporalModel
+from models import TYPES, TemporalModel
+from utils.deploy import deploy
+from utils.optim import make_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +23,7 @@ def small(segments: int = 3, classes: int = 5, **kwargs) -> TemporalModel:
 
 
 def test_arguments_keep_their_published_names_order_and_defaults():
-    parameters = list(inspect.signature(TemporalModel).parameters.values())[:8]
+    parameters = list(inspect.signature(TemporalModel).parameters.values())[:7]
     assert [(p.name, None if p.default is p.empty else p.default) for p in parameters] == [
         ("num_class", None),
         ("num_segments", None),
@@ -29,15 +32,13 @@ def test_arguments_keep_their_published_names_order_and_defaults():
         ("alpha", 4),
         ("beta", 2),
         ("dropout", 0.3),
-        ("target_transforms", None),
     ]
-    model = TemporalModel(6, 2, "GST", "resnet14", 8, 1, 0.5, {1: 2, 2: 1})
+    model = TemporalModel(6, 2, "GST", "resnet14", 8, 1, 0.5)
     block = model.base_model.layer1[0]
     assert (block.Tconv.out_channels, block.Tconv.in_channels) == (64 // 8, 64)
     assert model.base_model.fc.p == 0.5
     assert model.new_fc.out_features == 6
     assert model.num_segments == 2
-    assert model.target_transforms == {1: 2, 2: 1}
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (96, 160)])
@@ -178,14 +179,16 @@ def test_module_that_no_group_is_meant_for_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "TSM"}, "^type TSM .*GST"),
+        ({"model": "TSM"}, "^type TSM is not one of GST "),
         ({"model": "GST-Large"}, "^type GST-Large .*beta 1"),
-        ({"backbone": "bninception"}, "^arch bninception "),
+        ({"backbone": "bninception"}, "^arch bninception is not one of resnet14, .*resnet152$"),
+        ({"backbone": "resnet18"}, "^arch resnet18 "),
+        ({"backbone": ""}, "^arch  is not one of "),
         ({"alpha": 3}, "^alpha 3 "),
         ({"alpha": 1}, "^alpha 1 "),
         ({"alpha": 0}, "^alpha 0 "),
-        ({"beta": 4}, "^beta 4 "),
-        ({"beta": 0}, "^beta 0 "),
+        ({"beta": 4}, "^alpha 4 and beta 4: "),
+        ({"beta": 0}, "^alpha 4 and beta 0: "),
         ({"dropout": 1}, "^dropout 1 "),
         ({"dropout": -0.1}, "^dropout -0.1 "),
         ({"input_size": 31}, "^input_size 31 "),
@@ -196,3 +199,48 @@ def test_module_that_no_group_is_meant_for_is_refused():
 def test_argument_that_cannot_work_is_refused_by_its_option(arguments, message):
     with pytest.raises(ValueError, match=message):
         TemporalModel(**{"num_class": 5, "num_segments": 3, "backbone": "resnet14"} | arguments)
+
+
+class Mine(nn.Module):
+    """A block that someone might add: its 3x3x3 convolution makes one in alpha of the inner channels."""
+
+    def __init__(self, inplanes, planes, stride=1, downsample=None, *, alpha, beta):
+        super().__init__()
+        self.reduce = nn.Conv3d(inplanes, planes // alpha, 1, bias=False)
+        stride = (1, stride, stride)
+        self.conv = nn.Conv3d(planes // alpha, planes // alpha, 3, stride, padding=1, bias=False)
+        self.expand = nn.Conv3d(planes // alpha, 4 * planes, 1, bias=False)
+        self.bn = nn.BatchNorm3d(4 * planes)
+        self.downsample = downsample
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return (self.bn(self.expand(self.conv(self.reduce(x)).relu())) + shortcut).relu()
+
+
+def test_a_type_that_is_added_trains_and_is_deployed(monkeypatch):
+    with pytest.raises(ValueError, match="^type mine "):
+        small(model="mine")
+    monkeypatch.setitem(TYPES, "mine", Mine)
+    model = small(model="mine", alpha=8, dropout=0)
+    assert all(type(block) is Mine for block in (model.base_model.layer1[0], model.base_model.layer4[0]))
+    assert model.base_model.layer1[0].conv.out_channels == 64 // 8
+    clips, labels = torch.randn(4, 3, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    options = Namespace(lr=0.05, momentum=0.9, weight_decay=0)
+    optimizer = make_optimizer(model, options)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    losses = []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model(clips), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
+    model.eval()
+    deployed = deploy(model, torch.device("cpu"))
+    with torch.inference_mode():
+        torch.testing.assert_close(deployed(clips), model(clips), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="^type other is not one of GST, mine "):
+        small(model="other")

@@ -10,6 +10,8 @@ from helpers import REPOSITORY, finish
 
 import opts
 from datasets_video import LAYOUTS
+from gst import ALPHAS, BETAS
+from models import TYPES
 from resnet_gst import BLOCKS
 
 REQUIRED = ["--dataset", "somethingv1", "--root_path", "data"]
@@ -65,11 +67,30 @@ def test_a_published_option_keeps_its_names_and_default(names, words, value, def
         assert getattr(parser.parse_args([*REQUIRED, name, *words]), dest) == value
 
 
-def test_the_choices_are_those_that_exist():
-    assert set(LAYOUTS) == set(opts.DATASETS)
-    assert set(BLOCKS) == set(opts.ARCHS)
-    for dataset in LAYOUTS:
-        assert opts.training_parser().parse_args(["--dataset", dataset, "--root_path", "x"])
+@pytest.mark.parametrize(
+    ("option", "table"),
+    [("dataset", LAYOUTS), ("type", TYPES), ("arch", BLOCKS), ("alpha", ALPHAS), ("beta", BETAS)],
+)
+def test_the_choices_are_those_of_the_tables(option, table, capsys):
+    for parser in (opts.training_parser(), opts.testing_parser()):
+        words = ["--dataset", "diving48", "--root_path", "x", "--weights", "x"]
+        words = words if parser.description.startswith("Evaluate") else words[:4]
+        for choice in table:
+            assert getattr(parser.parse_args([*words, f"--{option}", str(choice)]), option) == choice
+        with pytest.raises(SystemExit):
+            parser.parse_args([*words, f"--{option}", "3"])
+        assert re.match(
+            rf"error: argument --{option}: invalid choice: .*3.* \(choose from", capsys.readouterr().err
+        )
+
+
+@pytest.mark.parametrize("word", ["--val_list", "--val-list", "--save_freq", "--save-freq", "--lr-steps"])
+def test_options_may_be_written_with_either_dash(word):
+    parser = opts.training_parser()
+    name = word[2:].replace("-", "_")
+    for words in ([word, "3"], [f"{word}=3"]):
+        value = getattr(parser.parse_args([*REQUIRED, *words]), name)
+        assert value in ("3", 3, [3])
 
 
 def test_testing_asks_for_weights_and_takes_the_model_from_them():
@@ -228,7 +249,8 @@ def reads_of_options(source):
             constants[node.targets[0].id] = names
 
     def is_options(node):
-        return isinstance(node, ast.Name) and node.id in OPTIONS_NAMES
+        name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
+        return name in OPTIONS_NAMES
 
     found = set()
     for node in ast.walk(tree):
@@ -259,7 +281,7 @@ def reads_of_options(source):
 @pytest.mark.parametrize(
     ("make_parser", "files"),
     [
-        (opts.training_parser, ["main.py", "engine.py"]),
+        (opts.training_parser, ["main.py", "engine.py", "utils/run.py", "utils/optim.py"]),
         (opts.testing_parser, ["test_models.py"]),
     ],
 )
@@ -276,7 +298,7 @@ def test_a_text_that_is_an_options_name_does_not_count_as_a_read():
 
 
 @pytest.mark.parametrize(
-    "module", ["opts", "utils.cli", "utils.files", "utils.pool", "utils.annotations", "datasets_video"]
+    "module", ["utils.cli", "utils.files", "utils.pool", "utils.annotations", "datasets_video"]
 )
 def test_the_options_need_no_torch(module):
     """The tools for data use them too, and start a process for each core; torch takes seconds."""

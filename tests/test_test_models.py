@@ -16,6 +16,7 @@ from synthetic import CATEGORIES, FRAMES, make_dataset
 from torch.nn import functional
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
+import opts
 import test_models
 from models import TemporalModel
 from utils.cli import run_program
@@ -102,7 +103,7 @@ def evaluate(monkeypatch, capsys, root, weights) -> Callable[..., list[str]]:
         line = ["test_models.py", "--weights", weights, "--dataset", "somethingv1", "--root_path", root]
         monkeypatch.setattr(sys, "argv", [*map(str, line), "-j", "0", *map(str, args)])
         with pytest.raises(SystemExit) as ended:
-            run_program(test_models.main)
+            run_program(test_models.main, opts.testing_parser().parse_args)
         told = capsys.readouterr()
         assert ended.value.code in (0, None), f"{ended.value.code}\n{told.err}"
         return told.out.splitlines()
@@ -121,7 +122,7 @@ def refuse(monkeypatch, capsys, root, weights) -> Callable[..., str]:
         line = ["test_models.py", "--weights", weights, "--dataset", "somethingv1", "--root_path", root]
         monkeypatch.setattr(sys, "argv", [*map(str, line), "-j", "0", *map(str, args)])
         with pytest.raises(SystemExit) as ended:
-            run_program(test_models.main)
+            run_program(test_models.main, opts.testing_parser().parse_args)
         told = capsys.readouterr()
         assert "Testing Results" not in told.out
         # sys.exit prints a text and makes the status 1; argparse prints by itself, and gives 2.
@@ -366,7 +367,7 @@ def test_checkpoints_that_do_not_fit_are_refused_with_their_path(refuse, tmp_pat
         assert str(path) in message
         assert word in message
     path.write_bytes(path.read_bytes()[:-1000])
-    assert f"{path}: is no checkpoint" in refuse(weights=path)
+    assert f"{path}: is not a checkpoint" in refuse(weights=path)
     assert f"{tmp_path}: " in refuse(weights=tmp_path)
 
 
@@ -461,11 +462,13 @@ def test_a_full_disk_costs_the_scores_but_not_the_result(monkeypatch, capsys, tm
     line = ["--weights", weights, "--dataset", "somethingv1", "--root_path", root, "-j", 0]
     monkeypatch.setattr(sys, "argv", ["test_models.py", *map(str, line), "--save_scores", str(path)])
     with files_limited_to(500), pytest.raises(SystemExit) as ended:
-        run_program(test_models.main)
-    assert f"--save_scores {path}" in ended.value.code
-    assert "File too large" in ended.value.code
+        run_program(test_models.main, opts.testing_parser().parse_args)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err.count("\n")) == (1, 1)
+    assert f"--save_scores {path}" in said.err
+    assert "File too large" in said.err
     assert list(tmp_path.iterdir()) == []
-    assert any(RESULT.fullmatch(told) for told in capsys.readouterr().out.splitlines())
+    assert any(RESULT.fullmatch(line) for line in said.out.splitlines())
 
 
 def test_an_unreadable_frame_stops_it_with_its_path(refuse, tmp_path, weights):

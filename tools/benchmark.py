@@ -30,7 +30,6 @@ fastest of several sizes in the same run. Memory is the peak of a call beyond wh
 """
 
 import argparse
-import copy
 import ctypes
 import gc
 import itertools
@@ -57,11 +56,10 @@ import PIL
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from dataset import ClipSampler, VideoDataSet, evaluation_batches, make_loader
-from engine import LossWatch, evaluate, train_steps
+from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
+from engine import evaluate, train_one_epoch
 from models import TemporalModel
 from transforms import (
     GroupCenterCrop,
@@ -71,17 +69,18 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
-from utils.cli import InputError, Parser, check_writable_file, cores, number_type, run_program, uninterrupted
-from utils.deploy import compile_model, deploy, float32_convolutions, keep_freed_memory, to_channels_last
-from utils.distributed import World, start
+from utils.cli import Parser, UserError, check_writable_file, cores, number_type, run_program, uninterrupted
+from utils.deploy import compile_model, deploy, float32_convolutions, to_channels_last
+from utils.distributed import World, init_distributed
 from utils.files import write_texts
-from utils.metrics import ClipMeters
+from utils.metrics import ClipMeters, LossWatch, multiply_adds
 from utils.optim import make_optimizer
 from utils.pool import worker_pool
 from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
 NUM_CLASS = 174
+CATEGORIES = [f"class {number}" for number in range(NUM_CLASS)]  # which mirroring leaves alone
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}
 SECONDS = {"loader": 60, "inference": 150, "training": 150, "end-to-end": 100}  # a section's budget
 WITH_MODELS = ("inference", "training", "end-to-end")
@@ -131,9 +130,7 @@ def main() -> int:
     args = parse_args()
     if args.json:
         check_writable_file(args.json, "--json")
-    device = start(None).device
-    if device.type == "cpu":
-        keep_freed_memory()
+    device = init_distributed(None).device
     status = 0
     benchmark = Benchmark(args, device)
     try:
@@ -265,7 +262,7 @@ class Benchmark:
             try:
                 variant = comparison.builders[name]()
                 variant.run()  # compiles, and warms up
-            except InputError as error:
+            except UserError as error:
                 tqdm.write(f"{comparison.what}: {name}: left out ({error})", file=sys.stderr)
                 continue
             variants[name], clips[name] = variant, variant.clips
@@ -393,7 +390,7 @@ class BaselineProcess:
                 future = self.pool.submit(function, *args)
             return future.result()
         except BrokenProcessPool:
-            raise InputError("the baseline's process died; if memory ran out, try --batch-size 1") from None
+            raise UserError("the baseline's process died; if memory ran out, try --batch-size 1") from None
 
     def close(self) -> None:
         """End it, whatever it is doing."""
@@ -504,14 +501,6 @@ def quiet_world(device: torch.device) -> World:
     return World(1, 1, [device])
 
 
-def count_macs(model: TemporalModel, frames: int) -> float:
-    """Multiply-adds of a forward pass of one clip, which is not computed."""
-    model = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(torch.zeros(1, frames, 3, 224, 224, device="meta"))
-    return counter.get_total_flops() / 2
-
-
 def meta_model(beta: int, frames: int) -> TemporalModel:
     """A model without weights."""
     with torch.device("meta"):
@@ -538,7 +527,7 @@ def inference_comparisons(args: Namespace, device: torch.device, folder: Path) -
             name: partial(inference_variant, beta, frames, amp, name != PLAIN, compiled, sizes, device)
             for name, (amp, compiled) in inference_variants(device, args.emulated).items()
         }
-        macs = count_macs(meta_model(beta, frames), frames)
+        macs = multiply_adds(meta_model(beta, frames))
         comparisons.append(
             Comparison(f"inference, {model_name}, {frames} frames", builders, macs, with_memory=True)
         )
@@ -599,30 +588,11 @@ def training_comparisons(args: Namespace, device: torch.device, folder: Path) ->
             name: partial(training_variant, beta, frames, amp, name != PLAIN, compiled, size, device)
             for name, (amp, compiled) in variants.items()
         }
-        macs = 3 * count_macs(meta_model(beta, frames), frames)
+        macs = 3 * multiply_adds(meta_model(beta, frames))
         comparisons.append(
             Comparison(f"training, {model_name}, {frames} frames", builders, macs, with_memory=True)
         )
     return comparisons
-
-
-class RepeatedBatch:
-    """Stands in `engine.train_steps` for a loader and its sampler: one batch, step after step."""
-
-    epoch, first_step, num_steps = 0, 1, 10**9
-
-    def __init__(self, batch: list[torch.Tensor]) -> None:
-        self.batch = batch
-
-    @property
-    def batch_sampler(self) -> "RepeatedBatch":
-        return self
-
-    def batches_of(self, step: int) -> list[range]:
-        return [range(len(self.batch[0]))]
-
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        return itertools.repeat(self.batch)
 
 
 def training_variant(
@@ -648,19 +618,30 @@ def training_variant(
         to_channels_last(model, device)
     if compiled:
         compile_model(model)
-    options = Namespace(lr=0.001, momentum=0.9, weight_decay=3e-4, clip_gradient=20.0, amp=amp, seed=0)
+    steps = 100_000  # of the epoch, in which each call takes one
+    options = Namespace(lr=0.001, momentum=0.9, weight_decay=3e-4, clip_gradient=20.0, seed=0)
     options.__dict__ |= {"lr_schedule": "step", "lr_steps": [], "warmup_epochs": 0, "epochs": 1}
-    options.print_freq = RepeatedBatch.num_steps  # no step is logged
+    options.__dict__ |= {"freeze_bn": False, "print_freq": steps}  # only step 0 would be logged
     optimizer = make_optimizer(model, options)
     for group in optimizer.param_groups if not is_fast else ():
         group["fused"] = False
-    loader, world = RepeatedBatch(batch), quiet_world(device)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-    meters, watch = ClipMeters(world), LossWatch(loader)
-    steps = train_steps(
-        loader, model, model, optimizer, scaler, meters, watch, options, world, lambda step, values: None
+    world = quiet_world(device)
+    epoch = train_one_epoch(
+        model,
+        model,
+        itertools.repeat(batch),
+        optimizer,
+        torch.amp.GradScaler(device.type, enabled=amp == "fp16"),
+        ClipMeters(world),
+        LossWatch(),
+        world,
+        options,
+        amp,
+        epoch=0,
+        sizes=[[size]] * steps,
+        first_step=1,
     )
-    return Variant(partial(next, steps), size)
+    return Variant(partial(next, epoch), size)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -747,8 +728,8 @@ def loader_variant(videos: Path, is_fast: bool, is_training: bool, batch_size: i
     count = 3 * batch_size
     batches = evaluation_batches(count, batch_size)
     if is_fast:
-        transform = training_transform(224, {}, []) if is_training else evaluation_transform(256, 224)
-        loader = make_loader(open_clips(VideoDataSet, videos, transform, is_training), batches, 0)
+        transform = training_transform(224, CATEGORIES) if is_training else evaluation_transform(224)
+        loader = ClipLoader(open_clips(VideoDataSet, videos, transform, is_training), batches, 0)
     else:
         steps: Sequence[Any] = (GroupScale(256), GroupCenterCrop(224))
         if is_training:
@@ -797,10 +778,10 @@ def plain_evaluation(videos: Path, count: int, batch_size: int, device: torch.de
 def fast_evaluation(videos: Path, count: int, batch_size: int, device: torch.device, amp: str) -> Variant:
     torch.manual_seed(0)
     model = TemporalModel(NUM_CLASS, 8).to(device).eval()
-    dataset = open_clips(VideoDataSet, videos, evaluation_transform(256, 224), is_training=False)
+    dataset = open_clips(VideoDataSet, videos, evaluation_transform(224), is_training=False)
 
     def run() -> float:
-        loader = make_loader(dataset, evaluation_batches(count, batch_size), cores())
+        loader = ClipLoader(dataset, evaluation_batches(count, batch_size), cores())
         return evaluate(loader, model, quiet_world(device), amp, count).prec1
 
     return Variant(run, count)
@@ -846,8 +827,8 @@ def measure_worker_memory() -> None:
         lines = path.read_text().splitlines(keepends=True)
         for count in (2_000, V2_VIDEOS):
             path.write_text("".join(lines[number % len(lines)] for number in range(count)))
-            videos = open_clips(VideoDataSet, path, training_transform(224, {}, []), is_training=True)
-            loader = make_loader(videos, ClipSampler(count, 8, seed=0), 1)
+            videos = open_clips(VideoDataSet, path, training_transform(224, CATEGORIES), is_training=True)
+            loader = ClipLoader(videos, ClipSampler(count, 8, seed=0), 1)
             batches, sizes = iter(loader), []
             for batch in range(250):
                 next(batches)

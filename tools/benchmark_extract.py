@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 import numpy as np
 
-from utils.cli import InputError, Parser, cores, number_type, run_program
+from utils.cli import Parser, UserError, cores, number_type, run_program
 
 _TOOL = Path(__file__).with_name("extract_frames.py")
 
@@ -34,7 +34,7 @@ _TOOL = Path(__file__).with_name("extract_frames.py")
 def main() -> None:
     args = parse_args()
     if not shutil.which("ffmpeg"):
-        raise InputError("ffmpeg: not found; install it to compare with it")
+        raise UserError("ffmpeg: not found; install it to compare with it")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         videos = Path(args.videos) if args.videos else make_clips(work / "videos", args.clips)

@@ -33,7 +33,7 @@ import av
 from av.video.reformatter import VideoReformatter
 
 from datasets_video import LAYOUTS, check_template
-from utils.cli import InputError, Parser, cores, number_type, run_program, uninterrupted
+from utils.cli import Parser, UserError, cores, number_type, run_program, uninterrupted
 from utils.files import write_texts
 from utils.pool import progress_bar, worker_pool
 from utils.video import VideoError, decode, resample, to_image
@@ -103,7 +103,7 @@ def main() -> int:
     source = Path(args.videos)
     videos, subfolders = find_videos(source)
     if out.resolve() == source.resolve():
-        raise InputError(f"{out}: holds the videos; give another folder for the frames")
+        raise UserError(f"{out}: holds the videos; give another folder for the frames")
     failures: dict[str, str] = {}
     try:
         prepare_folder(out, settings)
@@ -119,7 +119,7 @@ def main() -> int:
         write_report(out / FAILURES_FILE, failures)
     except OSError as error:
         # What concerns a single video is a reason in the report; this concerns the output folder.
-        raise InputError(f"{out}: stopped, {_cause(error)}; the same command goes on from here") from None
+        raise UserError(f"{out}: stopped, {_cause(error)}; the same command goes on from here") from None
     if subfolders:
         print(f"{source}: {subfolders} folders in it were not looked into")
     print(
@@ -186,13 +186,13 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if bool(args.dataset) == bool(args.out):
-        raise InputError("give either --dataset and --root_path, or --out")
+        raise UserError("give either --dataset and --root_path, or --out")
     if args.dataset and not args.root_path:
-        raise InputError(f"--dataset {args.dataset}: needs --root_path, the folder for the data sets")
+        raise UserError(f"--dataset {args.dataset}: needs --root_path, the folder for the data sets")
     if args.out and args.root_path:
-        raise InputError("--root_path: goes with --dataset; --out is itself the folder for the frames")
+        raise UserError("--root_path: goes with --dataset; --out is itself the folder for the frames")
     if args.dataset and args.image_tmpl:
-        raise InputError(f"--image_tmpl: goes with --out; the names of {args.dataset}'s frames are fixed")
+        raise UserError(f"--image_tmpl: goes with --out; the names of {args.dataset}'s frames are fixed")
     if args.image_tmpl:
         check_template(args.image_tmpl, suffixes=(".jpg", ".jpeg"))
     return args
@@ -202,21 +202,21 @@ def find_videos(folder: Path) -> tuple[list[str], int]:
     """List the names of the files in a folder, sorted, and count its subfolders; hidden ones aside.
 
     Raises:
-        InputError: no such folder, no file in it, or two files would fill the same frame folder.
+        UserError: no such folder, no file in it, or two files would fill the same frame folder.
     """
     try:
         with os.scandir(folder) as entries:
             is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
     except OSError as error:
-        raise InputError(f"--videos {folder}: cannot be read ({error.strerror})") from None
+        raise UserError(f"--videos {folder}: cannot be read ({error.strerror})") from None
     videos = sorted(name for name in is_folder if not is_folder[name])
     if not videos:
-        raise InputError(f"--videos {folder}: has no files in it; name the folder that holds the videos")
+        raise UserError(f"--videos {folder}: has no files in it; name the folder that holds the videos")
     video_of: dict[str, str] = {}
     for name in videos:
         other = video_of.setdefault(Path(name).stem, name)
         if other != name:
-            raise InputError(f"--videos {folder}: {other} and {name} would fill the same folder; rename one")
+            raise UserError(f"--videos {folder}: {other} and {name} would fill the same folder; rename one")
     return videos, len(is_folder) - len(videos)
 
 
@@ -224,7 +224,7 @@ def prepare_folder(out: Path, settings: Settings) -> None:
     """Make the output folder; in one that is there, check the settings.
 
     Raises:
-        InputError: the frames in it were made with other settings, or by another program.
+        UserError: the frames in it were made with other settings, or by another program.
         OSError: it cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -234,13 +234,13 @@ def prepare_folder(out: Path, settings: Settings) -> None:
         different = [f"--{key} {before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
     except FileNotFoundError:
         if any(path.is_dir() for path in out.glob("[!.]*")):
-            raise InputError(f"{out}: holds folders made by another program; give a new folder") from None
+            raise UserError(f"{out}: holds folders made by another program; give a new folder") from None
         write_texts({out / SETTINGS_FILE: json.dumps(now, indent=2) + "\n"})
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{out / SETTINGS_FILE}: is damaged; extract into a new folder") from None
+        raise UserError(f"{out / SETTINGS_FILE}: is damaged; extract into a new folder") from None
     else:
         if different:
-            raise InputError(
+            raise UserError(
                 f"{out}: its frames were made with {', '.join(different)}; "
                 "give the same options or a new folder"
             )

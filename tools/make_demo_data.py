@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS
-from utils.cli import InputError, Parser, run_program
+from utils.cli import Parser, UserError, run_program
 
 DATASET = "somethingv1"
 
@@ -151,7 +151,7 @@ def main() -> int:
     """Make the data set, unless it already exists.
 
     Raises:
-        InputError: something else is in its place, or it cannot be written.
+        UserError: something else is in its place, or it cannot be written.
     """
     summary, _, details = __doc__.partition("\n\n")
     parser = Parser(summary, details)
@@ -161,7 +161,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other clips")
     args = parser.parse_args()
     if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must be 0 or more")
+        raise UserError(f"--seed {args.seed}: must be 0 or more")
 
     target = Path(args.dir) / DATASET
     # A hidden sibling becomes the data set at the very end: an interrupted run leaves nothing that
@@ -180,7 +180,7 @@ def main() -> int:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error})") from None
+        raise UserError(f"{target}: cannot be written ({error})") from None
     print(
         f"{target}: {TRAIN_CLIPS_PER_CLASS * len(CLASSES)} training and {VAL_CLIPS_PER_CLASS * len(CLASSES)} "
         f"validation clips of {len(CLASSES)} classes, made in {time.perf_counter() - start:.1f} s"
@@ -198,13 +198,13 @@ def _settings_path(folder: Path) -> Path:
 
 
 def _check_same(target: Path, seed: int) -> None:
-    """Raise InputError unless `target` is what this program would write."""
+    """Raise UserError unless `target` is what this program would write."""
     try:
         found = json.loads(_settings_path(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{target}: is there and is not the demo data; choose another DIR") from None
+        raise UserError(f"{target}: is there and is not the demo data; choose another DIR") from None
     if found != _settings(seed):
-        raise InputError(
+        raise UserError(
             f"{target}: holds demo data with other settings ({json.dumps(found)}, not "
             f"{json.dumps(_settings(seed))}); remove it or choose another DIR"
         )

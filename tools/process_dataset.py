@@ -29,7 +29,7 @@ from PIL import Image
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
 from utils.annotations import TEST_LIST, Lists, Video, read_annotations, read_test_list
-from utils.cli import InputError, Parser, cores, number_type, run_program, uninterrupted
+from utils.cli import Parser, UserError, cores, number_type, run_program, uninterrupted
 from utils.files import write_texts
 from utils.pool import progress_bar, worker_pool
 
@@ -60,7 +60,7 @@ def main() -> int:
     folder = Path(args.root_path) / args.dataset
     frames = folder / LAYOUTS[args.dataset][0]
     if not frames.is_dir():
-        raise InputError(f"{frames}: no such folder; the frame folders of {args.dataset} belong there")
+        raise UserError(f"{frames}: no such folder; the frame folders of {args.dataset} belong there")
     return check_lists(args, frames) if args.check else make_lists(args, folder, frames)
 
 
@@ -99,9 +99,9 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.check and (args.annotations or args.skip_missing):
-        raise InputError("--check: looks at the lists only; leave out --annotations and --skip_missing")
+        raise UserError("--check: looks at the lists only; leave out --annotations and --skip_missing")
     if not args.check and not args.annotations:
-        raise InputError("--annotations: needed to make lists (to check those that are there: --check)")
+        raise UserError("--annotations: needed to make lists (to check those that are there: --check)")
     return args
 
 
@@ -109,7 +109,7 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     """Read the annotations, look into the folders, write the lists."""
     for name in (*TRAIN_LISTS[1:], *VAL_LISTS[1:]):
         if (folder / name).exists():
-            raise InputError(f"{folder / name}: main.py would find two lists; move this one away")
+            raise UserError(f"{folder / name}: main.py would find two lists; move this one away")
     categories, annotated = read_annotations(args.dataset, Path(args.annotations))
     lists, findings = examine(args.dataset, annotated, frames, args.workers)
     total = sum(map(len, annotated.values()))
@@ -120,7 +120,7 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
         write_texts(report)
         first = problems[0]
         advice = f"none is left for {empty}" if args.skip_missing else "--skip_missing leaves them out"
-        raise InputError(
+        raise UserError(
             f"{folder / REPORT_FILE}: {len(problems)} problems with {total} videos, the first with "
             f"{first.folder} ({first.what}); no list was written; {advice}"
         )
@@ -215,7 +215,7 @@ def look_into(folders: list[str], frames: Path, template: str, workers: int) -> 
                 results.append(result)
                 bar.update()
     except BrokenProcessPool:
-        raise InputError("--workers: a process was ended from outside (out of memory?); try fewer") from None
+        raise UserError("--workers: a process was ended from outside (out of memory?); try fewer") from None
     return results
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets_video import TRAIN_LISTS, VAL_LISTS
-from utils.cli import InputError
+from utils.cli import UserError
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 
@@ -50,7 +50,7 @@ def read_annotations(dataset: str, folder: Path) -> tuple[list[str], Lists]:
         The class names in the order of their labels, and the annotated videos for each list.
 
     Raises:
-        InputError: a file is missing, cannot be read, or does not fit the others.
+        UserError: a file is missing, cannot be read, or does not fit the others.
     """
     return {"somethingv1": _read_v1, "somethingv2": _read_v2, "diving48": _read_diving48}[dataset](folder)
 
@@ -59,13 +59,13 @@ def read_test_list(path: Path) -> list[Video]:
     """Read a list of `folder frames`, without labels, as tools/process_dataset.py writes it.
 
     Raises:
-        InputError: it cannot be read, or a line is something else.
+        UserError: it cannot be read, or a line is something else.
     """
     videos = []
     for number, line in enumerate(_lines(path), start=1):
         folder, _, frames = line.strip().rpartition(" ")
         if not folder or not frames.isdecimal():
-            raise InputError(f"{path}, line {number}: '{line.strip()}' is not 'folder frames'")
+            raise UserError(f"{path}, line {number}: '{line.strip()}' is not 'folder frames'")
         videos.append(Video(folder, None, int(frames)))
     return videos
 
@@ -82,7 +82,7 @@ def _read_v1(folder: Path) -> tuple[list[str], Lists]:
         for number, line in enumerate(_lines(path), start=1):
             video, _, label = line.partition(";")
             if label.strip() not in label_of:
-                raise InputError(f"{path}, line {number}: '{label.strip()}' is not in {labels.name}")
+                raise UserError(f"{path}, line {number}: '{label.strip()}' is not in {labels.name}")
             lists[name].append(Video(video.strip(), label_of[label.strip()]))
     test = folder / pattern.format("test")
     if test.is_file():
@@ -96,12 +96,12 @@ def _read_v2(folder: Path) -> tuple[list[str], Lists]:
     label_of = _read_json(labels, lambda names: {name: int(label) for name, label in names.items()})
     categories = sorted(label_of, key=label_of.__getitem__)
     if [label_of[name] for name in categories] != list(range(len(categories))):
-        raise InputError(f"{labels}: its numbers are not 0 to {len(categories) - 1}, each once")
+        raise UserError(f"{labels}: its numbers are not 0 to {len(categories) - 1}, each once")
 
     def video(entry: dict) -> Video:
         name = entry["template"].replace("[", "").replace("]", "")
         if name not in label_of:
-            raise InputError(f"{path}: video {entry['id']}: '{name}' is not in {labels.name}")
+            raise UserError(f"{path}: video {entry['id']}: '{name}' is not in {labels.name}")
         return Video(str(entry["id"]), label_of[name])
 
     lists: Lists = {}
@@ -122,7 +122,7 @@ def _read_diving48(folder: Path) -> tuple[list[str], Lists]:
     def video(entry: dict) -> Video:
         label = int(entry["label"])
         if not 0 <= label < len(categories):
-            raise InputError(f"{path}: video {entry['vid_name']}: {vocabulary.name} has no label {label}")
+            raise UserError(f"{path}: video {entry['vid_name']}: {vocabulary.name} has no label {label}")
         return Video(entry["vid_name"], label, start=int(entry["start_frame"]), end=int(entry["end_frame"]))
 
     lists: Lists = {}
@@ -137,14 +137,14 @@ def _find_release(folder: Path, patterns: Iterable[str], part: str) -> str:
     for pattern, name in zip(patterns, names, strict=True):
         if (folder / name).is_file():
             return pattern
-    raise InputError(f"--annotations {folder}: has no {' nor '.join(names)}")
+    raise UserError(f"--annotations {folder}: has no {' nor '.join(names)}")
 
 
 def _read_json(path: Path, convert: Callable[[Any], Any]) -> Any:
     try:
         return convert(json.loads(_text(path)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: is not what the data set's page offers ({error!r})") from None
+        raise UserError(f"{path}: is not what the data set's page offers ({error!r})") from None
 
 
 def _lines(path: Path) -> list[str]:
@@ -155,6 +155,6 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it belongs to the annotations") from None
+        raise UserError(f"{path}: no such file; it belongs to the annotations") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error})") from None

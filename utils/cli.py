@@ -1,54 +1,70 @@
 """What every program needs around its work: options, checks of them, errors in one line, Ctrl-C."""
 
 import argparse
+import logging
 import math
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from tqdm import tqdm
+
 Number = TypeVar("Number")
 
 
-class InputError(Exception):
-    """An option, list, folder, image or checkpoint that cannot be used.
+class UserError(Exception):
+    """What the user of a program can mend: an option, a file, a full disk, a learning rate that is too large.
 
     The message is one line that names the culprit and says what to do about it.
     """
 
-    def __init__(self, message: str):
-        # A DataLoader worker's exception comes back with the worker's traceback as its message;
-        # the line that the user needs is the last one.
-        last_line = message.rstrip().splitlines()[-1]
-        super().__init__(last_line.removeprefix(f"{__name__}.InputError: "))
+
+class _Terminal(logging.Handler):
+    """Shows what is logged, above any progress bar: warnings and errors on stderr, the rest on stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
 
 
-def run_program(main: Callable[[], int | None]) -> None:
-    """Run a program's `main`, and end the process: bad input is one line on stderr and status 1."""
+# What main.py and test_models.py, and all that they use, have to say.
+log = logging.getLogger("gst")
+log.setLevel(logging.INFO)
+log.propagate = False
+log.addHandler(_Terminal())
+
+
+def run_program(
+    main: Callable[..., int | None], parse: Callable[[], argparse.Namespace] | None = None
+) -> None:
+    """Run a program, and end the process: a `UserError` is one line on stderr and status 1.
+
+    Args:
+        main: the program.
+        parse: gives the options that it is called with.
+    """
     sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
     try:
-        sys.exit(main())
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        first_line = (str(error).splitlines() or [""])[0].strip()
-        if first_line.startswith("DataLoader worker"):
-            sys.exit(f"error: {first_line} It loads clips; if memory ran out, try fewer --workers")
-        if "/gloo/" in first_line or " by peer" in first_line:
-            sys.exit("error: lost another process of this run; what that one said tells why")
-        raise
+        sys.exit(main(parse()) if parse else main())
+    except UserError as error:
+        log.error("error: %s", error)
+        sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
         sys.exit("error: nobody reads the output any more")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        for handler in log.handlers[1:]:  # a run's log file
+            log.removeHandler(handler)
+            handler.close()
         # Workers that load clips ignore SIGTERM, with which multiprocessing would end them.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in multiprocessing.active_children():
             child.kill()
 
@@ -121,6 +137,22 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's; but `--an_option` may also be written `--an-option`, and the other way round."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._known_spelling(word) for word in words], namespace)
+
+    def _known_spelling(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return word
+        for known in self._option_string_actions:
+            if known.startswith("--") and known.replace("-", "_") == name.replace("-", "_"):
+                return known + equals + value
+        return word
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (for help: python {self.prog} -h)\n")
 
@@ -149,22 +181,22 @@ def check_writable_file(file: str | Path, option: str = "") -> None:
         option: that names it, for the message.
 
     Raises:
-        InputError: it is something other than a file, or permissions or its folder are missing.
+        UserError: it is something other than a file, or permissions or its folder are missing.
     """
     path, name = Path(file), f"{option} {file}".strip()
     folder = path.parent
     try:
         if path.exists():
             if not path.is_file():
-                raise InputError(f"{name}: is not a file")
+                raise UserError(f"{name}: is not a file")
             if not os.access(path, os.W_OK):
-                raise InputError(f"{name}: cannot be written (no permission)")
+                raise UserError(f"{name}: cannot be written (no permission)")
         if not folder.is_dir():
-            raise InputError(f"{name}: cannot be written ({folder} is not a folder)")
+            raise UserError(f"{name}: cannot be written ({folder} is not a folder)")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"{name}: cannot be written (no permission to write to the folder {folder})")
+            raise UserError(f"{name}: cannot be written (no permission to write to the folder {folder})")
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"{name}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{name}: cannot be written ({error.strerror})") from None
 
 
 def check_writable_folder(folder: str | Path, option: str = "") -> None:
@@ -175,10 +207,10 @@ def check_writable_folder(folder: str | Path, option: str = "") -> None:
         option: that names it, for the message.
 
     Raises:
-        InputError: the first folder above it that exists is not a folder, or must not be written to.
+        UserError: the first folder above it that exists is not a folder, or must not be written to.
     """
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{f'{option} {folder}'.strip()}: {existing} is not a folder that can be written to")
+        raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is not a folder that can be written to")

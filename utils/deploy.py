@@ -1,7 +1,6 @@
-"""The same model, computed faster: memory that is kept, layout, kernels, folded batch norm, compilation."""
+"""The same model, computed faster: folded batch norm, layout, 2D kernels, compilation."""
 
 import copy
-import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,26 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from gst import GSTBottleneck
 from models import TemporalModel
-from utils.cli import InputError
-
-# Parameters of glibc's mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep freed memory for its next tensors, instead of giving it back to the system.
-
-    A CPU's activations are allocated anew in every forward pass. By default each of them is mapped and
-    unmapped, and the system fills every page with zeros first. Only glibc has the switch; elsewhere
-    nothing changes. Numbers never change.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+from utils.cli import UserError
 
 
 @contextmanager
@@ -64,9 +48,10 @@ def to_channels_last(model: nn.Module, device: torch.device) -> None:
 
 def use_2d_kernels(model: nn.Module) -> None:
     """Let a model's 3D convolutions be computed by 2D ones on frames; see `to_channels_last`."""
-    for module in model.modules():
-        if type(module) is nn.Conv3d:
-            module.__class__ = _FrameConv3d  # same parameters, another forward
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if type(module) is nn.Conv3d:
+                setattr(parent, name, _FrameConv3d.of(module))
 
 
 class _FrameConv3d(nn.Conv3d):
@@ -75,6 +60,14 @@ class _FrameConv3d(nn.Conv3d):
     For 3 frames it makes, of each frame, what the frame adds to the one after it, to itself and to
     the one before it; sums of shifted frames remain.
     """
+
+    @classmethod
+    def of(cls, convolution: nn.Conv3d) -> "_FrameConv3d":
+        """Compute a convolution, with the same parameters."""
+        shape = (convolution.in_channels, convolution.out_channels, convolution.kernel_size)
+        own = cls(*shape, convolution.stride, convolution.padding, bias=False, device="meta")
+        own.weight, own.bias = convolution.weight, convolution.bias
+        return own.train(convolution.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         clips, _, frames = x.shape[:3]
@@ -99,10 +92,10 @@ def compile_model(model: nn.Module) -> None:
         model: what is called: the model itself, or the `DistributedDataParallel` around it.
 
     Raises:
-        InputError: it is a `DataParallel`, whose threads torch.compile does not follow.
+        UserError: it is a `DataParallel`, whose threads torch.compile does not follow.
     """
     if isinstance(model, nn.DataParallel):
-        raise InputError(
+        raise UserError(
             "--compile: not with several GPUs in one process; use torchrun, or choose one with --gpus"
         )
     # With eager's random numbers, so that dropout's masks do not depend on --compile.
@@ -114,7 +107,7 @@ def compiler_errors() -> Iterator[None]:
     """Report in one line that torch.compile does not work, as where there is no C++ compiler.
 
     Raises:
-        InputError: says why.
+        UserError: says why.
     """
     try:
         yield
@@ -125,7 +118,7 @@ def compiler_errors() -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         reason = next((line for line in reversed(lines) if "error" in line), lines[0])
-        raise InputError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
+        raise UserError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
 def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torch.float32) -> TemporalModel:
@@ -158,12 +151,17 @@ def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torc
 
 def _fold(parent: nn.Module, name: str, *convolutions: nn.Conv3d) -> None:
     """Fold a batch norm into the convolutions whose outputs, one after the other, are its channels."""
-    norm = getattr(parent, name)
-    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
-    sizes = [convolution.out_channels for convolution in convolutions]
-    for convolution, factor, bias in zip(convolutions, scale.split(sizes), shift.split(sizes), strict=True):
-        weight = convolution.weight * factor.view(-1, 1, 1, 1, 1)
-        convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype), requires_grad=False)
-        convolution.bias = nn.Parameter(bias.to(convolution.weight.dtype), requires_grad=False)
+    norm = getattr(parent, name).double()
+    first = 0
+    for convolution in convolutions:
+        own = slice(first, first + convolution.out_channels)
+        first = own.stop
+        statistics = norm.running_mean[own], norm.running_var[own], norm.eps
+        fused = fuse_conv_bn_weights(
+            convolution.weight.double(), None, *statistics, norm.weight[own], norm.bias[own]
+        )
+        dtype = convolution.weight.dtype
+        convolution.weight, convolution.bias = (
+            nn.Parameter(value.to(dtype), requires_grad=False) for value in fused
+        )
     setattr(parent, name, nn.Identity())

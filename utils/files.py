@@ -25,7 +25,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 @contextmanager
-def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
+def staged(contents: Mapping[Path, bytes | Path]) -> Iterator[None]:
     """Write files under hidden names; they take their places when the body of the `with` has ended.
 
     All are on the disk before the first takes its place. Then they follow each other at once, and Ctrl-C
@@ -33,7 +33,8 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
     is stopped.
 
     Args:
-        contents: the files' contents. A file's folder must exist.
+        contents: the files' contents: bytes, or a complete file of which they become other names, or copies
+            where there are no hard links. A file's folder must exist.
 
     Raises:
         OSError: one cannot be written, or the body raised it; while they are being written, this leaves all
@@ -42,8 +43,11 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
     parts = {path: path.with_name(f".{path.name}.part") for path in contents}
     try:
         for path, part in parts.items():
+            content = contents[path]
+            if isinstance(content, Path) and link(content, part):
+                continue
             with part.open("wb") as file:
-                file.write(contents[path])
+                file.write(content.read_bytes() if isinstance(content, Path) else content)
                 file.flush()
                 os.fsync(file.fileno())
         yield
@@ -56,6 +60,16 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
         for part in parts.values():
             with suppress(OSError):  # such as a folder that is a file; the first error is the one to tell
                 part.unlink(missing_ok=True)
+
+
+def link(file: Path, name: Path) -> bool:
+    """Give a file a second name, replacing what has that name; False where there are no hard links."""
+    name.unlink(missing_ok=True)
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

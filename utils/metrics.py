@@ -1,11 +1,18 @@
 """Losses and accuracies over clips, and averages for the log."""
 
+import copy
+import math
+import resource
+import sys
+from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
+from models import TemporalModel
 from utils.distributed import World
 
 
@@ -32,6 +39,51 @@ class AverageMeter:
         return f"{self.val:.3f} ({self.avg:.3f})"
 
 
+class DivergedError(Exception):
+    """The loss of a step of training is not finite."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"step {step}: the loss is {loss}")
+        self.step = step
+        self.loss = loss
+
+
+class LossWatch:
+    """Finds out, without waiting for the device at every step, that a loss is not finite."""
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[int, torch.Tensor]] = []
+
+    def add(self, step: int, loss: torch.Tensor) -> None:
+        """Remember a step's loss."""
+        self.pending.append((step, loss))
+
+    def check(self) -> None:
+        """Look at the losses since the last check, as must be done before the weights are saved.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        losses = torch.stack([loss for _, loss in self.pending]).tolist() if self.pending else []
+        for (step, _), loss in zip(self.pending, losses, strict=True):
+            if not math.isfinite(loss):
+                raise DivergedError(step, loss)
+        self.pending.clear()
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, and days where there are some, for the log."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was used so far, in GB: by tensors on a GPU, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
 class ClipMeters:
     """Loss, top-1 and top-5 accuracy (percent): of the last step, and over all clips so far.
 
@@ -39,7 +91,7 @@ class ClipMeters:
 
     Args:
         world: whose processes' clips are counted together.
-        totals: sums to go on from, as `totals` gave them.
+        totals: sums to continue from, as `totals` gave them.
     """
 
     def __init__(self, world: World, totals: list[float] | None = None) -> None:
@@ -74,6 +126,19 @@ def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tenso
     hits = top_k_hits(logits, labels)
     ones = torch.ones_like(labels)
     return torch.stack([loss_sum, 100 * hits[:, 0].sum(), 100 * hits.sum(), ones.sum()]).double()
+
+
+def multiply_adds(model: TemporalModel) -> int:
+    """Multiply-adds of the convolutions and the classifier in one clip's forward pass; none is computed."""
+    found = []
+    shapes = copy.deepcopy(model).to("meta").eval()
+    for module in shapes.modules():
+        if isinstance(module, nn.Conv3d | nn.Linear):
+            module.register_forward_hook(
+                lambda module, _, output: found.append(output.numel() * module.weight[0].numel())
+            )
+    shapes(torch.empty(1, model.num_segments, 3, model.input_size, model.input_size, device="meta"))
+    return sum(found)
 
 
 def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

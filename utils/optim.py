@@ -7,27 +7,20 @@ from typing import Any
 import torch
 
 from models import TemporalModel
-from utils.cli import InputError
+from utils.cli import UserError, log
 
 
 def make_optimizer(model: TemporalModel, args: Namespace) -> torch.optim.Optimizer:
-    """SGD with the model's parameter groups (paper, section 4.2), all of a group in one kernel.
-
-    The momentum is there from the start: when fp16's scaler skips the first step, torch's fused SGD
-    leaves in it what was in the memory before.
-    """
+    """SGD with the model's parameter groups (paper, section 4.2)."""
     groups = [
         group | {"lr": args.lr * group["lr_mult"], "weight_decay": args.weight_decay * group["decay_mult"]}
         for group in model.get_optim_policies()
     ]
-    optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, fused=True)
-    for parameter in model.parameters() if args.momentum else ():
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
 
 
 def learning_rate(options: Namespace, epoch: float) -> float:
-    """The rate at a moment of training.
+    """The learning rate at a moment of training.
 
     Args:
         options: `lr`, `lr_schedule`, `lr_steps`, `warmup_epochs`, `epochs`.
@@ -49,13 +42,13 @@ def learning_rate(options: Namespace, epoch: float) -> float:
 def load_optimizer(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, saved: dict[str, Any], path: str
 ) -> None:
-    """Go on with a checkpoint's momentum and loss scale, if it has them.
+    """Continue with a checkpoint's momentum and loss scale, if it has them.
 
     Raises:
-        InputError: they are of another optimizer.
+        UserError: they are of another optimizer.
     """
     if "optimizer" not in saved:
-        print(f"{path} has no optimizer state: momentum starts from zero")
+        log.info(f"{path} has no optimizer state: momentum starts from zero")
         return
     try:
         optimizer.load_state_dict(saved["optimizer"])
@@ -64,4 +57,4 @@ def load_optimizer(
                 state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
         scaler.load_state_dict(saved.get("scaler", scaler.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: its optimizer state does not fit ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: its optimizer state does not fit ({str(error).splitlines()[0]})") from None

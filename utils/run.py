@@ -1,17 +1,24 @@
-"""What a run leaves: the paths of its files, checkpoints, log, curves; and the signals that stop it."""
+"""What a run is and leaves: its files, its state, what it resumes from, its log, curves and signals."""
 
 import csv
 import io
 import json
+import logging
+import math
 import os
 import platform
+import shlex
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from argparse import Namespace
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +29,321 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from dataset import VideoDataSet
 from models import TemporalModel
-from utils.checkpoint import all_checkpoints, save_checkpoint
-from utils.cli import InputError
+from utils.checkpoint import all_checkpoints, describe_model, load_checkpoint, load_newest, save_checkpoint
+from utils.cli import UserError, check_writable_folder, log
 from utils.distributed import World
 from utils.files import write_atomically
+from utils.metrics import ClipMeters, LossWatch, Result, averages
+from utils.optim import learning_rate, load_optimizer
+
+# What may not change between a checkpoint and the run that continues from it.
+MODEL_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
+STEP_OPTIONS = (
+    "batch_size",
+    "accumulate",
+    "sync_bn",
+    "freeze_bn",
+    "momentum",
+    "weight_decay",
+    "clip_gradient",
+)
+RATE_OPTIONS = ("lr", "lr_schedule", "lr_steps", "warmup_epochs")
+RECIPE = (*MODEL_OPTIONS, *STEP_OPTIONS, *RATE_OPTIONS, "seed", "amp")
+
+
+class TrainState:
+    """How far a training run has come: all that changes in it, in one object that is saved and loaded.
+
+    Args:
+        model: without wrappers.
+        optimizer: of its parameters.
+        scaler: of the loss.
+        world: of this process.
+        facts: what does not change, saved alongside: options, categories and the like.
+    """
+
+    def __init__(
+        self,
+        model: TemporalModel,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        world: World,
+        facts: dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.world = world
+        self.facts = facts
+        self.epoch = 0
+        self.step = 0  # steps of the epoch that are done
+        self.meters = ClipMeters(world)  # of the epoch so far
+        self.watch = LossWatch()
+        self.best_prec1 = 0.0
+        self.history: list[dict[str, Any]] = []  # a row of the CSV file for each epoch
+
+    @property
+    def best_epoch(self) -> str:
+        """Which epoch is the best, for the log; empty where it is not known."""
+        best = [row["epoch"] for row in self.history if row.get("val_prec1") == self.best_prec1]
+        return f" (epoch {best[0]})" if best else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint.
+
+        Raises:
+            DivergedError: a loss was not finite.
+        """
+        self.watch.check()
+        return self.facts | {
+            "epoch": self.epoch,
+            "step": self.step,
+            "state_dict": self.model.state_dict(),
+            "best_prec1": self.best_prec1,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "totals": self.meters.totals,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], path: str | Path) -> None:
+        """Continue where a checkpoint ends; the model has its weights already.
+
+        Args:
+            saved: what `load_checkpoint` gave. A released checkpoint has the epoch only.
+            path: its file, for messages.
+
+        Raises:
+            UserError: the optimizer's state is of another model.
+        """
+        self.epoch, self.step = saved.get("epoch", self.epoch), saved.get("step", 0)
+        self.meters = ClipMeters(self.world, saved.get("totals"))
+        self.best_prec1, self.history = saved.get("best_prec1", 0.0), saved.get("history", [])
+        load_optimizer(self.optimizer, self.scaler, saved, path)
+
+
+class Run:
+    """A training run of a name: what it resumes from, where it writes, when it saves and stops.
+
+    Args:
+        args: of `main.py`.
+        world: of this process; the main process writes.
+    """
+
+    def __init__(self, args: Namespace, world: World) -> None:
+        self.args = args
+        self.world = world
+        self.files = RunFiles.of(args)
+        self.checkpoint: Path | None = None  # what it resumes from
+        self.curves: Curves | None = None
+        self.part = describe_start()
+        self.last_save = time.monotonic()
+        self.has_failed = False  # the last save
+        # What is logged before it is clear that the log file may be written.
+        self.early = MemoryHandler(1 << 20)
+        if not args.evaluate:
+            log.addHandler(self.early)
+        log.info(f"{self.part['started']}: {self.part['command']}")
+        versions = ", ".join(
+            f"{name} {version}" for name, version in self.part["versions"].items() if version
+        )
+        log.info(f"host {self.part['host']}, commit {self.part['commit']}, {versions}")
+
+    def find_checkpoint(self) -> dict[str, Any] | None:
+        """Load the checkpoint to continue from, in the main process, for all.
+
+        Returns:
+            Its content; None to start from scratch.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        found = None
+        if self.args.resume == "auto" and self.world.is_main:
+            found = load_newest(self.files.checkpoint)
+            if found is None:
+                log.info("--resume auto: this run has no checkpoint yet, it starts from scratch")
+        elif self.args.resume and self.world.is_main:
+            found = Path(self.args.resume), load_checkpoint(self.args.resume)
+        self.checkpoint, saved = self.world.share(found or (None, None))
+        return saved
+
+    def check(self, saved: dict[str, Any] | None) -> None:
+        """Refuse to mix two different runs, or to write where that is not possible.
+
+        Args:
+            saved: content of the checkpoint to continue from, if any.
+
+        Raises:
+            UserError: the checkpoint is of another model or recipe, or an older run would be overwritten.
+        """
+        args = self.args
+        if saved:
+            check_recipe(args, saved, self.checkpoint)
+        if args.evaluate:
+            return
+        check_writable_folder(args.checkpoint_dir, "--checkpoint_dir")
+        old = self.files.existing()
+        # With auto and no checkpoint, a run was killed before its first save.
+        is_continued = saved.get("run") == self.files.name if saved else args.resume == "auto"
+        if old and not (is_continued or args.overwrite):
+            raise UserError(
+                f"a run of this name already exists: {', '.join(map(str, old))}; continue it (--resume "
+                "auto), give this one another name (--store_name), or delete the old one (--overwrite)"
+            )
+
+    def begin(self, state: TrainState, facts: dict[str, Any], first_step: int) -> None:
+        """Prepare the files, and answer signals from now on.
+
+        Args:
+            state: of the run, as it begins or continues.
+            facts: what makes this run what it is, for the JSON file.
+            first_step: of this part of the run, counted over all epochs.
+
+        Raises:
+            UserError: the files cannot be written.
+        """
+        if self.world.is_main:
+            try:
+                self.files.prepare(self.args.overwrite)
+                write_json(self.files.json, facts, self.part | {"epoch": state.epoch, "step": state.step})
+                write_csv(self.files.csv, state.history)
+                self.curves = Curves(self.files.tensorboard, first_step)
+                self.early.setTarget(_LogFile(self.files.log))
+            except OSError as error:
+                raise UserError(
+                    f"--checkpoint_dir {self.args.checkpoint_dir}: cannot write there ({error})"
+                ) from None
+            self.early.flush()
+            log.addHandler(self.early.target)
+        log.removeHandler(self.early)
+        if not self.files.best.exists():
+            state.best_prec1 = 0.0  # of another run, whose best checkpoint is not this one's
+        log.info(f"run {self.files.name}, written below {self.args.checkpoint_dir}")
+        self.last_save = time.monotonic()
+        self.interruption = Interruption()
+
+    def add_curves(self, values: dict[str, float], step: int) -> None:
+        """Add points to TensorBoard's curves, in the main process."""
+        if self.curves:
+            self.curves.add(values, step)
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Save after a step if it is time to, or if the run is to stop, and stop then.
+
+        Raises:
+            SystemExit: a signal asked for it; the status is the shell's for that signal.
+            UserError: see `save`.
+        """
+        self.stop_if_asked(state)
+        is_late = time.monotonic() - self.last_save > 60 * self.args.save_minutes
+        is_time = self.world.max(self.world.is_main and is_late)[0]
+        if is_time or (self.args.save_freq and state.step % self.args.save_freq == 0):
+            self.save(state)
+
+    def stop_if_asked(self, state: TrainState) -> None:
+        """Save and end the process if a signal asks for it; see `save_if_due`."""
+        if number := self.world.max(self.interruption.number)[0]:
+            self.save(state, is_last=True)
+            name = signal.Signals(number).name
+            log.info(f"stopped by {name} and saved {self.files.checkpoint}; --resume auto continues")
+            sys.exit(128 + number)
+
+    def end_epoch(self, state: TrainState, result: Result | None, seconds: float, steps: int) -> None:
+        """Report and save an epoch, the best one under its own name, too; stop if that is asked for.
+
+        Args:
+            state: of the run, all steps of the epoch done.
+            result: of the epoch's evaluation, if there was one.
+            seconds: that the evaluation took.
+            steps: in an epoch.
+
+        Raises:
+            UserError: the evaluation's loss is not finite, or see `save`.
+            SystemExit: see `save_if_due`.
+        """
+        loss, prec1, prec5 = averages(state.meters.totals)
+        trained = {"loss": loss, "prec1": prec1, "prec5": prec5}
+        row = {"epoch": state.epoch, "lr": learning_rate(self.args, state.epoch)}
+        row |= {f"train_{name}": value for name, value in trained.items()}
+        curves = {f"train_epoch/{name}": value for name, value in trained.items()}
+        is_best = False
+        if result:
+            if not math.isfinite(result.loss):
+                raise UserError(
+                    f"epoch {state.epoch}: the validation loss is {result.loss}, so training stops and "
+                    "nothing more is saved; try a smaller --lr"
+                )
+            measured = {"loss": result.loss, "prec1": result.prec1, "prec5": result.prec5}
+            measured["mean_class"] = result.mean_class
+            row |= {f"val_{name}": value for name, value in measured.items()}
+            curves |= {f"val/{name}": value for name, value in measured.items()}
+            is_best = result.prec1 > state.best_prec1 or not self.files.best.exists()
+            state.best_prec1 = max(state.best_prec1, result.prec1)
+        self.add_curves(curves, (state.epoch + 1) * steps)
+        state.history.append(row)
+        state.epoch, state.step, state.meters = state.epoch + 1, 0, ClipMeters(self.world)
+        if result:
+            log.info(
+                f"Best Prec@1: {state.best_prec1:.3f}{state.best_epoch}\tvalidation took {seconds:.0f} s"
+            )
+        is_last = state.epoch == self.args.epochs
+        self.save(state, is_best, is_last)
+        if not is_last:
+            self.stop_if_asked(state)
+
+    def save(self, state: TrainState, is_best: bool = False, is_last: bool = False) -> None:
+        """Save checkpoint and CSV file in the main process, and bear with one failure.
+
+        Args:
+            state: of the run.
+            is_best: whether to save it as the best one, too.
+            is_last: whether no other save follows.
+
+        Raises:
+            DivergedError: a loss was not finite; nothing is saved then.
+            UserError: it failed, and the save before it did or there is none after it.
+        """
+        content = state.state_dict()
+        if not self.world.is_main:
+            return
+        try:
+            best = self.files.best if is_best else None
+            save_checkpoint(self.files.checkpoint, content, self.args.keep, best)
+            write_csv(self.files.csv, state.history)
+        except OSError as error:
+            message = (
+                f"cannot save {self.files.checkpoint} ({error.strerror}); what was saved before is intact"
+            )
+            if self.has_failed or is_last:
+                raise UserError(f"{message}; make room and continue with --resume auto") from None
+            log.warning(f"warning: {message}; training stops if the next save fails too")
+            self.has_failed = True
+        else:
+            self.has_failed = False
+        self.last_save = time.monotonic()
+
+
+def check_recipe(args: Namespace, saved: dict[str, Any], path: Path) -> None:
+    """Refuse to continue a checkpoint with another model or recipe.
+
+    Raises:
+        UserError: names what differs.
+    """
+    spec = describe_model(saved["state_dict"], path)
+    before = {"arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    options = saved.get("options", {})
+    before |= {} if args.evaluate else {name: options[name] for name in RECIPE if name in options}
+    if args.amp in (None, "auto"):  # which keep the checkpoint's
+        before.pop("amp", None)
+    changed = [name for name, value in before.items() if getattr(args, name) != value]
+    if changed:
+        values = ", ".join(f"{name} {before[name]} (now {getattr(args, name)})" for name in changed)
+        raise UserError(f"{path} was made with {values}: give the same options to continue from it")
+    known = saved.get("epoch")
+    if args.start_epoch is not None and known is not None and args.start_epoch != known:
+        raise UserError(f"--start-epoch {args.start_epoch}: {path} continues at epoch {known}")
 
 
 @dataclass
@@ -39,6 +355,7 @@ class RunFiles:
     best: Path
     csv: Path
     json: Path
+    log: Path
     tensorboard: Path
 
     @classmethod
@@ -53,16 +370,17 @@ class RunFiles:
             best=top / "checkpoint" / f"{name}_best.pth.tar",
             csv=top / "log" / f"{name}.csv",
             json=top / "log" / f"{name}.json",
+            log=top / "log" / f"{name}.log",
             tensorboard=top / "tensorboard" / name,
         )
 
     def existing(self) -> list[Path]:
-        """Those that are there."""
-        others = (self.best, self.csv, self.json, self.tensorboard)
+        """Those that exist."""
+        others = (self.best, self.csv, self.json, self.log, self.tensorboard)
         return all_checkpoints(self.checkpoint) + [path for path in others if path.exists()]
 
     def prepare(self, overwrite: bool) -> None:
-        """Make the folders; with `overwrite`, delete what is there first."""
+        """Make the folders; with `overwrite`, delete the older files first."""
         for path in self.existing() if overwrite else []:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for folder in (self.checkpoint.parent, self.csv.parent, self.tensorboard):
@@ -72,7 +390,7 @@ class RunFiles:
 class Interruption:
     """Remembers SIGTERM, SIGINT and SIGUSR1 (Slurm's warning), so that a run can finish its step and save.
 
-    A torchrun that has died counts as SIGTERM: its processes would train on unseen, beside those
+    A torchrun that has died counts as SIGTERM: its processes would train on unseen, alongside those
     of the next attempt.
     """
 
@@ -84,7 +402,7 @@ class Interruption:
 
     def _remember(self, number: int, frame: object) -> None:
         if number == self.signal == signal.SIGINT:
-            os._exit(128 + number)  # asked twice; files are replaced whole, so none is harmed
+            os._exit(128 + number)  # asked twice; files are replaced in one step, so none is harmed
         self.signal = number
 
     @property
@@ -92,52 +410,6 @@ class Interruption:
         """The signal to stop for; 0 for none."""
         is_orphan = self.parent is not None and os.getppid() != self.parent
         return self.signal or (signal.SIGTERM if is_orphan else 0)
-
-
-class Saver:
-    """Saves a run's checkpoints and log, and bears with one failure.
-
-    Args:
-        files: of the run.
-        keep: checkpoints to keep.
-        is_active: whether this process is the one that writes.
-    """
-
-    def __init__(self, files: RunFiles, keep: int, is_active: bool) -> None:
-        self.files = files
-        self.keep = keep
-        self.is_active = is_active
-        self.failed = False
-        self.time = time.monotonic()
-
-    def save(self, content: dict[str, Any], is_best: bool = False, is_last: bool = False) -> None:
-        """Save.
-
-        Args:
-            content: of the checkpoint.
-            is_best: whether to save it as the best one, too.
-            is_last: whether no other save follows.
-
-        Raises:
-            InputError: it failed, and the save before it did or there is none after it.
-        """
-        if not self.is_active:
-            return
-        try:
-            # In this order a run that is killed in between does the same again.
-            if is_best:
-                save_checkpoint(self.files.best, content)
-            save_checkpoint(self.files.checkpoint, content, self.keep)
-            write_csv(self.files.csv, content["history"])
-        except OSError as error:
-            told = f"cannot save {self.files.checkpoint} ({error.strerror}); what was saved before is whole"
-            if self.failed or is_last:
-                raise InputError(f"{told}; make room and go on with --resume auto") from None
-            print(f"warning: {told}; training stops if the next save fails too", file=sys.stderr)
-            self.failed = True
-        else:
-            self.failed = False
-        self.time = time.monotonic()
 
 
 class Curves:
@@ -171,21 +443,29 @@ class Curves:
             self.file.write_event(event)
             self.file.flush()
         except OSError as error:
-            print(f"warning: no more TensorBoard curves ({error.strerror})", file=sys.stderr)
+            log.warning(f"warning: no more TensorBoard curves ({error.strerror})")
             self.file = None
 
 
-def write_json(
-    path: Path,
-    args: Namespace,
-    model: TemporalModel,
-    world: World,
-    train_set: VideoDataSet,
-    val_set: VideoDataSet,
-) -> None:
-    """Write what makes this run what it is: options, versions, sizes."""
-    content = {
-        "options": vars(args),
+class _LogFile(logging.FileHandler):
+    """The log's file, a time stamp on every line; does without when it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
+        log.removeHandler(self)
+        log.warning(f"warning: no more lines in {self.baseFilename} ({sys.exc_info()[1]})")
+
+
+def describe_start() -> dict[str, Any]:
+    """When, where and by what this process was started."""
+    return {
+        "started": datetime.now().isoformat(" ", "seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "host": socket.gethostname(),
+        "commit": find_commit(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -195,10 +475,39 @@ def write_json(
             "tensorboardX": metadata.version("tensorboardX"),
             "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         },
-        "devices": world.describe(args.batch_size),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "clips": {"training": len(train_set), "validation": len(val_set)},
     }
+
+
+def find_commit() -> str:
+    """The commit of this code, and whether files differ from it; 'unknown' outside a git repository."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder:
+            return "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_json(path: Path, facts: dict[str, Any], part: dict[str, Any]) -> None:
+    """Write what makes a run what it is.
+
+    Args:
+        path: the file; the parts of the run that it names already stay in it.
+        facts: options, sizes and so on, as they are now.
+        part: how this part of the run was started, and from where it continued.
+    """
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or not this code's
+        parts = []
+    content = facts | {"versions": part["versions"], "parts": [*parts, part]}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 

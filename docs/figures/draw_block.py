@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils.cli import InputError, Parser, run_program
+from utils.cli import Parser, UserError, run_program
 
 try:
     import matplotlib
@@ -81,13 +81,13 @@ def main() -> int:
     """Draw the picture into a file.
 
     Raises:
-        InputError: matplotlib is missing, or the file cannot be written.
+        UserError: matplotlib is missing, or the file cannot be written.
     """
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("file", metavar="FILE", help="the picture to write, such as gst_block.png")
     args = parser.parse_args()
     if plt is None:
-        raise InputError("matplotlib is missing; only this picture needs it: pip install matplotlib")
+        raise UserError("matplotlib is missing; only this picture needs it: pip install matplotlib")
 
     canvas = Canvas()
     _draw_resnet(canvas, middle=122)
@@ -98,7 +98,7 @@ def main() -> int:
     try:
         canvas.figure.savefig(args.file, facecolor="white")
     except (OSError, ValueError) as error:
-        raise InputError(f"{args.file}: cannot be written ({error})") from None
+        raise UserError(f"{args.file}: cannot be written ({error})") from None
     print(f"{args.file}: written")
     return 0
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from utils.cli import InputError, Parser, check_writable_file, run_program
+from utils.cli import Parser, UserError, check_writable_file, run_program
 
 try:
     import matplotlib
@@ -41,10 +41,10 @@ def main() -> None:
     parser.add_argument("picture", help="file to write")
     args = parser.parse_args()
     if plt is None:
-        raise InputError("matplotlib: not installed; pip install -r requirements-dev.txt")
+        raise UserError("matplotlib: not installed; pip install -r requirements-dev.txt")
     check_writable_file(args.picture)
     if Path(args.picture).suffix[1:] not in plt.figure().canvas.get_supported_filetypes():
-        raise InputError(f"{args.picture}: matplotlib does not know this kind of file; .png it does")
+        raise UserError(f"{args.picture}: matplotlib does not know this kind of file; .png it does")
     seeds = [read_losses(args.data, f"--seed {seed}") for seed in SEEDS]
     forms = {options: read_losses(args.data, options) for options in FORMS}
     spread = np.ptp(seeds, axis=0).max()
@@ -58,7 +58,7 @@ def read_losses(data: str, options: str) -> np.ndarray:
     """Train, and give the loss, averaged over `WINDOW` steps, from step `WINDOW` on.
 
     Raises:
-        InputError: the training failed.
+        UserError: the training failed.
     """
     print(f"training: {options}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def read_losses(data: str, options: str) -> np.ndarray:
         command += ["--dataset", "somethingv1", "--root_path", data, "--checkpoint_dir", folder]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
-        raise InputError(f"main.py {options}: {process.stderr.strip()}")
+        raise UserError(f"main.py {options}: {process.stderr.strip()}")
     losses = [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", process.stdout, re.MULTILINE)]
     return np.convolve(losses, np.ones(WINDOW) / WINDOW, mode="valid")
 
