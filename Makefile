@@ -27,7 +27,7 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# --resume auto: a finished demo is not trained again, an interrupted one goes on.
+# --resume auto: a finished demo is not trained again, an interrupted one continues.
 demo: venv
 	$(BIN)/python tools/make_demo_data.py demo/data
 	$(BIN)/python main.py $(DATA) $(MODEL) $(RECIPE) --store_name demo --checkpoint_dir demo/runs --resume auto

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import ClipLoader
 from models import TemporalModel
 from utils.cli import log
 from utils.deploy import compile_model, compiler_errors, deploy, float32_convolutions
@@ -225,7 +225,7 @@ def derive_seed(*numbers: int) -> int:
 
 @float32_convolutions()
 def evaluate(
-    loader: ClipLoader,
+    loader: DataLoader,
     model: TemporalModel,
     world: World,
     amp: str,

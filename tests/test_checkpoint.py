@@ -324,7 +324,7 @@ def test_shapes_that_no_alpha_and_beta_give_are_refused(name, shape):
     assert refusal(describe_model, state_dict, "a.pth").startswith("a.pth: ")
 
 
-def test_an_unknown_number_of_blocks_is_told():
+def test_an_unknown_number_of_blocks_is_reported():
     state_dict = gst_state()
     more = {name.replace("layer3.0", "layer3.1"): v for name, v in state_dict.items() if "layer3.0" in name}
     message = refusal(describe_model, state_dict | more, "a.pth")

@@ -662,7 +662,7 @@ def test_missing_folders_and_frames_are_counted_and_named(damaged_root):
     )
 
 
-def test_skip_missing_goes_on_without_them_and_says_so(damaged_root, capsys):
+def test_skip_missing_continues_without_them_and_says_so(damaged_root, capsys):
     dataset = open_list(damaged_root)
     before = {index: dataset.record(index) for index in range(6)}
     check_videos(dataset, skip_missing=True)
@@ -748,7 +748,7 @@ def test_lists_of_a_data_set_are_opened_for_their_purpose(tmp_path):
     assert starts == [[1] * 8, [1, 1, 2, 2, 3, 3, 4, 4]]
 
 
-def test_opened_list_may_be_cut_short_and_go_on_without_what_is_missing(damaged_root):
+def test_opened_list_may_be_cut_short_and_continue_without_what_is_missing(damaged_root):
     paths = return_dataset("somethingv1", damaged_root, for_training=False)
     transform = evaluation_transform(32)
     assert len(open_videos(paths, 4, transform, max_num=1)) == 1

@@ -177,7 +177,7 @@ def test_second_run_changes_nothing(twins):
     before = {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")}
     code, out, err = run(twins[0], "--seed", "3")
     assert (code, err) == (0, "")
-    assert "is there already" in out
+    assert "already exists" in out
     assert {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")} == before
 
 

@@ -277,7 +277,7 @@ def root(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("speed"), train=8, val=2, frames=6)
 
 
-def test_a_compiled_model_has_the_logits_gradients_and_masks_of_a_plain_one(compiler):
+def test_a_compiled_model_has_the_logits_gradients_and_masks_of_an_eager_one(compiler):
     model = filled(4, 4, dropout=0.3)
     to_channels_last(model, CPU)
     compiled = copy.deepcopy(model)
@@ -350,7 +350,7 @@ def runs(compiler, root, tmp_path_factory):
     return found
 
 
-def test_a_compiled_run_trains_as_a_plain_one(runs):
+def test_a_compiled_run_trains_as_an_eager_one(runs):
     assert runs["compiled"].graphs == 1  # training, once for both epochs; validation is never compiled
     assert runs["plain"].graphs == 0
     plain = runs["plain"].losses
@@ -378,7 +378,7 @@ def test_a_compiled_run_that_is_resumed_ends_as_one_that_was_not(compiler, runs,
 
 
 @pytest.mark.parametrize(("first", "then"), [("compiled", "plain"), ("plain", "compiled")])
-def test_a_run_goes_on_with_or_without_compile(runs, root, tmp_path, first, then):
+def test_a_run_continues_with_or_without_compile(runs, root, tmp_path, first, then):
     """It is no part of the recipe: the same is computed."""
     out = half_done(runs[first].out, tmp_path / "out")
     process = call("main.py", *command(root, out, *runs[then].more))
@@ -449,7 +449,7 @@ def test_several_gpus_in_one_process_are_not_compiled():
         compile_model(nn.DataParallel(nn.Linear(1, 1)))
 
 
-def test_a_compiler_that_does_not_work_is_told_in_one_line(compiler, tmp_path, monkeypatch):
+def test_a_compiler_that_does_not_work_is_reported_in_one_line(compiler, tmp_path, monkeypatch):
     from torch._inductor import config
 
     model, clips = filled(1, dropout=0), torch.randn(2, 1, 3, 64, 64)

@@ -128,7 +128,7 @@ def test_a_process_that_fails_ends_the_others_and_says_why(root, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
-def test_torchrun_restarts_go_on_from_the_newest_checkpoint(small, alone, tmp_path):
+def test_torchrun_restarts_continue_from_the_newest_checkpoint(small, alone, tmp_path):
     options = training_options(small, tmp_path)
     agent = start_torchrun(["--nproc_per_node=2", "--max_restarts=1"], "main.py", *options, env=ONE_THREAD)
     agent.wait_for("Epoch: [0][2/")

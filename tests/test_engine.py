@@ -440,7 +440,7 @@ def test_evaluation_keeps_float32_from_being_rounded_on_a_gpu_and_training_as_it
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_evaluation_compiles_its_own_copy_and_only_if_told_to(monkeypatch, compiled):
+def test_evaluation_compiles_its_own_copy_and_only_if_asked_to(monkeypatch, compiled):
     dataset, model = Clips(1, size=32), TemporalModel(4, 2, backbone="resnet14")
     loader = DataLoader(dataset, batch_sampler=evaluation_batches(1, 1))
     seen = []

@@ -228,7 +228,7 @@ def make_broken(folder: Path) -> dict[str, str]:
     return reasons
 
 
-def test_broken_videos_are_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_broken_videos_are_reported_and_the_rest_continues(tmp_path: Path) -> None:
     source, out = tmp_path / "videos", tmp_path / "out"
     source.mkdir()
     reasons = make_broken(source)
@@ -410,7 +410,7 @@ def test_files_are_closed(videos: Path, tmp_path: Path) -> None:
         (["--videos", "{one}", "--out", "{one}/a.webm"], ["{one}/a.webm", "File exists"]),
     ],
 )
-def test_bad_input_is_told_in_one_line(options: list[str], words: list[str], tmp_path: Path) -> None:
+def test_bad_input_is_reported_in_one_line(options: list[str], words: list[str], tmp_path: Path) -> None:
     places = {name: str(tmp_path / name) for name in ("empty", "one", "twice", "new")}
     for name in ("empty", "one", "twice"):
         (tmp_path / name).mkdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import start_ranks
 from helpers import REPOSITORY, VISIBLE_GPUS, assert_one_line_error, run
 from synthetic import make_dataset
 
@@ -32,12 +33,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("gpu"), train=24, val=6, frames=6)
 
 
-def run_training(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+def training_options(root: Path, out: Path) -> list[str]:
     options = (
         f"--dataset somethingv1 --root_path {root} --checkpoint_dir {out} --arch resnet14 --input_size 64"
     )
     options += " --num_segments 4 -b 8 --lr 0.001 -j 1 -p 1"
-    return run("main.py", *options.split(), *more, env=VISIBLE_GPUS)
+    return options.split()
+
+
+def run_training(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    return run("main.py", *training_options(root, out), *more, env=VISIBLE_GPUS)
 
 
 def train(root: Path, out: Path, *more: object) -> str:
@@ -50,7 +55,7 @@ def losses(log: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", log, re.MULTILINE)]
 
 
-def test_a_resumed_run_goes_on_with_the_same_loss(root, tmp_path):
+def test_a_resumed_run_continues_with_the_same_loss(root, tmp_path):
     whole = train(root, tmp_path / "whole", "--epochs", 2, "--gpus", 0)
     assert "device: CPU" not in whole
     train(root, tmp_path / "halves", "--epochs", 1, "--gpus", 0)
@@ -70,7 +75,7 @@ def test_mixed_precision_follows_float32(root, tmp_path, amp):
     [["--channels_last"], ["--compile"], ["--channels_last", "--compile", "--amp", "bf16"]],
     ids=["channels_last", "compile", "all"],
 )
-def test_faster_training_follows_the_plain_one(root, plain, tmp_path, more):
+def test_faster_training_follows_the_baseline(root, plain, tmp_path, more):
     found = losses(train(root, tmp_path, "--epochs", 1, "--gpus", 0, *more))
     assert found == pytest.approx(plain.losses, rel=0.05)
 
@@ -175,7 +180,17 @@ def test_data_parallel_trains_channels_last_but_not_compiled(root, plain, tmp_pa
     assert not (tmp_path / "compiled").exists()
 
 
-def test_a_frame_that_cannot_be_read_is_told_in_one_line(tmp_path):
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_two_processes_with_sync_bn_train_like_one(root, tmp_path):
+    more = ("--epochs", 1, "--dropout", 0)
+    expected = losses(train(root, tmp_path / "one", *more, "--gpus", 0))
+    options = (*training_options(root, tmp_path / "two"), *more, "--sync_bn")
+    done = [rank.finish() for rank in start_ranks(2, "main.py", *options, env=VISIBLE_GPUS)]
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert losses(done[0].stdout) == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_frame_that_cannot_be_read_is_reported_in_one_line(tmp_path):
     """On its way to a GPU a batch goes through one more thread, which pins its memory."""
     root = make_dataset(tmp_path / "data", train=8, val=4, frames=3)
     frames = sorted((root / "somethingv1" / "20bn-something-something-v1" / "5").iterdir())

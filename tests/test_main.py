@@ -499,7 +499,7 @@ def test_a_resumed_run_ends_as_the_one_that_was_not(halves):
     assert len(logs[0].splitlines()) == 3
 
 
-def test_a_resumed_run_says_where_it_goes_on(halves):
+def test_a_resumed_run_says_where_it_continues(halves):
     best = float(rows_of(halves.parts / "log" / f"{NAME}.csv")[0]["val_prec1"])
     start = next(n for n, line in enumerate(halves.resumed) if line.startswith("Epoch"))
     told = [line for line in halves.resumed[:start] if line.startswith("resumed")]
@@ -512,7 +512,7 @@ def test_a_resumed_run_says_where_it_goes_on(halves):
     assert "5 clips a step, learning rate 0.002" in halves.resumed  # --lr was given: no linear rule
 
 
-def test_tensorboard_goes_on_at_the_right_step(halves):
+def test_tensorboard_continues_at_the_right_step(halves):
     one, other = (scalars_of(out / "tensorboard" / NAME) for out in (halves.whole, halves.parts))
     assert one["train/loss"] == other["train/loss"]
     assert one["val/prec1"] == other["val/prec1"]
@@ -626,7 +626,7 @@ def test_a_released_checkpoint_can_be_evaluated_and_trained_further(halves, tmp_
     assert type(saved["best_prec1"]) is float  # not the tensor that came in
 
 
-def test_a_bare_state_dict_goes_on_at_the_epoch_that_is_given(halves, tmp_path):
+def test_a_bare_state_dict_continues_at_the_epoch_that_is_given(halves, tmp_path):
     torch.save(load(halves.half)["state_dict"], tmp_path / "bare.pth")
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "bare.pth", "--start-epoch", 1)
     lines = succeed(*small_run(halves.root, tmp_path / "out", *more))
@@ -786,7 +786,7 @@ def test_one_seed_gives_one_run_whatever_the_workers(trn_root, tmp_path):
         (("0", "1", "2", "3"), ["swaps no labels", "not for these labels", "[0, 1, 2, 3]"]),
     ],
 )
-def test_what_the_flip_does_with_the_classes_is_told(tmp_path, categories, words):
+def test_what_the_flip_does_with_the_classes_is_reported(tmp_path, categories, words):
     root = small_data(tmp_path, categories=categories)
     lines = succeed(*small_run(root, tmp_path / "out", "--epochs", 1))
     told = "\n".join(line for line in lines if line.startswith("horizontal flip"))
@@ -842,7 +842,7 @@ def test_the_optimizer_is_sgd_with_a_rate_and_decay_for_each_group(channels_last
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_momentum_goes_on_in_the_other_layout(channels_last):
+def test_momentum_continues_in_the_other_layout(channels_last):
     """A checkpoint of a GPU without --channels_last, continued on a CPU, or the other way round."""
     model = model_of(channels_last)
     optimizer = make_optimizer(model, RECIPE)

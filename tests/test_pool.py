@@ -22,7 +22,7 @@ with progress_bar(1):
 """
 
 
-def test_ctrl_c_waits_also_beside_a_progress_bar():
+def test_ctrl_c_waits_also_alongside_a_progress_bar():
     """tqdm has a thread of its own, which a signal that the main thread blocks would reach."""
     process = finish([sys.executable, "-c", CTRL_C_MEANWHILE], cwd=REPOSITORY)
     assert process.stdout.split() == ["done", "interrupted"], process.stderr

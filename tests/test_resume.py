@@ -162,7 +162,7 @@ def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker in /proc")
-def test_a_killed_worker_is_told_in_one_line(root, tmp_path):
+def test_a_killed_worker_is_reported_in_one_line(root, tmp_path):
     program = start(root, tmp_path)
     worker = descendants(program.pid)[-1]
     os.kill(worker, signal.SIGKILL)
@@ -170,7 +170,7 @@ def test_a_killed_worker_is_told_in_one_line(root, tmp_path):
     torch.load(checkpoint_of(tmp_path), weights_only=True)
 
 
-def test_auto_starts_afresh_where_a_run_was_killed_before_its_first_save(root, tmp_path):
+def test_auto_starts_from_scratch_where_a_run_was_killed_before_its_first_save(root, tmp_path):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / f"{NAME}.csv").write_text("epoch\n")
     resumed = resume(root, tmp_path, "--epochs", "1")

@@ -389,7 +389,7 @@ def test_other_categories_than_the_checkpoints_are_refused(refuse, evaluate, tmp
     evaluate("--input_size", 32, root=root, weights=tmp_path / "bare.pth")
 
 
-def test_missing_videos_stop_it_or_are_told_in_the_result_line(refuse, evaluate, tmp_path):
+def test_missing_videos_stop_it_or_are_reported_in_the_result_line(refuse, evaluate, tmp_path):
     root = make_dataset(tmp_path / "data", val=6, train=0)
     first, second, third, *_ = video_folders(root)
     expected = evaluate(root=root)

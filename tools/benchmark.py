@@ -86,8 +86,8 @@ SECONDS = {"loader": 60, "inference": 150, "training": 150, "end-to-end": 100}  
 WITH_MODELS = ("inference", "training", "end-to-end")
 MIN_ROUNDS, MAX_ROUNDS = 2, 7
 V2_VIDEOS = 220_847
-PLAIN = "plain: float32, eager, NCTHW"
-TSN_LOADER = "plain: TSN's loader"
+BASELINE = "baseline: float32, eager, NCTHW"
+TSN_LOADER = "baseline: TSN's loader"
 COLUMNS = {  # title -> width
     "": 44,
     "variant": 42,
@@ -116,7 +116,7 @@ class Comparison(NamedTuple):
     Attributes:
         what: its name.
         builders: name -> what makes the variant; the baseline is the first, and is made in another process.
-        macs: multiply-adds of a clip; 0 if throughput is not told in them.
+        macs: multiply-adds of a clip; 0 if throughput is not reported in them.
         with_memory: whether to measure the peak of a call, too.
     """
 
@@ -143,8 +143,8 @@ def main() -> int:
                 benchmark.run_section(section)
     except KeyboardInterrupt:
         status = 130
-        told = "the rows above were measured before" if benchmark.rows else "nothing had been measured"
-        tqdm.write(f"interrupted: {told}")
+        state = "the rows above were measured before" if benchmark.rows else "nothing had been measured"
+        tqdm.write(f"interrupted: {state}")
     finally:
         benchmark.close()
     if args.json:
@@ -509,7 +509,7 @@ def meta_model(beta: int, frames: int) -> TemporalModel:
 
 def inference_variants(device: torch.device, emulated: bool) -> dict[str, tuple[str, bool]]:
     """Name -> precision, and whether it is compiled; those that this device is measured in."""
-    variants = {PLAIN: ("off", False), "default: float32, deployed": ("off", False)}
+    variants = {BASELINE: ("off", False), "default: float32, deployed": ("off", False)}
     fastest = precisions(device, emulated)[-1]
     if fastest == "bf16":
         variants["bf16, deployed"] = ("bf16", False)
@@ -524,7 +524,7 @@ def inference_comparisons(args: Namespace, device: torch.device, folder: Path) -
     comparisons = []
     for (model_name, beta), frames in itertools.product(MODELS.items(), args.frames):
         builders = {
-            name: partial(inference_variant, beta, frames, amp, name != PLAIN, compiled, sizes, device)
+            name: partial(inference_variant, beta, frames, amp, name != BASELINE, compiled, sizes, device)
             for name, (amp, compiled) in inference_variants(device, args.emulated).items()
         }
         macs = multiply_adds(meta_model(beta, frames))
@@ -569,7 +569,7 @@ def inference_variant(
 
 def training_variants(device: torch.device, emulated: bool, compiled: bool) -> dict[str, tuple[str, bool]]:
     """Name -> precision, and whether it is compiled; those that this device is measured in."""
-    variants = {PLAIN: ("off", False), "float32, channels last": ("off", False)}
+    variants = {BASELINE: ("off", False), "float32, channels last": ("off", False)}
     fastest = precisions(device, emulated)[-1]
     if fastest == "bf16":
         variants["bf16, channels last"] = ("bf16", False)
@@ -585,7 +585,7 @@ def training_comparisons(args: Namespace, device: torch.device, folder: Path) ->
     for (model_name, beta), frames in itertools.product(MODELS.items(), args.frames):
         variants = training_variants(device, args.emulated, args.compile_training)
         builders = {
-            name: partial(training_variant, beta, frames, amp, name != PLAIN, compiled, size, device)
+            name: partial(training_variant, beta, frames, amp, name != BASELINE, compiled, size, device)
             for name, (amp, compiled) in variants.items()
         }
         macs = 3 * multiply_adds(meta_model(beta, frames))
@@ -623,8 +623,6 @@ def training_variant(
     options.__dict__ |= {"lr_schedule": "step", "lr_steps": [], "warmup_epochs": 0, "epochs": 1}
     options.__dict__ |= {"freeze_bn": False, "print_freq": steps}  # only step 0 would be logged
     optimizer = make_optimizer(model, options)
-    for group in optimizer.param_groups if not is_fast else ():
-        group["fused"] = False
     world = quiet_world(device)
     epoch = train_one_epoch(
         model,

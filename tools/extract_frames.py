@@ -119,7 +119,7 @@ def main() -> int:
         write_report(out / FAILURES_FILE, failures)
     except OSError as error:
         # What concerns a single video is a reason in the report; this concerns the output folder.
-        raise UserError(f"{out}: stopped, {_cause(error)}; the same command goes on from here") from None
+        raise UserError(f"{out}: stopped, {_cause(error)}; the same command continues from here") from None
     if subfolders:
         print(f"{source}: {subfolders} folders in it were not looked into")
     print(

@@ -170,7 +170,7 @@ def main() -> int:
     try:
         if os.path.lexists(target):
             _check_same(target, args.seed)
-            print(f"{target}: the demo data of seed {args.seed} is there already")
+            print(f"{target}: the demo data of seed {args.seed} already exists")
             return 0
         start = time.perf_counter()
         partial.mkdir(parents=True)

@@ -12,7 +12,7 @@ Into `<root_path>/<dataset>/`:
 The numbers of frames are those of the folders. Diving48's annotations give the first and the last
 frame of each video too. A list cannot say where to start, so that a start other than 0 is a
 problem; a folder that continues after the end is cut there by its number of frames; a folder
-that ends earlier is noted. (A difference of one is no difference: it depends on whether the end
+that ends earlier is noted. (A difference of one does not count: it depends on whether the end
 is meant to be included.)
 """
 

@@ -1,1 +1,1 @@
-"""What the programs share, apart from the model, the data pipeline and the loops."""
+"""What the programs share apart from model and data; nothing in here imports from a program."""

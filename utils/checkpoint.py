@@ -279,7 +279,7 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
             raise UserError(f"{path}: has a tensor '{name}' that the model does not have")
     try:
         model.load_state_dict(state_dict)
-    except RuntimeError as error:  # no plain tensor: sparse, quantised, without data
+    except RuntimeError as error:  # not an ordinary tensor: sparse, quantised, without data
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: its tensors cannot be copied ({reason})") from None
 

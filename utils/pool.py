@@ -26,7 +26,7 @@ class _Lines:
 
 
 def progress_bar(total: int, initial: int = 0) -> tqdm:
-    """Count videos: a bar on a terminal's stderr; otherwise a plain line on stdout every half minute.
+    """Count videos: a bar on a terminal's stderr; otherwise a line on stdout every half minute.
 
     Args:
         total: the number of videos.

@@ -1,4 +1,4 @@
-"""Plot the training loss of the faster forms beside float32's, over the demo's 400 steps.
+"""Plot the training loss of the faster variants alongside float32's, over the demo's 400 steps.
 
     make demo
     python docs/figures/plot_losses.py demo/data docs/figures/losses.png
