@@ -435,8 +435,11 @@ class ClipLoader(DataLoader):
             except StopIteration:
                 return
             except (RuntimeError, ConnectionError, EOFError) as error:
-                # What a process had ready cannot be had from it any more; all else is of a clip's own code.
-                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                # torch says so, or what the process had ready cannot be fetched any more, here or in the
+                # thread that pins memory. What a clip's own code raises is another matter.
+                is_killed = str(error).startswith(("DataLoader worker (pid", "Pin memory thread exited"))
+                is_code = "in DataLoader worker process" in str(error) or self.num_workers == 0
+                if is_code or (isinstance(error, RuntimeError) and not is_killed):
                     raise
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(

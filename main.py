@@ -15,7 +15,7 @@ On two such machines, the same on both but for the node's rank (0 and 1):
 
 Under Slurm, which warns a job before it ends it; --resume auto continues it:
 
-    srun --signal=USR1@120 torchrun --nproc_per_node=8 main.py --root_path DATA --dataset somethingv1 \\
+    srun --signal=TERM@120 torchrun --nproc_per_node=8 main.py --root_path DATA --dataset somethingv1 \\
         --resume auto
 """
 
@@ -56,7 +56,7 @@ def main(args: Namespace) -> None:
     Raises:
         UserError: something that the user can mend.
     """
-    world = init_distributed(args.gpus, args.sync_bn)
+    world = init_distributed(args.gpus, args.sync_bn, args.compile)
     run = Run(args, world)
     saved = run.find_checkpoint()
     run.check(saved)
@@ -120,7 +120,7 @@ def main(args: Namespace) -> None:
     model.to(world.device)
     if args.channels_last or world.device.type == "cpu":
         to_channels_last(model, world.device)
-    log.info(world.describe(val_batch if args.evaluate else args.batch_size))
+    log.info(world.describe(val_batch * world.size if args.evaluate else args.batch_size))
     if args.evaluate:
         log.info(f"precision: validation in {validation}")
         result = evaluate(val_loader, model, world, validation.amp, args.print_freq, compiled=args.compile)
@@ -183,8 +183,8 @@ def main(args: Namespace) -> None:
         except DivergedError as error:
             clips = ", ".join(train_set.record(clip).path for clip in sampler.clips_of(error.step))
             raise UserError(
-                f"epoch {epoch}, step {error.step}: the loss is {error.loss}, so training stops and nothing "
-                f"more is saved; try a smaller --lr. The clips of that step: {clips}"
+                f"epoch {epoch}, step {error.step}: loss or gradient is {error.loss}, so training stops and "
+                f"nothing more is saved; try a smaller --lr. The clips of that step: {clips}"
             ) from None
         loss, prec1, prec5 = averages(state.meters.totals)
         seconds = time.monotonic() - began

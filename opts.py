@@ -151,7 +151,7 @@ def training_parser() -> argparse.ArgumentParser:
         "(default: off; a resumed or evaluated checkpoint keeps its own)",
         compiled="compile training with torch.compile, which takes from seconds to minutes at the first "
         "batch and needs a C++ compiler; validation is not compiled, so that its results are those "
-        "of test_models.py",
+        "of test_models.py, unless --evaluate asks for it alone; with several GPUs, use torchrun",
     )
     run.add_argument(
         "--channels_last",
@@ -231,8 +231,10 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
         args.pretrained = "none" if has_no_weights else "imagenet"
     if args.pretrained == "imagenet" and has_no_weights:
         raise UserError(f"--pretrained imagenet: no such weights exist for {args.arch}; give FILE or none")
-    if args.store_name != Path(args.store_name).name:
-        raise UserError(f"--store_name {args.store_name}: must be usable as part of a file name")
+    if args.store_name != Path(args.store_name).name or len(os.fsencode(args.store_name)) > 150:
+        raise UserError(
+            f"--store_name {args.store_name}: must fit into a file name: at most 150 bytes, no slash"
+        )
     if args.evaluate and (not args.resume or args.resume == "auto"):
         raise UserError("--evaluate needs --resume FILE, the checkpoint to evaluate")
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
@@ -294,7 +296,7 @@ def testing_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--fast",
         action="store_true",
-        help="--compile, and --amp auto unless --amp is given",
+        help="--compile, and --amp auto unless --amp is given; with several GPUs, use torchrun or choose one",
     )
     run.add_argument(
         "-b",

@@ -41,7 +41,7 @@ def main(args: Namespace) -> None:
     Raises:
         UserError: something that the user can mend.
     """
-    world = init_distributed(args.gpus)
+    world = init_distributed(args.gpus, compiled=args.compile or args.fast)
     if args.save_scores:
         check_output(Path(args.save_scores))
 
@@ -84,7 +84,7 @@ def main(args: Namespace) -> None:
         f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
         f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
     )
-    log.info(f"{world.describe(batch_size)}; {precision}{', compiled' if compiled else ''}")
+    log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
 
     model.to(world.device)
 

@@ -26,6 +26,7 @@ from engine import to_input
 from models import TemporalModel
 from utils.cli import UserError, run_program
 from utils.deploy import compile_model, compiler_errors, deploy, to_channels_last, use_2d_kernels
+from utils.distributed import init_distributed
 from utils.precision import has_instructions
 
 CPU = torch.device("cpu")
@@ -444,9 +445,11 @@ def test_fast_evaluation_gives_the_scores_of_the_default(scores):
         assert low <= relative(found, expected) < high
 
 
-def test_several_gpus_in_one_process_are_not_compiled():
-    with pytest.raises(UserError, match="^--compile: .*torchrun"):
-        compile_model(nn.DataParallel(nn.Linear(1, 1)))
+def test_several_gpus_in_one_process_are_not_compiled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="^--compile .*torchrun"):
+        init_distributed(None, compiled=True)
+    assert len(init_distributed([1], compiled=True).devices) == 1
 
 
 def test_a_compiler_that_does_not_work_is_reported_in_one_line(compiler, tmp_path, monkeypatch):

@@ -127,6 +127,13 @@ def test_a_process_that_fails_ends_the_others_and_says_why(root, tmp_path):
     assert f'Traceback (most recent call last):\n  File "{REPOSITORY}/main.py' not in process.stderr
 
 
+def test_a_failure_of_the_first_process_alone_is_one_line_of_each(root, tmp_path):
+    options = [*training_options(root, tmp_path), "--pretrained", tmp_path / "missing.pth"]
+    first, second = (rank.finish() for rank in start_ranks(2, "main.py", *options, env=ONE_THREAD))
+    assert_one_line_error(first, "missing.pth: no such file")
+    assert_one_line_error(second, "lost another process")
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_torchrun_restarts_continue_from_the_newest_checkpoint(small, alone, tmp_path):
     options = training_options(small, tmp_path)

@@ -317,7 +317,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(bad):
     watch.add(1, torch.tensor(2.0))
     watch.add(2, torch.tensor(bad))
     watch.add(3, torch.tensor(math.nan))
-    with pytest.raises(DivergedError, match="^step 2: the loss is (nan|inf|-inf)$") as stop:
+    with pytest.raises(DivergedError, match="^step 2: loss or gradient is (nan|inf|-inf)$") as stop:
         watch.check()
     assert stop.value.step == 2  # the first one
     assert str(stop.value.loss) == str(bad)

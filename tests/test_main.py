@@ -318,11 +318,11 @@ def test_tensorboard_has_the_curves(finished):
     assert min(scalars["train/gradient_norm"].values()) > 0
     for name in ("loss", "prec1", "prec5"):
         trained = [float(row[f"train_{name}"]) for row in rows_of(finished.csv)]
-        assert list(scalars[f"train_epoch/{name}"]) == [2, 4]
+        assert list(scalars[f"train_epoch/{name}"]) == [1, 3]
         assert list(scalars[f"train_epoch/{name}"].values()) == pytest.approx(trained, rel=1e-6)
     for name in ("loss", "prec1", "prec5", "mean_class"):
         told = [float(row[f"val_{name}"]) for row in rows_of(finished.csv)]
-        assert list(scalars[f"val/{name}"]) == [2, 4]
+        assert list(scalars[f"val/{name}"]) == [1, 3]
         assert list(scalars[f"val/{name}"].values()) == pytest.approx(told, rel=1e-6)
 
 
@@ -1006,6 +1006,15 @@ def test_an_unreadable_frame_stops_the_run_with_its_path(torn_frame, tmp_path):
             "Epoch: [0][1/",
         ]
     assert list((tmp_path / "out" / "checkpoint").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "word"), [("--checkpoint_dir", "too long"), ("--store_name", "at most 150 bytes")]
+)
+def test_a_name_that_is_too_long_is_one_line(trn_root, tmp_path, option, word):
+    process = call(*small_run(trn_root, tmp_path / "out", option, "x" * 300))
+    assert_one_line_error(process, option, "xxx", word)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(trn_root, tmp_path):

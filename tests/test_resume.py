@@ -1,6 +1,7 @@
 """Runs that are killed, stopped, or cannot save, and what resuming makes of them."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -151,6 +152,16 @@ def test_saves_that_fail_stop_the_run_and_leave_the_old_checkpoint(root, tmp_pat
     assert error.startswith(f"error: cannot save {checkpoint_of(tmp_path)} (File too large)")
     assert checkpoint_of(tmp_path).read_bytes() == before
     assert not list(checkpoint_of(tmp_path).parent.glob(".*.part"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on a disk that is full")
+def test_a_log_file_that_cannot_be_written_does_not_stop_a_run(root, tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / f"{NAME}.log").symlink_to("/dev/full")
+    process = resume(root, tmp_path, "--epochs", 1)
+    assert process.returncode == 0
+    (warning,) = process.stderr.splitlines()
+    assert re.fullmatch(r"warning: no more lines in .*\.log \(.*No space left on device\)", warning)
 
 
 def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, capsys):

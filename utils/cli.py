@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -60,13 +60,17 @@ def run_program(
         sys.exit("error: nobody reads the output any more")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # a mistake in the code, whose traceback belongs into the log's file, too
+        log.critical("unexpected error:", exc_info=True)
+        sys.exit(1)
     finally:
-        for handler in log.handlers[1:]:  # a run's log file
-            log.removeHandler(handler)
-            handler.close()
         # Workers that load clips ignore SIGTERM, with which multiprocessing would end them.
         for child in multiprocessing.active_children():
             child.kill()
+        for handler in log.handlers[1:]:  # a run's log file
+            log.removeHandler(handler)
+            with suppress(OSError):
+                handler.close()
 
 
 @contextmanager
@@ -210,7 +214,10 @@ def check_writable_folder(folder: str | Path, option: str = "") -> None:
         UserError: the first folder above it that exists is not a folder, or must not be written to.
     """
     existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            existing = existing.parent
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{f'{option} {folder}'.strip()}: cannot be written ({error.strerror})") from None
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is not a folder that can be written to")

@@ -90,14 +90,7 @@ def compile_model(model: nn.Module) -> None:
 
     Args:
         model: what is called: the model itself, or the `DistributedDataParallel` around it.
-
-    Raises:
-        UserError: it is a `DataParallel`, whose threads torch.compile does not follow.
     """
-    if isinstance(model, nn.DataParallel):
-        raise UserError(
-            "--compile: not with several GPUs in one process; use torchrun, or choose one with --gpus"
-        )
     # With eager's random numbers, so that dropout's masks do not depend on --compile.
     model.compile(dynamic=False, options={"fallback_random": True})
 

@@ -73,7 +73,8 @@ class World:
         if for_training and self.size > 1:
             # Channels last and NCTHW differ in the strides of 1x1x1 kernels by name only.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            return DistributedDataParallel(model)
+            with self.lost_process():
+                return DistributedDataParallel(model)
         return nn.DataParallel(model, device_ids=self.devices) if len(self.devices) > 1 else model
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -147,15 +148,17 @@ class World:
         return f"device: {device}; batch of {batch_size}" + (f", {each} clips on each" if shares > 1 else "")
 
 
-def init_distributed(gpus: list[int] | None, sync_bn: bool = False) -> World:
+def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bool = False) -> World:
     """Find this process's place, and join the others if torchrun started it.
 
     Args:
         gpus: indices of the GPUs to use; None for all that are visible.
         sync_bn: whether batch norm is to be computed over the clips of all processes.
+        compiled: whether the model is to be compiled.
 
     Raises:
-        UserError: a GPU that does not exist, `gpus` together with torchrun, or `sync_bn` without GPUs.
+        UserError: a GPU that does not exist, `gpus` together with torchrun, `sync_bn` without GPUs, or
+            `compiled` with several GPUs in one process: torch.compile does not follow DataParallel's threads.
     """
     available = torch.cuda.device_count()
     if not available:
@@ -167,6 +170,11 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False) -> World:
             if gpu >= available:
                 raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
         numbers = gpus or range(available)
+        if compiled and len(numbers) > 1:
+            raise UserError(
+                f"--compile does not work with {len(numbers)} GPUs in one process: use torchrun, or choose "
+                "one GPU with --gpus"
+            )
         return World(0, 1, [torch.device("cuda", number) for number in numbers] or [torch.device("cpu")])
     if gpus:
         raise UserError("--gpus: torchrun gives each process its GPU; choose with CUDA_VISIBLE_DEVICES")

@@ -40,10 +40,10 @@ class AverageMeter:
 
 
 class DivergedError(Exception):
-    """The loss of a step of training is not finite."""
+    """The loss of a step of training, or its gradient, is not finite."""
 
     def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"step {step}: the loss is {loss}")
+        super().__init__(f"step {step}: loss or gradient is {loss}")
         self.step = step
         self.loss = loss
 

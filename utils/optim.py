@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def learning_rate(options: Namespace, epoch: float) -> float:
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, saved: dict[str, Any], path: str
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, saved: dict[str, Any], path: str | Path
 ) -> None:
     """Continue with a checkpoint's momentum and loss scale, if it has them.
 

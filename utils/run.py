@@ -111,7 +111,7 @@ class TrainState:
         """Continue where a checkpoint ends; the model has its weights already.
 
         Args:
-            saved: what `load_checkpoint` gave. A released checkpoint has the epoch only.
+            saved: what `load_checkpoint` gave. A released one has epoch and best accuracy only.
             path: its file, for messages.
 
         Raises:
@@ -137,13 +137,15 @@ class Run:
         self.files = RunFiles.of(args)
         self.checkpoint: Path | None = None  # what it resumes from
         self.curves: Curves | None = None
-        self.part = describe_start()
+        self.part = describe_start() if world.is_main else {}
         self.last_save = time.monotonic()
         self.has_failed = False  # the last save
         # What is logged before it is clear that the log file may be written.
         self.early = MemoryHandler(1 << 20)
         if not args.evaluate:
             log.addHandler(self.early)
+        if not world.is_main:
+            return
         log.info(f"{self.part['started']}: {self.part['command']}")
         versions = ", ".join(
             f"{name} {version}" for name, version in self.part["versions"].items() if version
@@ -184,7 +186,10 @@ class Run:
         if args.evaluate:
             return
         check_writable_folder(args.checkpoint_dir, "--checkpoint_dir")
-        old = self.files.existing()
+        try:
+            old = self.files.existing()
+        except OSError as error:  # such as a name that is too long
+            raise UserError(f"run {self.files.name}: its files cannot be read ({error.strerror})") from None
         # With auto and no checkpoint, a run was killed before its first save.
         is_continued = saved.get("run") == self.files.name if saved else args.resume == "auto"
         if old and not (is_continued or args.overwrite):
@@ -215,8 +220,9 @@ class Run:
                 raise UserError(
                     f"--checkpoint_dir {self.args.checkpoint_dir}: cannot write there ({error})"
                 ) from None
-            self.early.flush()
+            log.removeHandler(self.early)
             log.addHandler(self.early.target)
+            self.early.flush()
         log.removeHandler(self.early)
         if not self.files.best.exists():
             state.best_prec1 = 0.0  # of another run, whose best checkpoint is not this one's
@@ -281,7 +287,7 @@ class Run:
             curves |= {f"val/{name}": value for name, value in measured.items()}
             is_best = result.prec1 > state.best_prec1 or not self.files.best.exists()
             state.best_prec1 = max(state.best_prec1, result.prec1)
-        self.add_curves(curves, (state.epoch + 1) * steps)
+        self.add_curves(curves, (state.epoch + 1) * steps - 1)  # with the epoch's last step
         state.history.append(row)
         state.epoch, state.step, state.meters = state.epoch + 1, 0, ClipMeters(self.world)
         if result:
@@ -455,6 +461,8 @@ class _LogFile(logging.FileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
+        if self not in log.handlers:  # it has been reported
+            return
         log.removeHandler(self)
         log.warning(f"warning: no more lines in {self.baseFilename} ({sys.exc_info()[1]})")
 
@@ -483,7 +491,7 @@ def find_commit() -> str:
     folder = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
+        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
