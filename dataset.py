@@ -1,5 +1,6 @@
 """From a list file to clips: records, sampled frames, decoded and transformed."""
 
+import multiprocessing.connection
 import os
 import signal
 import tempfile
@@ -434,16 +435,15 @@ class ClipLoader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                # torch says so, or what the process had ready cannot be fetched any more, here or in the
-                # thread that pins memory. What a clip's own code raises is another matter.
-                is_killed = str(error).startswith(("DataLoader worker (pid", "Pin memory thread exited"))
-                is_code = "in DataLoader worker process" in str(error) or self.num_workers == 0
-                if is_code or (isinstance(error, RuntimeError) and not is_killed):
+            except (RuntimeError, ConnectionError, EOFError):
+                # Raised by the code of a clip, or because the process that had the clips is gone.
+                workers = {worker.sentinel: worker for worker in getattr(batches, "_workers", ())}
+                gone = multiprocessing.connection.wait(list(workers), timeout=1)
+                if not gone:
                     raise
-                reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(
-                    f"a process that loads clips was killed ({reason}); if out of memory, try fewer --workers"
+                    f"a process that loads clips (pid {workers[gone[0]].pid}) was killed; if out of memory, "
+                    "try fewer --workers"
                 ) from None
             if isinstance(batch, UserError):
                 raise batch

@@ -177,7 +177,7 @@ def test_a_killed_worker_is_reported_in_one_line(root, tmp_path):
     program = start(root, tmp_path)
     worker = descendants(program.pid)[-1]
     os.kill(worker, signal.SIGKILL)
-    assert_one_line_error(program.finish(), f"pid(s) {worker}", "killed", "--workers")
+    assert_one_line_error(program.finish(), f"(pid {worker})", "killed", "--workers")
     torch.load(checkpoint_of(tmp_path), weights_only=True)
 
 
