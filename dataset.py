@@ -473,7 +473,7 @@ def _collate(clips: list[tuple[np.ndarray, int] | UserError]) -> list[torch.Tens
 
 def _ignore_signals(worker: int) -> None:
     # A stop goes to the whole process group; the training process finishes its step first, and needs clips.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -635,6 +635,13 @@ def test_a_bare_state_dict_continues_at_the_epoch_that_is_given(halves, tmp_path
     ]
 
 
+def test_an_empty_resume_is_no_fresh_start(trn_root, tmp_path):
+    """As `--resume "$FILE"` gives it when the shell's variable is not set."""
+    process = call(*small_run(trn_root, tmp_path / "out", "--resume", ""))
+    assert_one_line_error(process, "--resume", "empty")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
 def test_evaluate_needs_a_checkpoint(trn_root, tmp_path, resume):
     process = call(*small_run(trn_root, tmp_path / "out", "-e", *resume))

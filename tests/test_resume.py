@@ -58,7 +58,8 @@ def test_killed_runs_end_as_one_that_was_not(root, alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
 )
 def test_a_signal_saves_and_ends_the_run(root, alone, tmp_path, number, status):
     program = start(root, tmp_path)

@@ -394,16 +394,16 @@ class RunFiles:
 
 
 class Interruption:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 (Slurm's warning), so that a run can finish its step and save.
+    """Remembers the signals that ask a run to stop, so that it can finish its step and save.
 
-    A torchrun that has died counts as SIGTERM: its processes would train on unseen, alongside those
-    of the next attempt.
+    They are SIGTERM, SIGINT, SIGHUP (a lost terminal) and SIGUSR1 (Slurm's warning). A torchrun that has
+    died counts as SIGTERM: its processes would train on unseen, alongside those of the next attempt.
     """
 
     def __init__(self) -> None:
         self.signal = 0
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: object) -> None:
