@@ -353,7 +353,7 @@ def test_no_room_stops_with_one_line(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
-    assert_one_line_error(process, out, "File too large", "goes on")
+    assert_one_line_error(process, out, "File too large", "continues")
     assert sorted(path.name for path in out.iterdir()) == [".extract_frames.json"]
 
 

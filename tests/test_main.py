@@ -185,6 +185,7 @@ def test_the_files_are_where_they_are_promised(finished):
         f"log/{finished.name}.csv",
         f"log/{finished.name}.json",
         f"log/{finished.name}.log",
+        f"log/{finished.name}.lock",
     }
 
 
@@ -413,7 +414,7 @@ def test_gst_large_leaves_the_files_of_gst_alone(finished, tmp_path):
     after = contents(tmp_path / "out")
     assert {path: after[path] for path in before} == before
     large = [path for path in after if "beta1" in str(path)]
-    assert len(large) == len(after) - len(before) == 6
+    assert len(large) == len(after) - len(before) == 7
     assert not any("linear rule" in line for line in lines)  # twice 12 is the published 24
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +94,30 @@ def test_a_second_interrupt_ends_at_once_and_harms_nothing(tmp_path):
     assert process.returncode == 130
     assert "stopped by" not in process.stdout
     assert is_saved(checkpoint_of(tmp_path / "out"), step=3)
+
+
+def test_a_run_has_one_owner(root, tmp_path):
+    """The second start says who trains; a killed owner leaves the run free."""
+    owner = start(root, tmp_path)
+    refused = resume(root, tmp_path)
+    assert_one_line_error(refused, NAME, f"process {owner.pid} on host {socket.gethostname()}, since 20")
+    assert refused.returncode == 75
+    owner.kill()
+    resumed = resume(root, tmp_path)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert "resumed " in resumed.stdout
+
+
+def test_of_starts_at_the_same_time_exactly_one_trains(root, tmp_path):
+    programs = [resume_harness.start(root, tmp_path, 1, 1, "--epochs", 500)[0] for _ in range(4)]
+    while sum(program.is_running for program in programs) > 1:
+        time.sleep(0.1)
+    (owner,) = (program for program in programs if program.is_running)
+    owner.wait_for("Epoch: [0][3/")
+    owner.kill()
+    refused = [program.finish() for program in programs if program is not owner]
+    assert [process.returncode for process in refused] == [75] * 3
+    assert not any("Epoch:" in process.stdout for process in refused)
 
 
 def is_saved(file: Path, step: int) -> bool:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -22,6 +22,14 @@ class UserError(Exception):
 
     The message is one line that names the culprit and says what to do about it.
     """
+
+    status = 1
+
+
+class BusyError(UserError):
+    """Another process is doing it already."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: later it may succeed
 
 
 class _Terminal(logging.Handler):
@@ -40,10 +48,14 @@ log.propagate = False
 log.addHandler(_Terminal())
 
 
+# What a program has to undo when it ends: the locks and log files of a run.
+at_end = ExitStack()
+
+
 def run_program(
     main: Callable[..., int | None], parse: Callable[[], argparse.Namespace] | None = None
 ) -> None:
-    """Run a program, and end the process: a `UserError` is one line on stderr and status 1.
+    """Run a program, and end the process: a `UserError` is one line on stderr, and its status.
 
     Args:
         main: the program.
@@ -54,7 +66,7 @@ def run_program(
         sys.exit(main(parse()) if parse else main())
     except UserError as error:
         log.error("error: %s", error)
-        sys.exit(1)
+        sys.exit(error.status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
         sys.exit("error: nobody reads the output any more")
@@ -67,10 +79,8 @@ def run_program(
         # Workers that load clips ignore SIGTERM, with which multiprocessing would end them.
         for child in multiprocessing.active_children():
             child.kill()
-        for handler in log.handlers[1:]:  # a run's log file
-            log.removeHandler(handler)
-            with suppress(OSError):
-                handler.close()
+        with suppress(OSError):
+            at_end.close()
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -25,13 +27,14 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+from filelock import FileLock, Timeout
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from models import TemporalModel
 from utils.checkpoint import all_checkpoints, describe_model, load_checkpoint, load_newest, save_checkpoint
-from utils.cli import UserError, check_writable_folder, log
+from utils.cli import BusyError, UserError, at_end, check_writable_folder, log
 from utils.distributed import World
 from utils.files import write_atomically
 from utils.metrics import ClipMeters, LossWatch, Result, averages
@@ -140,10 +143,14 @@ class Run:
         self.part = describe_start() if world.is_main else {}
         self.last_save = time.monotonic()
         self.has_failed = False  # the last save
+        self.seen: dict[Path, tuple[int, int]] = {}  # its files, when it looked for a checkpoint
+        # The processes that load a killed run's clips hold its lock for some seconds more.
+        self.lock = FileLock(self.files.lock, timeout=8, thread_local=False)
         # What is logged before it is clear that the log file may be written.
         self.early = MemoryHandler(1 << 20)
         if not args.evaluate:
             log.addHandler(self.early)
+            at_end.callback(log.removeHandler, self.early)
         if not world.is_main:
             return
         log.info(f"{self.part['started']}: {self.part['command']}")
@@ -159,9 +166,20 @@ class Run:
             Its content; None to start from scratch.
 
         Raises:
+            BusyError: another process trains this run.
             UserError: it cannot be loaded.
         """
         found = None
+        if self.world.is_main and not self.args.evaluate:
+            try:
+                if self.files.lock.exists():
+                    with self._owning():
+                        pass
+                self.seen = self.files.state()
+            except OSError as error:  # such as a name that is too long
+                raise UserError(
+                    f"--checkpoint_dir {self.args.checkpoint_dir}: cannot be read ({error.strerror})"
+                ) from None
         if self.args.resume == "auto" and self.world.is_main:
             found = load_newest(self.files.checkpoint)
             if found is None:
@@ -186,10 +204,7 @@ class Run:
         if args.evaluate:
             return
         check_writable_folder(args.checkpoint_dir, "--checkpoint_dir")
-        try:
-            old = self.files.existing()
-        except OSError as error:  # such as a name that is too long
-            raise UserError(f"run {self.files.name}: its files cannot be read ({error.strerror})") from None
+        old = list(self.seen)
         # With auto and no checkpoint, a run was killed before its first save.
         is_continued = saved.get("run") == self.files.name if saved else args.resume == "auto"
         if old and not (is_continued or args.overwrite):
@@ -207,10 +222,15 @@ class Run:
             first_step: of this part of the run, counted over all epochs.
 
         Raises:
+            BusyError: another process trains this run.
             UserError: the files cannot be written.
         """
         if self.world.is_main:
             try:
+                self.files.lock.parent.mkdir(parents=True, exist_ok=True)
+                at_end.enter_context(self._owning())
+                if self.files.state() != self.seen:
+                    raise BusyError(f"run {self.files.name}: another process has written it since; try again")
                 self.files.prepare(self.args.overwrite)
                 write_json(self.files.json, facts, self.part | {"epoch": state.epoch, "step": state.step})
                 write_csv(self.files.csv, state.history)
@@ -222,6 +242,8 @@ class Run:
                 ) from None
             log.removeHandler(self.early)
             log.addHandler(self.early.target)
+            at_end.callback(self.early.target.close)
+            at_end.callback(log.removeHandler, self.early.target)
             self.early.flush()
         log.removeHandler(self.early)
         if not self.files.best.exists():
@@ -229,6 +251,30 @@ class Run:
         log.info(f"run {self.files.name}, written below {self.args.checkpoint_dir}")
         self.last_save = time.monotonic()
         self.interruption = Interruption()
+
+    @contextmanager
+    def _owning(self) -> Iterator[None]:
+        """Own the run's name, on all hosts that share its disk; the system ends it with the process.
+
+        Raises:
+            BusyError: another process owns it.
+        """
+        try:
+            self.lock.acquire()
+        except Timeout:
+            try:
+                part = json.loads(self.files.json.read_text(encoding="utf-8"))["parts"][-1]
+                owner = f"process {part['process']} on host {part['host']}, since {part['started']}"
+            except (OSError, ValueError, LookupError, TypeError):  # it has not said so yet
+                owner = "another process"
+            raise BusyError(
+                f"run {self.files.name} is being trained by {owner}; wait for its end, or "
+                "give this run another name (--store_name)"
+            ) from None
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def add_curves(self, values: dict[str, float], step: int) -> None:
         """Add points to TensorBoard's curves, in the main process."""
@@ -362,6 +408,7 @@ class RunFiles:
     csv: Path
     json: Path
     log: Path
+    lock: Path
     tensorboard: Path
 
     @classmethod
@@ -377,6 +424,7 @@ class RunFiles:
             csv=top / "log" / f"{name}.csv",
             json=top / "log" / f"{name}.json",
             log=top / "log" / f"{name}.log",
+            lock=top / "log" / f"{name}.lock",
             tensorboard=top / "tensorboard" / name,
         )
 
@@ -384,6 +432,11 @@ class RunFiles:
         """Those that exist."""
         others = (self.best, self.csv, self.json, self.log, self.tensorboard)
         return all_checkpoints(self.checkpoint) + [path for path in others if path.exists()]
+
+    def state(self) -> dict[Path, tuple[int, int]]:
+        """When each of them was last written, in nanoseconds, and its size in bytes."""
+        found = {path: path.stat() for path in self.existing()}
+        return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
 
     def prepare(self, overwrite: bool) -> None:
         """Make the folders; with `overwrite`, delete the older files first."""
@@ -473,6 +526,7 @@ def describe_start() -> dict[str, Any]:
         "started": datetime.now().isoformat(" ", "seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "host": socket.gethostname(),
+        "process": os.getpid(),
         "commit": find_commit(),
         "versions": {
             "python": platform.python_version(),
