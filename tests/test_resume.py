@@ -1,5 +1,7 @@
 """Runs that are killed, stopped, or cannot save, and what resuming makes of them."""
 
+import errno
+import fcntl
 import os
 import re
 import resource
@@ -106,6 +108,16 @@ def test_a_run_has_one_owner(root, tmp_path):
     resumed = resume(root, tmp_path)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert "resumed " in resumed.stdout
+
+
+def test_without_locks_a_run_trains_after_a_warning(root, tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    process = resume(root, tmp_path, "--epochs", 1)
+    assert process.returncode == 0
+    assert re.fullmatch("warning: this file system has no locks: .*", process.stderr.strip())
 
 
 def test_of_starts_at_the_same_time_exactly_one_trains(root, tmp_path):

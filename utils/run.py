@@ -1,6 +1,7 @@
 """What a run is and leaves: its files, its state, what it resumes from, its log, curves and signals."""
 
 import csv
+import fcntl
 import io
 import json
 import logging
@@ -259,6 +260,12 @@ class Run:
         Raises:
             BusyError: another process owns it.
         """
+        if not has_locks(self.files.lock):
+            log.warning(
+                "warning: this file system has no locks: nothing keeps another process from training this run"
+            )
+            yield
+            return
         try:
             self.lock.acquire()
         except Timeout:
@@ -375,6 +382,25 @@ class Run:
         else:
             self.has_failed = False
         self.last_save = time.monotonic()
+
+
+def has_locks(path: Path) -> bool:
+    """Whether the file system locks files; Lustre, for one, may be mounted without.
+
+    Args:
+        path: of a file, which is created if it does not exist.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody has it
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def check_recipe(args: Namespace, saved: dict[str, Any], path: Path) -> None:
