@@ -1,7 +1,6 @@
 """What several test modules use to run the programs as a user does, and to leave no process behind."""
 
 import ctypes
-import importlib
 import io
 import logging
 import os
@@ -134,14 +133,6 @@ def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
         stream.flush()
         texts.append(stream.buffer.getvalue().decode())
     return subprocess.CompletedProcess(args, int(status or 0), *texts)
-
-
-def module_of(program: str):
-    """Import a program of the repository: as Python does when it runs it, its own folder is in the path."""
-    folder = str((REPOSITORY / program).parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return importlib.import_module(Path(program).stem)
 
 
 def assert_one_line_error(process: subprocess.CompletedProcess[str], *words: object) -> None:

@@ -173,8 +173,8 @@ class Run:
         found = None
         if self.world.is_main and not self.args.evaluate:
             try:
-                if self.files.lock.exists():
-                    with self._owning():
+                if self.files.lock.exists() and has_locks(self.files.lock):
+                    with self._owning():  # so that a second start hears of the first one at once
                         pass
                 self.seen = self.files.state()
             except OSError as error:  # such as a name that is too long
