@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 from datasets_video import DatasetPaths
 from transforms import Compose
-from utils.cli import UserError, log
+from utils.cli import UserError, log, shown
+from utils.files import read_text
+from utils.images import read_image
 
 # As published: in a shorter video nothing moves.
 MIN_FRAMES = 3
+# Bytes of a path (Linux' PATH_MAX). Names are kept in an array of equal widths.
+MAX_PATH = 4096
 
 
 class VideoRecord(NamedTuple):
@@ -40,24 +43,20 @@ def read_list(list_file: str | Path, num_class: int) -> list[VideoRecord]:
     Raises:
         UserError: the file cannot be read, is empty, or has a line that cannot be right.
     """
-    try:
-        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{list_file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{list_file}: cannot be read ({error})") from None
     records = []
-    for line_number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(read_text(list_file).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{list_file}, line {line_number}"
         fields = line.strip().rsplit(None, 2)
         if len(fields) < 3:
-            raise UserError(f"{where}: '{line.strip()}' is not 'folder frames label'")
+            raise UserError(f"{where}: '{shown(line.strip())}' is not 'folder frames label'")
         folder, frames, label = fields
+        if len(folder.encode()) > MAX_PATH or "\0" in folder:
+            raise UserError(f"{where}: '{shown(folder)}' cannot be a folder's name")
         for what, number in (("number of frames", frames), ("label", label)):
-            if not number.isdecimal() or len(number) > 9:  # int32 holds 9 digits
-                raise UserError(f"{where}: {what} '{number[:20]}' is not a whole number below 10^9")
+            if not (number.isascii() and number.isdecimal()) or len(number) > 9:  # int32 holds 9 digits
+                raise UserError(f"{where}: {what} '{shown(number)}' is not a whole number below 10^9")
         if int(label) >= num_class:
             raise UserError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
         records.append(VideoRecord(folder, int(frames), int(label)))
@@ -186,7 +185,7 @@ class VideoDataSet(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
         starts = self.sample_indices(record.num_frames, rng)
         numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
-        frames = {number: _read_image(self.frame_path(record, number)) for number in set(numbers)}
+        frames = {number: read_image(self.frame_path(record, number)) for number in set(numbers)}
         for number, frame in frames.items():
             if frame.size != frames[numbers[0]].size:
                 raise UserError(
@@ -475,12 +474,3 @@ def _ignore_signals(worker: int) -> None:
     # A stop goes to the whole process group; the training process finishes its step first, and needs clips.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _read_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from None

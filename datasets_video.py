@@ -13,7 +13,8 @@ from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
-from utils.cli import UserError
+from utils.cli import UserError, shown
+from utils.files import read_text
 
 # dataset name -> (folder of the frame folders, file name of a frame)
 LAYOUTS = {
@@ -82,12 +83,8 @@ def read_categories(path: Path) -> list[str]:
     Raises:
         UserError: the file is missing or empty, or a name is blank or stands twice.
     """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it holds the class names, one a line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    text = read_text(path, "it holds the class names, one a line").rstrip()
+    names = [line.strip() for line in text.split("\n")] if text else []
     if not names:
         raise UserError(f"{path}: is empty; it holds the class names, one a line")
     first_seen: dict[str, int] = {}
@@ -95,7 +92,9 @@ def read_categories(path: Path) -> list[str]:
         if not name:
             raise UserError(f"{path}, line {number}: blank; every line is the name of one class")
         if name in first_seen:
-            raise UserError(f"{path}, line {number}: '{name}' stands on line {first_seen[name]} already")
+            raise UserError(
+                f"{path}, line {number}: '{shown(name)}' stands on line {first_seen[name]} already"
+            )
         first_seen[name] = number
     return names
 

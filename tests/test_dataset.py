@@ -133,7 +133,7 @@ def test_list_that_cannot_be_read_is_refused(tmp_path):
         read_list(tmp_path, 4)
     path = tmp_path / "latin1.txt"
     path.write_bytes("Äpfel 12 0\n".encode("latin1"))
-    with pytest.raises(UserError, match=r"latin1\.txt: cannot be read"):
+    with pytest.raises(UserError, match=r"latin1\.txt, line 1: cannot be read"):
         read_list(path, 4)
 
 

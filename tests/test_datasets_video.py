@@ -238,7 +238,7 @@ def test_categories_keep_their_order(tmp_path):
         (b"\n \n", "category.txt: is empty"),
         (b"one\n\ntwo\n", "category.txt, line 2: blank"),
         (b"one\ntwo\nthree\ntwo\n", "category.txt, line 4: 'two' stands on line 2 already"),
-        (b"one\n\xff\xfe\n", "category.txt: cannot be read"),
+        (b"one\n\xff\xfe\n", "category.txt, line 2: cannot be read"),
     ],
 )
 def test_bad_categories_are_refused(tmp_path, content, message):

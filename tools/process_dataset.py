@@ -25,12 +25,11 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from PIL import Image
-
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
 from utils.annotations import TEST_LIST, Lists, Video, read_annotations, read_test_list
 from utils.cli import Parser, UserError, cores, number_type, run_program, uninterrupted
 from utils.files import write_texts
+from utils.images import ImageError, open_image
 from utils.pool import progress_bar, worker_pool
 
 REPORT_FILE = "process_report.txt"
@@ -240,12 +239,12 @@ def look_into_folder(frames: Path, template: str, folder: str) -> tuple[int, str
         return 0, f"{len(names)} files, but no {gap}; there is {stranger}"
     for name in dict.fromkeys((expected[0], expected[-1])):
         try:
-            with Image.open(path / name) as image:
+            with open_image(str(path / name)) as image:
                 # libjpeg then reads the whole file, but computes an eighth of the pixels.
                 image.draft("L", (1, 1))
                 image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            return 0, f"{name} cannot be decoded ({str(error).splitlines()[0]})"
+        except ImageError as error:
+            return 0, f"{name} cannot be decoded ({error.reason})"
     return len(names), ""
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from datasets_video import TRAIN_LISTS, VAL_LISTS
 from utils.cli import UserError
+from utils.files import read_text
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 
@@ -148,13 +149,8 @@ def _read_json(path: Path, convert: Callable[[Any], Any]) -> Any:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in _text(path).splitlines() if line.strip()]
+    return [line for line in _text(path).split("\n") if line.strip()]
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it belongs to the annotations") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_text(path, "it belongs to the annotations")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -32,6 +32,64 @@ class BusyError(UserError):
     status = 75  # EX_TEMPFAIL of sysexits.h: later it may succeed
 
 
+def one_line(text: str) -> str:
+    """A text with its line breaks and other control characters escaped, tabs aside."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(name: object) -> str:
+    """What to print of a name or value that comes from data: escaped, and at most 200 characters."""
+    text = one_line(str(name)[:201]).replace("\t", "\\t")
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+class Output:
+    """Standard output or standard error, without which a program can do.
+
+    A full disk or a closed stream costs its text and nothing else. If nobody reads it any more (a broken
+    pipe), the program ends, unless `when_broken` says otherwise.
+
+    Args:
+        name: of the attribute of `sys`: 'stdout' or 'stderr'.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.when_broken: Callable[[], None] | None = None
+        self.stream = getattr(sys, name)
+        if self.stream is None:  # closed; a file that takes its number would be written to
+            self.stream = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process
+        elif hasattr(self.stream, "reconfigure"):
+            # Line by line, so that a log file can be followed; whatever a terminal cannot show is escaped.
+            self.stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """As a stream's."""
+        self._attempt(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a stream's."""
+        self._attempt(self.stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _attempt(self, call: Callable, *args: str) -> None:
+        try:
+            call(*args)
+        except OSError as error:
+            # From now on into the void, also what the stream holds back and tries again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                if self.when_broken is None:
+                    raise
+                self.when_broken()
+            else:
+                other = sys.stdout if self.name == "stderr" else sys.stderr
+                print(f"warning: no more lines on {self.name} ({error.strerror})", file=other)
+
+
 class _Terminal(logging.Handler):
     """Shows what is logged, above any progress bar: warnings and errors on stderr, the rest on stdout."""
 
@@ -41,11 +99,20 @@ class _Terminal(logging.Handler):
         stream.flush()
 
 
+class OneLine(logging.Formatter):
+    """Formats a record as one line, whatever is in the names that it mentions; a traceback follows it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name for it
+        return one_line(super().formatMessage(record))
+
+
 # What main.py and test_models.py, and all that they use, have to say.
 log = logging.getLogger("gst")
 log.setLevel(logging.INFO)
 log.propagate = False
-log.addHandler(_Terminal())
+_terminal = _Terminal()
+_terminal.setFormatter(OneLine())
+log.addHandler(_terminal)
 
 
 # What a program has to undo when it ends: the locks and log files of a run.
@@ -61,19 +128,28 @@ def run_program(
         main: the program.
         parse: gives the options that it is called with.
     """
-    sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
+    closed = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    sys.stdout, sys.stderr = Output("stdout"), Output("stderr")
+    if len(closed) == 1:
+        print(f"warning: {closed[0]} is closed", file=sys.stdout if closed == ["stderr"] else sys.stderr)
     try:
         sys.exit(main(parse()) if parse else main())
     except UserError as error:
         log.error("error: %s", error)
         sys.exit(error.status)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
-        sys.exit("error: nobody reads the output any more")
+        log.error("error: nobody reads the output any more")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:  # a mistake in the code, whose traceback belongs into the log's file, too
-        log.critical("unexpected error:", exc_info=True)
+    except OSError as error:  # no room, no permission, too many open files: where that was not foreseen
+        log.error("error: %s", f"{shown(error.filename)}: {error.strerror}" if error.filename else error)
+        sys.exit(1)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            log.error("error: out of memory; try a smaller batch, fewer frames or fewer --workers")
+        else:  # a mistake in the code, whose traceback belongs into the log's file, too
+            log.critical("unexpected error:", exc_info=True)
         sys.exit(1)
     finally:
         # Workers that load clips ignore SIGTERM, with which multiprocessing would end them.
@@ -81,6 +157,12 @@ def run_program(
             child.kill()
         with suppress(OSError):
             at_end.close()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has an exception of its own for GPUs, and none for CPUs.
+    named_so = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named_so or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -168,6 +250,7 @@ class Parser(argparse.ArgumentParser):
         return word
 
     def error(self, message: str) -> NoReturn:
+        message = one_line(message[:1000])
         self.exit(2, f"error: {message} (for help: python {self.prog} -h)\n")
 
 

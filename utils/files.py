@@ -1,11 +1,63 @@
-"""Files that are written completely or not at all."""
+"""Files: only regular ones are read, and they are written completely or not at all."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from utils.cli import uninterrupted
+from utils.cli import UserError, uninterrupted
+
+# A list of a million videos has less than a tenth of this.
+_MAX_TEXT = 256 << 20
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading; a named pipe, which would make the program wait for ever, is refused at once.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file; `strerror` says which.
+    """
+    kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 - for each frame of each clip
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, f"is {_KINDS.get(kind, 'something else')}, not a file", str(path))
+    return open(path, "rb")  # noqa: PTH123, SIM115 - likewise
+
+
+def read_text(path: str | Path, purpose: str = "") -> str:
+    """Read a text file in UTF-8, with or without a byte order mark; its lines end in `\\n`.
+
+    Args:
+        path: the file.
+        purpose: what it is for, to be said if it does not exist.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, or is too large to be meant.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MAX_TEXT + 1)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file" + (f"; {purpose}" if purpose else "")) from None
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: cannot be read (is not UTF-8 text)") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    if len(content) > _MAX_TEXT:
+        raise UserError(f"{path}: is larger than {_MAX_TEXT >> 20} MiB; is it the right file?")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -35,7 +35,7 @@ from tensorboardX.summary import scalar
 
 from models import TemporalModel
 from utils.checkpoint import all_checkpoints, describe_model, load_checkpoint, load_newest, save_checkpoint
-from utils.cli import BusyError, UserError, at_end, check_writable_folder, log
+from utils.cli import BusyError, OneLine, UserError, at_end, check_writable_folder, log
 from utils.distributed import World
 from utils.files import write_atomically
 from utils.metrics import ClipMeters, LossWatch, Result, averages
@@ -536,8 +536,8 @@ class _LogFile(logging.FileHandler):
     """The log's file, a time stamp on every line; does without when it cannot be written."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8")
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(OneLine("%(asctime)s %(message)s"))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
         if self not in log.handlers:  # it has been reported
