@@ -37,7 +37,7 @@ from models import TemporalModel
 from opts import describe_batch, evaluation_batch_size, parse_training_options
 from resnet_gst import load_2d_weights
 from transforms import evaluation_transform, training_transform
-from utils.checkpoint import check_categories, load_weights, read_pretrained, saved_option
+from utils.checkpoint import check_categories, load_weights, read_pretrained
 from utils.cli import UserError, log, run_program
 from utils.deploy import compile_model, to_channels_last
 from utils.distributed import init_distributed
@@ -62,7 +62,8 @@ def main(args: Namespace) -> None:
     run.check(saved)
 
     # Precision: of the training and of the evaluations, as the options, the checkpoint and the hardware say.
-    trained_in = saved_option(saved, "amp", run.checkpoint) if saved else None
+    before = saved.get("options", {}) if saved else {}
+    trained_in = before.get("amp")
     precision = training_precision(args.amp, trained_in, world.device)
     if args.evaluate:
         validation = precision = evaluation_precision(args.amp, trained_in or "off", world.device)
@@ -86,9 +87,8 @@ def main(args: Namespace) -> None:
         check_categories(saved, paths.categories, run.checkpoint)
         if not args.evaluate:
             check_training_list(train_set, saved.get("data"), run.checkpoint)
-    trained_batch = saved_option(saved, "batch_size", run.checkpoint) if saved else None
     val_batch = evaluation_batch_size(
-        None, min(args.batch_size, trained_batch or args.batch_size), len(world.devices)
+        None, min(args.batch_size, before.get("batch_size", args.batch_size)), len(world.devices)
     )
     val_batches = evaluation_batches(len(val_set), val_batch, world.rank, world.size)
     val_loader = ClipLoader(val_set, val_batches, args.workers)

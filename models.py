@@ -11,6 +11,10 @@ from resnet_gst import BLOCKS, ResNet
 # The types of block: for another one, write its class and add it here.
 TYPES = {"GST": GSTBottleneck}
 
+# Far more than anybody trains with; above them a clip does not fit into memory.
+MAX_SEGMENTS = 256
+MAX_INPUT_SIZE = 1024
+
 
 class TemporalModel(nn.Module):
     """Classify a clip of `num_segments` frames: the mean over the frames' logits (TSN, arXiv 1608.00859).

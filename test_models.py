@@ -15,16 +15,15 @@ import numpy as np
 from dataset import ClipLoader, evaluation_batches, open_videos
 from datasets_video import return_dataset
 from engine import evaluate
-from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from transforms import evaluation_transform
 from utils.checkpoint import (
     ModelSpec,
+    build_model,
     check_categories,
     describe_model,
     load_checkpoint,
     load_weights,
-    saved_option,
 )
 from utils.cli import UserError, check_writable_file, log, run_program
 from utils.distributed import init_distributed
@@ -47,15 +46,15 @@ def main(args: Namespace) -> None:
 
     # Model: what it is and how it is computed is read from the checkpoint.
     saved = load_checkpoint(args.weights)
-    spec = describe_model(saved["state_dict"], args.weights)
-    num_segments, input_size = read_settings(args, spec, saved.get("options", {}))
+    spec = describe_model(saved, args.weights)
+    options = saved.get("options", {})
+    num_segments, input_size = read_settings(args, spec, options)
     precision = evaluation_precision(
         args.amp or ("auto" if args.fast else None),
-        saved_option(saved, "amp", args.weights) or "off",
+        options.get("amp", "off"),
         world.device,
     )
-    trained_batch = saved_option(saved, "batch_size", args.weights)
-    batch_size = evaluation_batch_size(args.batch_size, trained_batch, len(world.devices))
+    batch_size = evaluation_batch_size(args.batch_size, options.get("batch_size"), len(world.devices))
     compiled = args.compile or args.fast
     if world.is_main and (warning := emulation_warning(precision, world.device)):
         log.warning(warning)
@@ -81,8 +80,8 @@ def main(args: Namespace) -> None:
     load_weights(model, saved["state_dict"], args.weights)
     unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
     log.info(
-        f"{args.weights}: {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
-        f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
+        f"{args.weights}: {spec.type} {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, "
+        f"{spec.num_class} classes, {num_segments} frames of {input_size} x {input_size}{unsaid}"
     )
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
 
@@ -129,40 +128,13 @@ def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> 
     Raises:
         UserError: an option contradicts the checkpoint.
     """
-    known = {"type": "GST", "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    known = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     known |= {name: options[name] for name in ("num_segments", "input_size") if name in options}
     for name, value in known.items():
         given = getattr(args, name)
         if given is not None and given != value:
             raise UserError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
-    settings = (
-        known.get("num_segments", args.num_segments or 8),
-        known.get("input_size", args.input_size or 224),
-    )
-    if not all(isinstance(value, int) and value > 0 for value in settings):
-        raise UserError(f"{args.weights}: num_segments and input_size {settings} cannot be right")
-    return settings
-
-
-def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str) -> TemporalModel:
-    """Build the model that a checkpoint is of.
-
-    Raises:
-        UserError: what the checkpoint says cannot be.
-    """
-    try:
-        return TemporalModel(
-            spec.num_class,
-            num_segments,
-            "GST",
-            spec.arch,
-            spec.alpha,
-            spec.beta,
-            dropout=0.5 if spec.has_dropout else 0,  # only whether it is there matters here
-            input_size=input_size,
-        )
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    return known.get("num_segments", args.num_segments or 8), known.get("input_size", args.input_size or 224)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Checkpoints: saved whole and in turn; others' load; what is damaged or hostile is refused."""
 
+import copy
 import io
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -180,7 +182,7 @@ def test_a_flipped_bit_in_a_zip_never_changes_a_tensor(tmp_path):
             torch.cat([value.flatten() for value in torch.load(path)["state_dict"].values()]),
             torch.cat([value.flatten() for value in STATE.values()]),
         ), "the file is not what this test needs"
-        assert "is damaged, a check sum in it is wrong" in refusal(load_checkpoint, path)
+        assert "is damaged (a check sum in it is wrong)" in refusal(load_checkpoint, path)
     for place in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[place] ^= 1
@@ -190,6 +192,173 @@ def test_a_flipped_bit_in_a_zip_never_changes_a_tensor(tmp_path):
         except UserError:
             continue
         assert_same_tensors(content["state_dict"], STATE)
+
+
+def full_content() -> dict[str, object]:
+    """All that a checkpoint of main.py holds, with the tensors of `STATE`."""
+    momentum = {number: {"momentum_buffer": value / 7} for number, value in enumerate(STATE.values())}
+    row = {"epoch": 0, "lr": 0.01, "train_loss": 2.0, "train_prec1": 10.0, "train_prec5": 50.0}
+    row |= {"val_loss": 2.5, "val_prec1": 20.0, "val_prec5": 60.0, "val_mean_class": 19.5}
+    options = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 8, "input_size": 32}
+    options |= {"batch_size": 4, "amp": "bf16", "lr_steps": [50, 60], "gpus": None, "root_path": "/data"}
+    return {
+        "epoch": 1,
+        "arch": "resnet14",
+        "step": 3,
+        "state_dict": STATE,
+        "best_prec1": 20.0,
+        "options": options,
+        "categories": ["Up", "Down"],
+        "data": 123,
+        "val_data": 456,
+        "excluded": ["a video"],
+        "num_devices": 1,
+        "run": "GST_somethingv1",
+        "optimizer": {"state": momentum, "param_groups": [{"params": [0, 1], "lr": 0.01}]},
+        "scaler": {"scale": 65536.0, "growth_interval": 2000},
+        "totals": [8.0, 1.0, 3.0, 4.0],
+        "history": [row],
+    }
+
+
+def saved_large(path: Path) -> tuple[bytes, dict[str, object]]:
+    """Save a checkpoint of 200 kB, and give the file and its content."""
+    generator = torch.Generator().manual_seed(0)
+    state_dict = {f"layer{n}.weight": torch.randn(10, 100, generator=generator) for n in range(50)}
+    content = full_content() | {"state_dict": state_dict, "optimizer": {"state": {}, "param_groups": []}}
+    save_checkpoint(path, content)
+    return path.read_bytes(), load_checkpoint(path)
+
+
+def is_detected(path: Path, damaged: bytes, expected: dict[str, object]) -> bool:
+    """Whether a damaged file is refused; if not, it must load to what the intact one holds."""
+    path.write_bytes(damaged)
+    try:
+        content = load_checkpoint(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")
+        return True
+    assert_same_tensors(content.pop("state_dict"), expected["state_dict"])
+    assert content == {name: value for name, value in expected.items() if name != "state_dict"}
+    return False
+
+
+def test_any_flipped_bit_of_a_saved_file_is_detected(tmp_path):
+    whole, expected = saved_large(tmp_path / "a.pth")
+    rng = random.Random(0)
+    size = len(whole)
+    places = [rng.randrange(size) for _ in range(1000)] + [
+        rng.randrange(size - 65536, size) for _ in range(1000)
+    ]
+    places += range(size - 120, size)  # where the check sum itself is
+    found = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        found += is_detected(tmp_path / "a.pth", damaged, expected)
+    assert found == len(places)
+
+
+def test_truncated_files_and_swapped_blocks_are_detected(tmp_path):
+    whole, expected = saved_large(tmp_path / "a.pth")
+    rng = random.Random(0)
+    size = len(whole)
+    for length in [*range(size - 150, size), *(rng.randrange(size) for _ in range(200))]:
+        assert is_detected(tmp_path / "a.pth", whole[:length], expected), length
+    for _ in range(200):
+        block = rng.choice([16, 512, 4096])
+        first, second = sorted(rng.sample(range(size // block), 2))
+        # The last block is the one with the check sum, which begins wherever the file's length makes it.
+        end = size - block * rng.randrange(2) if second == size // block - 1 else block * (second + 1)
+        start = end - block
+        if start < block * (first + 1) or whole[block * first :][:block] == whole[start:end]:
+            continue
+        damaged = bytearray(whole)
+        damaged[block * first : block * (first + 1)], damaged[start:end] = (
+            whole[start:end],
+            whole[block * first : block * (first + 1)],
+        )
+        assert is_detected(tmp_path / "a.pth", damaged, expected)
+
+
+def test_a_saved_file_is_one_that_torch_loads(tmp_path):
+    """The check sum is a comment of the zip: nobody else has to know about it."""
+    save_checkpoint(tmp_path / "a.pth", full_content())
+    for how in ({}, {"mmap": True}):
+        assert_same_tensors(torch.load(tmp_path / "a.pth", weights_only=True, **how)["state_dict"], STATE)
+    torch.save(torch.load(tmp_path / "a.pth"), tmp_path / "again.pth")
+    assert load_checkpoint(tmp_path / "again.pth")["epoch"] == 1
+
+
+WRONG_VALUES = {
+    "epoch": [-1, 1.5, True, "1", None, 2**80, torch.tensor(1)],
+    "step": [-1, "3", torch.ones(2)],
+    "best_prec1": [-0.5, 100.5, float("nan"), float("inf")],
+    "arch": [50],
+    "options.num_segments": [0, 10**9, "8", 8.0, True],
+    "options.input_size": [31, 10**6, None],
+    "options.batch_size": [0, "24", 1.5],
+    "options.amp": ["int8", 16, None],
+    "options.lr_steps": [50, [0], ["50"]],
+    "options.root_path": [torch.ones(1), [torch.ones(1)]],
+    "categories": [[1, 2], "Up"],
+    "data": [-1, 2**32, 1.0],
+    "val_data": ["456"],
+    "excluded": ["a video", [1]],
+    "run": [7],
+    "optimizer": [[], {}, {"state": {}}, {"state": [], "param_groups": []}],
+    "optimizer.state": [{"0": {}}, {0: {"momentum_buffer": 1.0}}, {0: {"exp_avg": torch.ones(1)}}],
+    "scaler.scale": [-1.0, float("nan"), "65536"],
+    "totals": [[1.0, 2.0], [1.0, 2.0, 3.0, float("nan")], 4.0, torch.ones(4)],
+    "history": [{}, [[]], [{"epoch": 0}]],
+    "history.0.train_loss": [float("nan"), "2.0"],
+    "history.0.more": [1.0],
+}
+
+
+@pytest.mark.parametrize("place", WRONG_VALUES)
+def test_a_wrong_value_anywhere_is_damage(tmp_path, place):
+    path = tmp_path / "a.pth"
+    for value in WRONG_VALUES[place]:
+        content = copy.deepcopy(full_content())
+        *inner, last = place.split(".")
+        holder = content
+        for name in inner:
+            holder = holder[int(name) if isinstance(holder, list) else name]
+        holder[last] = value
+        save_checkpoint(path, full_content(), keep=2)
+        save_checkpoint(path, content, keep=2)
+        message = refusal(load_checkpoint, path)
+        assert message.startswith(f"{path}: "), value
+        assert place in message, value
+        assert len(message.splitlines()) == 1
+        assert load_newest(path)[0].name == "a.pth.1"
+
+
+def test_momentum_of_other_shapes_is_damage(tmp_path):
+    path = tmp_path / "a.pth"
+    for wrong in (torch.ones(3, 4), torch.ones(1), torch.ones(2, 3, 4, 1), None):
+        content = full_content()
+        content["optimizer"]["state"][0]["momentum_buffer"] = wrong
+        save_checkpoint(path, content)
+        assert "momentum" in refusal(load_checkpoint, path)
+    content = full_content()
+    del content["optimizer"]["state"][1]
+    save_checkpoint(path, content)
+    assert "momentum" in refusal(load_checkpoint, path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    path = tmp_path / "a.pth"
+    for place in ("state_dict", "optimizer"):
+        content = copy.deepcopy(full_content())
+        tensor = content["state_dict"]["fc.bias"]
+        if place == "optimizer":
+            tensor = content["optimizer"]["state"][1]["momentum_buffer"]
+        tensor[1] = value
+        save_checkpoint(path, content)
+        assert "not finite" in refusal(load_checkpoint, path)
 
 
 def make_other_zip(path: Path) -> None:
@@ -203,7 +372,8 @@ NO_CHECKPOINTS = {
     "web page": (lambda path: path.write_text("<!DOCTYPE html><html>Log in</html>\n"), "is not a checkpoint"),
     "zeros": (lambda path: path.write_bytes(bytes(4096)), "is not a checkpoint"),
     "other zip": (make_other_zip, "is not a checkpoint"),
-    "directory": (Path.mkdir, "directory"),
+    "folder": (Path.mkdir, "is a folder, not a file"),
+    "named pipe": (os.mkfifo, "is a named pipe, not a file"),
     "missing": (lambda path: None, "no such file"),
     "below a file": (lambda path: path.parent.write_text(""), "irectory"),
     "list": (lambda path: torch.save([1, [STATE]], path), "holds a list, not a state dict"),
@@ -277,14 +447,14 @@ def test_malformed_content_is_refused_by_its_name(tmp_path, kind):
 )
 def test_shapes_tell_the_model(arch, alpha, beta, dropout):
     state_dict = gst_state(7, dropout, backbone=arch, alpha=alpha, beta=beta)
-    assert describe_model(state_dict, "a.pth") == (arch, alpha, beta, 7, dropout > 0)
+    assert describe_model({"state_dict": state_dict}, "a.pth") == ("GST", arch, alpha, beta, 7, dropout > 0)
 
 
 def test_another_networks_tensors_are_no_gst_model():
     with torch.device("meta"):
         state_dict = torchvision.models.resnet18().state_dict()
-    message = refusal(describe_model, state_dict, "a.pth")
-    assert message.startswith("a.pth: is not a GST model")
+    message = refusal(describe_model, {"state_dict": state_dict}, "a.pth")
+    assert message.startswith("a.pth: is not a model of this code")
     assert "base_model.conv1.weight" in message
 
 
@@ -304,7 +474,7 @@ def test_a_telling_tensor_that_is_missing_flat_or_empty_is_named(name):
         changed = state_dict | {name: value}
         if value is None:
             del changed[name]
-        message = refusal(describe_model, changed, "a.pth")
+        message = refusal(describe_model, {"state_dict": changed}, "a.pth")
         # Without new_fc the classifier would be base_model.fc.
         assert name.replace("new_fc", "") in message or "base_model.fc.weight" in message
 
@@ -321,13 +491,13 @@ def test_a_telling_tensor_that_is_missing_flat_or_empty_is_named(name):
 )
 def test_shapes_that_no_alpha_and_beta_give_are_refused(name, shape):
     state_dict = gst_state() | {f"base_model.layer1.0.{name}.weight": torch.ones(shape)}
-    assert refusal(describe_model, state_dict, "a.pth").startswith("a.pth: ")
+    assert refusal(describe_model, {"state_dict": state_dict}, "a.pth").startswith("a.pth: ")
 
 
 def test_an_unknown_number_of_blocks_is_reported():
     state_dict = gst_state()
     more = {name.replace("layer3.0", "layer3.1"): v for name, v in state_dict.items() if "layer3.0" in name}
-    message = refusal(describe_model, state_dict | more, "a.pth")
+    message = refusal(describe_model, {"state_dict": state_dict | more}, "a.pth")
     assert "(1, 1, 2, 1)" in message
     assert "resnet14" in message
 

@@ -367,7 +367,7 @@ def test_checkpoints_that_do_not_fit_are_refused_with_their_path(refuse, tmp_pat
         assert str(path) in message
         assert word in message
     path.write_bytes(path.read_bytes()[:-1000])
-    assert f"{path}: is not a checkpoint" in refuse(weights=path)
+    assert f"{path}: is damaged" in refuse(weights=path)
     assert f"{tmp_path}: " in refuse(weights=tmp_path)
 
 

@@ -1,31 +1,136 @@
 """Checkpoints: save them completely or not at all, and load what others saved."""
 
 import glob
+import hashlib
 import io
+import os
 import pickle
 import re
 import shutil
 import sys
 import warnings
 import zipfile
+from collections import Counter
 from contextlib import redirect_stderr
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import torch
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict
 
 from gst import ALPHAS, BETAS
-from models import TemporalModel
+from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES, TemporalModel
 from resnet_gst import BLOCKS
-from utils.cli import UserError, log
-from utils.files import link, staged, write_atomically
+from utils.cli import UserError, log, shown
+from utils.files import link, open_regular, staged, write_atomically
 from utils.precision import DTYPES
+
+# What a zip ends with: a signature, numbers, and the length of the comment that may follow (APPNOTE 4.3.16).
+_ZIP_END, _ZIP_END_LENGTH = b"PK\5\6", 22
+_ZIP_START = b"PK\3\4"
+# The comment of a checkpoint: the check sum of all that comes before the check sum itself.
+_SEAL = b"sha256 "
+_SEAL_LENGTH = len(_SEAL) + 64
+
+# The types of the values in a checkpoint that are not tensors, and their ranges.
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Positive = Annotated[int, Field(ge=1, lt=2**53)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+@with_config(_STRICT | ConfigDict(extra="forbid"))
+class HistoryRow(TypedDict):
+    """An epoch of a run, a row of its CSV file; what was not measured is left out."""
+
+    epoch: Count
+    lr: NonNegative
+    train_loss: float
+    train_prec1: Percent
+    train_prec5: Percent
+    val_loss: NotRequired[float]
+    val_prec1: NotRequired[Percent]
+    val_prec5: NotRequired[Percent]
+    val_mean_class: NotRequired[Percent]
+
+
+@with_config(_STRICT | ConfigDict(extra="allow"))
+class SavedOptions(TypedDict, total=False):
+    """The options that a checkpoint was trained with, of which these decide about something later."""
+
+    type: str
+    arch: str
+    alpha: Positive
+    beta: Positive
+    num_segments: Annotated[int, Field(ge=1, le=MAX_SEGMENTS)]
+    input_size: Annotated[int, Field(ge=32, le=MAX_INPUT_SIZE)]
+    dropout: Fraction
+    batch_size: Positive
+    accumulate: Positive
+    sync_bn: bool
+    freeze_bn: bool
+    epochs: Positive
+    lr: NonNegative
+    lr_schedule: Literal["step", "cosine"]
+    lr_steps: list[Positive]
+    warmup_epochs: NonNegative
+    momentum: Fraction
+    weight_decay: NonNegative
+    clip_gradient: NonNegative
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    amp: Literal[tuple(DTYPES)]
+
+
+@with_config(_STRICT | ConfigDict(extra="forbid"))
+class _Momentum(TypedDict, total=False):
+    momentum_buffer: torch.Tensor | None
+
+
+@with_config(_STRICT | ConfigDict(extra="allow"))
+class _Group(TypedDict):
+    params: list[Count]
+
+
+@with_config(_STRICT)
+class _Optimizer(TypedDict):
+    state: dict[Count, _Momentum]
+    param_groups: list[_Group]
+
+
+@with_config(_STRICT | ConfigDict(extra="allow"))
+class Saved(TypedDict, total=False):
+    """The content of a checkpoint; a released one has the first four, and only the first is always there."""
+
+    state_dict: dict[str, torch.Tensor]
+    epoch: Count
+    arch: str
+    best_prec1: Percent
+    step: Count
+    options: SavedOptions
+    categories: list[str]
+    data: Annotated[int, Field(ge=0, lt=2**32)]
+    val_data: Annotated[int, Field(ge=0, lt=2**32)]
+    excluded: list[str]
+    num_devices: Positive
+    run: str
+    optimizer: _Optimizer
+    scaler: dict[str, NonNegative]
+    totals: Annotated[list[NonNegative], Field(min_length=4, max_length=4)]
+    history: list[HistoryRow]
+
+
+# What other code has saved is not taken from a checkpoint.
+_OWN = ("optimizer", "scaler", "totals", "history")
 
 
 class ModelSpec(NamedTuple):
-    """What a state dict's shapes say about its model."""
+    """Which model a checkpoint is of."""
 
+    type: str
     arch: str
     alpha: int
     beta: int
@@ -58,11 +163,44 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    sealed = _seal(buffer.getvalue())
     if best:
-        write_atomically(best, buffer.getvalue())
-    with staged({path: best or buffer.getvalue()}):
+        write_atomically(best, sealed)
+    with staged({path: best or sealed}):
         if keep > 1 and path.exists():
             _keep_older(path, keep)
+
+
+def _seal(file: bytes) -> bytes:
+    """Add the check sum of a file of torch.save to it, as the comment that a zip may have at its end."""
+    body = file[:-2] + _SEAL_LENGTH.to_bytes(2, "little") + _SEAL
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def _is_intact(file: BinaryIO) -> bool:
+    """Whether a file's check sums, if it has any, are right.
+
+    torch.save's zip has one for each tensor, which torch.load does not look at, and none for its directory.
+    """
+    is_zip = file.read(len(_ZIP_START)) == _ZIP_START
+    size = file.seek(0, os.SEEK_END)
+    ends = {}
+    for comment in (0, _SEAL_LENGTH):
+        file.seek(max(0, size - _ZIP_END_LENGTH - comment))
+        end = file.read(_ZIP_END_LENGTH)
+        ends[comment] = end[:4] == _ZIP_END and end[-2:] == comment.to_bytes(2, "little")
+    if ends[_SEAL_LENGTH]:
+        file.seek(0)
+        sha256, left = hashlib.sha256(), size - 64
+        while left:
+            piece = file.read(min(left, 1 << 20))
+            sha256.update(piece)
+            left -= len(piece)
+        return file.read() == sha256.hexdigest().encode()
+    if ends[0]:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    return not is_zip  # torch's format before 1.6, without any check sum
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -104,20 +242,21 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         UserError: there is no such file, it is damaged, or it needs code to be run.
     """
     try:
-        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
-            raise UserError(f"{path}: is damaged, a check sum in it is wrong")  # torch.load does not look
-        with warnings.catch_warnings():
+        with open_regular(path) as file, warnings.catch_warnings():
+            if not _is_intact(file):
+                raise UserError(f"{path}: is damaged (a check sum in it is wrong) or incomplete")
+            file.seek(0)
             warnings.simplefilter("ignore")  # of pickle protocols; an error says what matters of it
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
         if code:
             raise UserError(
-                f"{path}: refused, because loading it would run code in it ({code.group(1)}); "
+                f"{path}: refused, because loading it would run code in it ({shown(code.group(1))}); "
                 "save its state_dict alone and use that"
             ) from None
         raise UserError(
@@ -127,7 +266,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever bytes can make torch.load raise; the file is at fault
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = shown((str(error).splitlines() or [""])[0])
         raise UserError(
             f"{path}: is not a checkpoint, or is damaged ({type(error).__name__}: {reason})"
         ) from None
@@ -154,32 +293,53 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: has no state dict of tensors")
     if not all(isinstance(name, str) for name in state_dict):
         raise UserError(f"{path}: its state dict has a key that is not a tensor's name")
-    for name, kind in (("options", dict), ("categories", list)):
-        if name in content and not isinstance(content[name], kind):
-            raise UserError(f"{path}: its '{name}' are a {type(content[name]).__name__}")
     # DataParallel and DistributedDataParallel add `module.`, torch.compile `_orig_mod.`, in either order.
     content["state_dict"] = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in state_dict.items()}
-    if "best_prec1" in content:
-        try:
-            content["best_prec1"] = float(content["best_prec1"])
-        except (TypeError, ValueError, RuntimeError):
-            raise UserError(f"{path}: its 'best_prec1' is not a number") from None
+    best = content.get("best_prec1")
+    if type(best) is int or (isinstance(best, torch.Tensor) and best.numel() == 1):
+        content["best_prec1"] = float(best)  # a tensor, as the authors' code saved it
+    if "options" not in content:
+        content = {name: value for name, value in content.items() if name not in _OWN}
+    _check_schema(Saved, content, "", path)
+    _check_schema(dict[str, JsonValue], content.get("options", {}), "options.", path)
+    _check_finite(content["state_dict"], path)
+    if content.get("optimizer", {}).get("state"):
+        _check_momentum(content, path)
     return content
 
 
-def saved_option(saved: dict[str, Any], name: str, path: str | Path) -> Any:
-    """What a checkpoint was trained with: 'amp' or 'batch_size'; None where it does not say.
+def _check_schema(schema: Any, value: dict[str, Any], prefix: str, path: str | Path) -> None:
+    try:
+        TypeAdapter(schema).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = shown(prefix + ".".join(map(str, first["loc"])))
+        raise UserError(
+            f"{path}: its '{place}' cannot be right ({first['msg']}; it is {shown(first['input'])})"
+        ) from None
 
-    Raises:
-        UserError: it says something that cannot be.
-    """
-    value = saved.get("options", {}).get(name)
-    if value is None:
-        return None
-    is_right = value in list(DTYPES) if name == "amp" else type(value) is int and value > 0
-    if not is_right:
-        raise UserError(f"{path}: its option {name} is {str(value)[:200]!r}, which cannot be")
-    return value
+
+def _check_finite(tensors: dict[str, torch.Tensor], path: str | Path) -> None:
+    for name, tensor in tensors.items():
+        try:
+            is_finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
+        except RuntimeError:  # sparse, quantised, without data
+            raise UserError(f"{path}: '{shown(name)}' is not an ordinary tensor") from None
+        if not is_finite:
+            raise UserError(f"{path}: '{shown(name)}' has values that are not finite")
+
+
+def _check_momentum(content: dict[str, Any], path: str | Path) -> None:
+    """Check that the optimizer's state is of the parameters, as far as their shapes say."""
+    states = content["optimizer"]["state"]
+    momentum = {f"momentum {number}": state.get("momentum_buffer") for number, state in states.items()}
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    weights = [value for name, value in content["state_dict"].items() if not name.endswith(buffers)]
+    if any(value is None for value in momentum.values()) or (
+        Counter(value.shape for value in momentum.values()) != Counter(value.shape for value in weights)
+    ):
+        raise UserError(f"{path}: its optimizer's momentum does not have the shapes of its parameters")
+    _check_finite(momentum, path)
 
 
 def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor]]:
@@ -217,29 +377,34 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor
     return f"ImageNet weights {cached.name}", read_tensors(cached)
 
 
-def describe_model(state_dict: dict[str, torch.Tensor], path: str | Path) -> ModelSpec:
-    """Read from the tensors' shapes which model they are of.
+def describe_model(saved: dict[str, Any], path: str | Path) -> ModelSpec:
+    """Find out which model a checkpoint is of.
 
     Args:
-        state_dict: keys without `module.`.
+        saved: what `load_checkpoint` gave. Where it has no options, as a released one, it is a GST model and
+            the tensors' shapes say which.
         path: the file it came from, for the message.
 
     Raises:
-        UserError: they are not a GST model's.
+        UserError: it is of no known model.
     """
-    stem = state_dict.get("base_model.conv1.weight")
-    spatial = state_dict.get("base_model.layer1.0.conv2.weight")
-    temporal = state_dict.get("base_model.layer1.0.Tconv.weight")
+    state_dict, options = saved["state_dict"], saved.get("options", {})
     head = "new_fc" if "new_fc.weight" in state_dict else "base_model.fc"
-    classifier = state_dict.get(f"{head}.weight")
-    for name, tensor, dims in (
-        ("base_model.conv1.weight", stem, 5),
-        ("base_model.layer1.0.conv2.weight", spatial, 5),
-        ("base_model.layer1.0.Tconv.weight", temporal, 5),
-        (f"{head}.weight", classifier, 2),
-    ):
-        if tensor is None or tensor.ndim != dims or 0 in tensor.shape:
-            raise UserError(f"{path}: is not a GST model: it has no {dims}-dimensional tensor '{name}'")
+    if {"type", "arch", "alpha", "beta"} <= options.keys():
+        kind, arch, alpha, beta = (options[name] for name in ("type", "arch", "alpha", "beta"))
+    else:
+        kind, (arch, alpha, beta) = "GST", _read_shapes(state_dict, path)
+    if kind not in TYPES:
+        raise UserError(f"{path}: its type of block, {shown(kind)}, is none of {', '.join(TYPES)}")
+    num_class = _tensor(state_dict, f"{head}.weight", 2, path).shape[0]
+    return ModelSpec(kind, arch, alpha, beta, num_class, has_dropout=head == "new_fc")
+
+
+def _read_shapes(state_dict: dict[str, torch.Tensor], path: str | Path) -> tuple[str, int, int]:
+    """Read arch, alpha and beta of a GST model from its tensors' shapes."""
+    _tensor(state_dict, "base_model.conv1.weight", 5, path)
+    spatial = _tensor(state_dict, "base_model.layer1.0.conv2.weight", 5, path)
+    temporal = _tensor(state_dict, "base_model.layer1.0.Tconv.weight", 5, path)
     blocks = tuple(
         len({name.split(".")[2] for name in state_dict if name.startswith(f"base_model.layer{stage}.")})
         for stage in (1, 2, 3, 4)
@@ -251,13 +416,35 @@ def describe_model(state_dict: dict[str, torch.Tensor], path: str | Path) -> Mod
     alpha, beta = planes // temporal.shape[0], planes // temporal.shape[1]
     if alpha not in ALPHAS or beta not in BETAS:
         raise UserError(f"{path}: is not a GST model: its shapes say alpha {alpha} and beta {beta}")
-    return ModelSpec(
-        arch=arch,
-        alpha=alpha,
-        beta=beta,
-        num_class=classifier.shape[0],
-        has_dropout=head == "new_fc",
-    )
+    return arch, alpha, beta
+
+
+def _tensor(state_dict: dict[str, torch.Tensor], name: str, dims: int, path: str | Path) -> torch.Tensor:
+    tensor = state_dict.get(name)
+    if tensor is None or tensor.ndim != dims or 0 in tensor.shape:
+        raise UserError(f"{path}: is not a model of this code: it has no {dims}-dimensional tensor '{name}'")
+    return tensor
+
+
+def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str | Path) -> TemporalModel:
+    """Build the model that a checkpoint is of.
+
+    Raises:
+        UserError: what the checkpoint says cannot be.
+    """
+    try:
+        return TemporalModel(
+            spec.num_class,
+            num_segments,
+            spec.type,
+            spec.arch,
+            spec.alpha,
+            spec.beta,
+            dropout=0.5 if spec.has_dropout else 0,  # only whether it is there matters here
+            input_size=input_size,
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -276,7 +463,7 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
             )
     for name in state_dict:
         if name not in own:
-            raise UserError(f"{path}: has a tensor '{name}' that the model does not have")
+            raise UserError(f"{path}: has a tensor '{shown(name)}' that the model does not have")
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:  # not an ordinary tensor: sparse, quantised, without data
@@ -295,7 +482,7 @@ def check_categories(saved: dict[str, Any], categories: list[str], path: str | P
     Raises:
         UserError: they differ in number or, where the checkpoint knows them, in names or order.
     """
-    num_class = describe_model(saved["state_dict"], path).num_class
+    num_class = describe_model(saved, path).num_class
     if num_class != len(categories):
         raise UserError(f"{path} is for {num_class} classes, but category.txt has {len(categories)}")
     known = saved.get("categories", categories)
@@ -303,4 +490,6 @@ def check_categories(saved: dict[str, Any], categories: list[str], path: str | P
         raise UserError(f"{path}: names {len(known)} categories, but its classifier has {num_class}")
     for label, (old, new) in enumerate(zip(known, categories, strict=True)):
         if old != new:
-            raise UserError(f"{path} has '{old}' as class {label}, but category.txt has '{new}'")
+            raise UserError(
+                f"{path} has '{shown(old)}' as class {label}, but category.txt has '{shown(new)}'"
+            )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from models import TemporalModel
-from utils.cli import UserError, log
+from utils.cli import UserError, log, shown
 
 
 def make_optimizer(model: TemporalModel, args: Namespace) -> torch.optim.Optimizer:
@@ -51,11 +51,23 @@ def load_optimizer(
     if "optimizer" not in saved:
         log.info(f"{path} has no optimizer state: momentum starts from zero")
         return
+    own, given = optimizer.state_dict(), saved["optimizer"]
+    numbers = [[group["params"] for group in state["param_groups"]] for state in (own, given)]
+    if numbers[0] != numbers[1] or not given["state"].keys() <= set(sum(numbers[0], [])):
+        raise UserError(f"{path}: its optimizer has other groups of parameters")
     try:
-        optimizer.load_state_dict(saved["optimizer"])
-        for parameter, state in optimizer.state.items():
-            if state.get("momentum_buffer") is not None:  # which may come in another layout
-                state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+        # The groups' own rates and decays, which the options say, not those of the file.
+        optimizer.load_state_dict({"state": given["state"], "param_groups": own["param_groups"]})
         scaler.load_state_dict(saved.get("scaler", scaler.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: its optimizer state does not fit ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: its optimizer state does not fit ({shown(error)})") from None
+    for parameter, state in optimizer.state.items():
+        momentum = state.get("momentum_buffer")
+        if momentum is None:
+            continue
+        if momentum.shape != parameter.shape:
+            raise UserError(
+                f"{path}: a momentum has the shape {tuple(momentum.shape)}, not {tuple(parameter.shape)}"
+            )
+        # Which may come in another layout.
+        state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)

@@ -34,7 +34,14 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from models import TemporalModel
-from utils.checkpoint import all_checkpoints, describe_model, load_checkpoint, load_newest, save_checkpoint
+from utils.checkpoint import (
+    HistoryRow,
+    all_checkpoints,
+    describe_model,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
 from utils.cli import BusyError, OneLine, UserError, at_end, check_writable_folder, log
 from utils.distributed import World
 from utils.files import write_atomically
@@ -409,8 +416,8 @@ def check_recipe(args: Namespace, saved: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: names what differs.
     """
-    spec = describe_model(saved["state_dict"], path)
-    before = {"arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    spec = describe_model(saved, path)
+    before = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     options = saved.get("options", {})
     before |= {} if args.evaluate else {name: options[name] for name in RECIPE if name in options}
     if args.amp in (None, "auto"):  # which keep the checkpoint's
@@ -601,10 +608,8 @@ def write_json(path: Path, facts: dict[str, Any], part: dict[str, Any]) -> None:
 
 def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
     """Write the log, a row for each epoch; cells of epochs that were not evaluated stay empty."""
-    columns = ["epoch", "lr", "train_loss", "train_prec1", "train_prec5"]
-    columns += ["val_loss", "val_prec1", "val_prec5", "val_mean_class"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(HistoryRow.__annotations__), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_atomically(path, text.getvalue().encode())
