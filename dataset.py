@@ -5,13 +5,14 @@ import os
 import signal
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ from datasets_video import DatasetPaths
 from transforms import Compose
 from utils.cli import UserError, log, shown
 from utils.files import read_text
-from utils.images import read_image
+from utils.images import ImageError, read_image
 
 # As published: in a shorter video nothing moves.
 MIN_FRAMES = 3
@@ -121,6 +122,7 @@ class VideoDataSet(Dataset):
         self.paths = np.array([record.path.encode() for record in long_enough])
         self.num_frames = np.array([record.num_frames for record in long_enough], dtype=np.int32)
         self.labels = np.array([record.label for record in long_enough], dtype=np.int64)
+        self.is_excluded = np.zeros(len(long_enough), dtype=bool)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,12 +131,21 @@ class VideoDataSet(Dataset):
         """The record of clip number `index`."""
         return VideoRecord(self.paths[index].decode(), int(self.num_frames[index]), int(self.labels[index]))
 
+    @property
+    def included(self) -> np.ndarray:
+        """The numbers of the clips that are not excluded."""
+        return np.flatnonzero(~self.is_excluded)
+
     def coverage(self) -> str:
         """What a result must say if videos of the list are left out of it; empty if none are."""
-        return f" ({len(self)} of {self.num_listed} videos)" if len(self) < self.num_listed else ""
+        used = len(self.included)
+        return f" ({used} of {self.num_listed} videos)" if used < self.num_listed else ""
 
     def fingerprint(self) -> int:
-        """A number that differs for other videos, frame counts, labels, or another order of them."""
+        """A number that differs for other videos, frame counts, labels, or another order of them.
+
+        Excluded videos count, so that a run may be continued without a video that cannot be read any more.
+        """
         return zlib.crc32(self.paths.tobytes() + self.num_frames.tobytes() + self.labels.tobytes())
 
     def keep(self, indices: np.ndarray | list[int]) -> None:
@@ -142,6 +153,17 @@ class VideoDataSet(Dataset):
         self.paths = self.paths[indices]
         self.num_frames = self.num_frames[indices]
         self.labels = self.labels[indices]
+        self.is_excluded = self.is_excluded[indices]
+
+    def exclude(self, names: Collection[str]) -> None:
+        """Exclude videos by their names; the others keep their numbers.
+
+        Raises:
+            UserError: no video is left.
+        """
+        self.is_excluded |= np.isin(self.paths, [name.encode() for name in names])
+        if self.is_excluded.all():
+            raise UserError(f"{self.list_file}: all of its {len(self)} videos are excluded (--exclude)")
 
     def frame_path(self, record: VideoRecord, number: int) -> str:
         """Path of a video's frame; numbers start at 1."""
@@ -185,15 +207,25 @@ class VideoDataSet(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
         starts = self.sample_indices(record.num_frames, rng)
         numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
-        frames = {number: read_image(self.frame_path(record, number)) for number in set(numbers)}
-        for number, frame in frames.items():
-            if frame.size != frames[numbers[0]].size:
+        frames: dict[int, Image.Image] = {}
+        for number in dict.fromkeys(numbers):
+            path = self.frame_path(record, number)
+            try:
+                frames[number] = read_image(path)
+            except ImageError as error:
+                raise UserError(f"{error}; {self._advice(record)}") from None
+            size, first = frames[number].size, frames[numbers[0]].size
+            if size != first:
                 raise UserError(
-                    f"{self.frame_path(record, number)}: is {frame.width} x {frame.height}, not "
-                    f"{frames[numbers[0]].width} x {frames[numbers[0]].height} like the clip's other frames"
+                    f"{path}: is {size[0]} x {size[1]}, not {first[0]} x {first[1]} like the clip's other "
+                    f"frames; {self._advice(record)}"
                 )
         clip = [frames[number] for number in numbers]
         return self.transform(clip, record.label, rng) if self.transform else (clip, record.label)
+
+    @staticmethod
+    def _advice(record: VideoRecord) -> str:
+        return f"to continue without this video, give --exclude FILE with the line '{shown(record.path)}'"
 
     def find_missing(self) -> list[tuple[int, str]]:
         """Look for every video's folder, first and last frame, in parallel.
@@ -216,7 +248,7 @@ class VideoDataSet(Dataset):
 
     def _missing_in(self, indices: np.ndarray) -> list[tuple[int, str]]:
         missing = []
-        for index in indices:
+        for index in indices[~self.is_excluded[indices]]:
             record = self.record(index)
             for path in (self.frame_path(record, 1), self.frame_path(record, record.num_frames)):
                 if not os.path.exists(path):  # noqa: PTH110 - half a million of these
@@ -236,6 +268,7 @@ def open_videos(
     seed: int = 0,
     skip_missing: bool = False,
     max_num: int | None = None,
+    excluded: Collection[str] = (),
 ) -> VideoDataSet:
     """Open the clips of a data set's training or validation list, and check that their videos are there.
 
@@ -248,9 +281,10 @@ def open_videos(
         seed: see `VideoDataSet`.
         skip_missing: leave out videos that are missing or incomplete.
         max_num: take the first clips only, so many.
+        excluded: names of videos to leave out, whether they are there or not.
 
     Raises:
-        UserError: see `read_list` and `check_videos`.
+        UserError: see `read_list` and `check_videos`; or all videos are excluded.
     """
     videos = VideoDataSet(
         paths.root_data,
@@ -265,8 +299,31 @@ def open_videos(
     )
     if max_num:
         videos.keep(np.arange(min(max_num, len(videos))))
+    if excluded:
+        videos.exclude(excluded)
     check_videos(videos, skip_missing)
+    if videos.is_excluded.any():
+        log.info(f"{videos.list_file}: left out {videos.is_excluded.sum()} videos (--exclude)")
     return videos
+
+
+def read_excluded(path: str | Path) -> list[str]:
+    """Read the names of videos to leave out, one a line, as they are in the lists.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    lines = (line.strip() for line in read_text(path, "it holds names of videos, one a line").split("\n"))
+    return [line for line in lines if line]
+
+
+def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> None:
+    """Warn of names to leave out that no list has, such as those with a misprint."""
+    found = np.concatenate([dataset.paths[dataset.is_excluded] for dataset in videos])
+    unknown = sorted(set(names) - {path.decode() for path in found})
+    if unknown:
+        named = ", ".join(map(shown, unknown[:10])) + (", …" if len(unknown) > 10 else "")
+        log.warning(f"warning: --exclude: {len(unknown)} names are in none of the lists: {named}")
 
 
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
@@ -296,20 +353,21 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     dataset.keep(np.delete(np.arange(len(dataset)), [index for index, _ in missing]))
 
 
-def check_training_list(dataset: VideoDataSet, fingerprint: int | None, path: str | Path) -> None:
-    """Refuse to continue with another training list.
+def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | Path, use: str) -> None:
+    """Refuse to continue with another list.
 
     Args:
         dataset: of the list that is given now.
-        fingerprint: of the one that a checkpoint was trained on; None where it does not say.
+        fingerprint: of the one that a checkpoint was made with; None where it does not say.
         path: of the checkpoint, for the message.
+        use: what the list is for: 'trained' or 'validated'.
 
     Raises:
         UserError: they differ.
     """
     if fingerprint not in (None, dataset.fingerprint()):
         raise UserError(
-            f"{dataset.list_file}: is not the list that {path} was trained on; videos, numbers of frames, "
+            f"{dataset.list_file}: is not the list that {path} was {use} on; videos, numbers of frames, "
             "labels or their order differ"
         )
 
@@ -318,7 +376,7 @@ class ClipSampler(Sampler):
     """The batches of one process in an epoch of training.
 
     The order depends on seed and epoch alone, and a batch's clips are the same for any number of
-    processes, which share each batch. A last batch with fewer clips than processes is left out.
+    processes, which share each batch. A batch with fewer clips than processes is left out.
 
     Args:
         num_clips: of the data set.
@@ -327,13 +385,21 @@ class ClipSampler(Sampler):
         accumulate: batches that make one step of the optimizer.
         rank: number of this process.
         size: number of processes.
+        is_excluded: for each clip, whether to leave it out of its batch; all other batches stay the same.
 
     Yields:
         Lists of `(epoch, number of the clip)`, so that any worker knows the clip's augmentation.
     """
 
     def __init__(
-        self, num_clips: int, batch_size: int, seed: int, accumulate: int = 1, rank: int = 0, size: int = 1
+        self,
+        num_clips: int,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        size: int = 1,
+        is_excluded: np.ndarray | None = None,
     ) -> None:
         self.num_clips = num_clips
         self.batch_size = batch_size
@@ -341,6 +407,7 @@ class ClipSampler(Sampler):
         self.accumulate = accumulate
         self.rank = rank
         self.size = size
+        self.is_included = np.ones(num_clips, dtype=bool) if is_excluded is None else ~is_excluded
         self.start(0)
 
     def start(self, epoch: int, first_step: int = 0) -> None:
@@ -360,6 +427,7 @@ class ClipSampler(Sampler):
         start = step * self.batch_size * self.accumulate
         starts = range(start, start + self.batch_size * self.accumulate, self.batch_size)
         batches = [self._order[start : start + self.batch_size] for start in starts]
+        batches = [batch[self.is_included[batch]] for batch in batches]
         return [batch for batch in batches if len(batch) >= self.size]
 
     def batch_sizes(self) -> list[list[int]]:
@@ -380,14 +448,15 @@ class ClipSampler(Sampler):
                 yield [(self.epoch, int(number)) for number in share]
 
 
-def evaluation_batches(num_clips: int, batch_size: int, rank: int = 0, size: int = 1) -> list[list[int]]:
+def evaluation_batches(
+    clips: Sequence[int], batch_size: int, rank: int = 0, size: int = 1
+) -> list[list[int]]:
     """The batches of one process in an evaluation: every `size`th of those in the order of the list.
 
     Whole batches, not parts of them, so that a clip is computed in the same company, and to the
     same last digit, for any number of processes.
     """
-    starts = range(0, num_clips, batch_size)
-    batches = [list(range(start, min(start + batch_size, num_clips))) for start in starts]
+    batches = [list(map(int, clips[i : i + batch_size])) for i in range(0, len(clips), batch_size)]
     return batches[rank::size]
 
 

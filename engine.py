@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from models import TemporalModel
 from utils.cli import log
-from utils.deploy import compile_model, compiler_errors, deploy, float32_convolutions
+from utils.deploy import check_deployed, compile_model, compiler_errors, deploy, float32_convolutions
 from utils.distributed import World
 from utils.metrics import (
     AverageMeter,
@@ -148,6 +148,10 @@ def train_one_epoch(
     began = end = time.perf_counter()
     num_clips = 0
     for step in progress:
+        if not sizes[step]:  # all its clips are excluded
+            yield Step(step + 1, {})
+            continue
+
         # The learning rate of the step, and a dropout that depends on seed and step alone.
         rate = learning_rate(args, epoch + step / steps)
         for group in optimizer.param_groups:
@@ -263,8 +267,11 @@ def evaluate(
     ):
         if step < len(loader):  # another process may have one batch more
             clips, labels = to_device(next(batches), world.device)
+            inputs = to_input(clips, deployed)
+            if step == 0:
+                check_deployed(model, deployed, inputs)
             with torch.inference_mode(), compiler_errors():
-                logits = called(to_input(clips, deployed)).float()
+                logits = called(inputs).float()
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
                 meters.update(batch_sums(loss, logits, labels))
             found.append((logits, labels))

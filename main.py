@@ -27,9 +27,11 @@ import torch
 from dataset import (
     ClipLoader,
     ClipSampler,
-    check_training_list,
+    check_excluded,
+    check_same_list,
     evaluation_batches,
     open_videos,
+    read_excluded,
 )
 from datasets_video import describe_flips, return_dataset
 from engine import evaluate, train_one_epoch
@@ -76,21 +78,27 @@ def main(args: Namespace) -> None:
     paths = return_dataset(
         args.dataset, args.root_path, args.train_list, args.val_list, args.image_tmpl, not args.evaluate
     )
+    excluded = set(read_excluded(args.exclude) if args.exclude else [])
+    if saved and not args.evaluate:
+        excluded |= set(saved.get("excluded", []))
     how = {"num_segments": args.num_segments, "seed": args.seed, "skip_missing": args.skip_missing}
+    how["excluded"] = excluded
     if not args.evaluate:
         transform = training_transform(args.input_size, paths.categories)
         train_set = open_videos(paths, transform=transform, is_training=True, **how)
-        log.info(f"{args.dataset}: {len(train_set)} training clips, {len(paths.categories)} classes")
+        log.info(f"{args.dataset}: {len(train_set.included)} training clips, {len(paths.categories)} classes")
     val_set = open_videos(paths, transform=evaluation_transform(args.input_size), **how)
-    log.info(f"{args.dataset}: {len(val_set)} validation clips, {len(paths.categories)} classes")
+    log.info(f"{args.dataset}: {len(val_set.included)} validation clips, {len(paths.categories)} classes")
+    check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
     if saved:
         check_categories(saved, paths.categories, run.checkpoint)
         if not args.evaluate:
-            check_training_list(train_set, saved.get("data"), run.checkpoint)
+            check_same_list(train_set, saved.get("data"), run.checkpoint, "trained")
+            check_same_list(val_set, saved.get("val_data"), run.checkpoint, "validated")
     val_batch = evaluation_batch_size(
         None, min(args.batch_size, before.get("batch_size", args.batch_size)), len(world.devices)
     )
-    val_batches = evaluation_batches(len(val_set), val_batch, world.rank, world.size)
+    val_batches = evaluation_batches(val_set.included, val_batch, world.rank, world.size)
     val_loader = ClipLoader(val_set, val_batches, args.workers)
 
     # Model: a checkpoint's weights, ImageNet's, or random ones.
@@ -135,7 +143,8 @@ def main(args: Namespace) -> None:
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
     options = vars(args) | {"amp": precision.amp}
     facts = {"arch": args.arch, "options": options, "categories": paths.categories}
-    facts |= {"data": train_set.fingerprint(), "run": run.files.name}
+    facts |= {"data": train_set.fingerprint(), "val_data": val_set.fingerprint()}
+    facts |= {"excluded": sorted(excluded), "run": run.files.name, "num_devices": world.num_devices}
     state = TrainState(model, optimizer, scaler, world, facts)
     state.epoch = args.start_epoch or 0
     if saved:
@@ -146,13 +155,23 @@ def main(args: Namespace) -> None:
             f"best Prec@1 {state.best_prec1:.3f}{state.best_epoch}"
         )
     log.info(describe_batch(args))
-    sampler = ClipSampler(len(train_set), args.batch_size, args.seed, args.accumulate, world.rank, world.size)
+    sampler = ClipSampler(
+        len(train_set),
+        args.batch_size,
+        args.seed,
+        args.accumulate,
+        world.rank,
+        world.size,
+        train_set.is_excluded,
+    )
     train_loader = ClipLoader(train_set, sampler, args.workers)
     steps = sampler.num_steps
+    if state.step > steps:
+        raise UserError(f"{run.checkpoint}: its step {state.step} is beyond the {steps} steps of an epoch")
     trained = world.place(model, for_training=True, sync_bn=args.sync_bn)
     if args.compile:
         compile_model(trained)
-    sizes = {"training": len(train_set), "validation": len(val_set)}
+    sizes = {"training": len(train_set.included), "validation": len(val_set.included)}
     written = {"options": options, "devices": world.describe(args.batch_size), "parameters": num_parameters}
     run.begin(state, written | {"clips": sizes}, state.epoch * steps + state.step)
 

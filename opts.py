@@ -338,6 +338,14 @@ def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> Non
     group.add_argument(
         "--skip_missing", action="store_true", help="leave out videos whose frames are missing or incomplete"
     )
+    more = (
+        "; a resumed run may leave out more, and keeps to those that it has; its other batches stay the same"
+    )
+    group.add_argument(
+        "--exclude",
+        metavar="FILE",
+        help="leave out the videos that this file names, one a line" + (more if is_training else ""),
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> argparse._ArgumentGroup:

@@ -30,6 +30,8 @@ class ResNet(nn.Module):
         num_classes: outputs of the classifier `fc`.
     """
 
+    norm_inputs = {"bn1": ("conv1",)}  # see `gst.GSTBottleneck`
+
     def __init__(
         self, block: Callable[..., nn.Module], layers: tuple[int, int, int, int], num_classes: int = 1000
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset import ClipLoader, evaluation_batches, open_videos
+from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded
 from datasets_video import return_dataset
 from engine import evaluate
 from opts import evaluation_batch_size, testing_parser
@@ -64,6 +64,7 @@ def main(args: Namespace) -> None:
         args.dataset, args.root_path, val_list=args.val_list, image_tmpl=args.image_tmpl, for_training=False
     )
     check_categories(saved, paths.categories, args.weights)
+    excluded = read_excluded(args.exclude) if args.exclude else []
     dataset = open_videos(
         paths,
         num_segments,
@@ -71,9 +72,11 @@ def main(args: Namespace) -> None:
         test_mode=True,
         skip_missing=args.skip_missing,
         max_num=args.max_num,
+        excluded=excluded,
     )
+    check_excluded(excluded, [dataset])
     loader = ClipLoader(
-        dataset, evaluation_batches(len(dataset), batch_size, world.rank, world.size), args.workers
+        dataset, evaluation_batches(dataset.included, batch_size, world.rank, world.size), args.workers
     )
 
     model = build_model(spec, num_segments, input_size, args.weights)
@@ -93,7 +96,7 @@ def main(args: Namespace) -> None:
     seconds = time.perf_counter() - began
     scores_error = None
     if args.save_scores and world.is_main:
-        videos = [dataset.record(number).path for number in range(len(dataset))]
+        videos = [dataset.record(number).path for number in dataset.included]
         content = io.BytesIO()
         np.savez(content, scores=result.scores, labels=result.labels, videos=videos)
         try:
@@ -103,7 +106,7 @@ def main(args: Namespace) -> None:
         else:
             log.info(f"scores: {args.save_scores}")
     log.info(f"Mean class accuracy {result.mean_class:.3f}")
-    log.info(f"{len(dataset)} clips, {len(dataset) / seconds:.1f} clips/s")
+    log.info(f"{len(result.labels)} clips, {len(result.labels) / seconds:.1f} clips/s")
     log.info(f"{result}{dataset.coverage()}")
     if scores_error:  # the figures are not lost with them
         raise UserError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")

@@ -21,7 +21,7 @@ from dataset import (
     ClipSampler,
     VideoDataSet,
     VideoRecord,
-    check_training_list,
+    check_same_list,
     check_videos,
     evaluation_batches,
     open_videos,
@@ -309,7 +309,7 @@ from transforms import Stack
 def main():
     folder = {dataset.root_path!r}
     dataset = VideoDataSet(folder, {dataset.list_file!r}, 4, "{{:05d}}.jpg", 1, Stack(), False, num_class=4)
-    loader = ClipLoader(dataset, evaluation_batches(4, 2), 2)
+    loader = ClipLoader(dataset, evaluation_batches(range(4), 2), 2)
     for _ in loader:
         pass
 
@@ -342,7 +342,7 @@ def test_error_of_a_clip_comes_through_the_loader_as_it_was_raised(tmp_path, how
     word = spoil(bad, how)
     with pytest.raises(UserError) as expected:
         dataset[5]
-    batches = iter(ClipLoader(dataset, evaluation_batches(8, 2), workers))
+    batches = iter(ClipLoader(dataset, evaluation_batches(range(8), 2), workers))
     for labels in ([0, 1], [2, 3]):
         assert next(batches)[1].tolist() == labels
     with pytest.raises(UserError) as caught:
@@ -363,7 +363,7 @@ def fail(frames, label, rng):
 def test_error_in_the_code_for_a_clip_keeps_its_traceback(tmp_path, workers):
     dataset = many_clips(tmp_path, 4)
     dataset.transform = Compose(fail)
-    batches = iter(ClipLoader(dataset, evaluation_batches(4, 1), workers))
+    batches = iter(ClipLoader(dataset, evaluation_batches(range(4), 1), workers))
     next(batches), next(batches)
     with pytest.raises(RuntimeError, match="the code of this clip is wrong") as caught:
         next(batches)
@@ -390,7 +390,7 @@ def test_killed_worker_is_named(tmp_path, moment):
     dataset = many_clips(tmp_path)
     if moment == "at work":
         dataset.transform = Compose(slow)
-    batches = iter(ClipLoader(dataset, evaluation_batches(40, 1), 1))
+    batches = iter(ClipLoader(dataset, evaluation_batches(range(40), 1), 1))
     if moment == "at work":
         worker = the_worker(before)
         threading.Timer(0.5, worker.kill).start()
@@ -578,7 +578,7 @@ def test_epoch_reaches_workers_that_live_on(trn_root):
 
 def test_evaluation_goes_through_the_list_in_order(trn_root):
     dataset = open_list(trn_root)
-    loader = ClipLoader(dataset, evaluation_batches(len(dataset), 4), 2)
+    loader = ClipLoader(dataset, evaluation_batches(range(len(dataset)), 4), 2)
     labels = [label for _, labels in loader for label in labels.tolist()]
     assert labels == [dataset.record(index).label for index in range(6)] == [0, 1, 2, 3, 0, 1]
 
@@ -586,10 +586,10 @@ def test_evaluation_goes_through_the_list_in_order(trn_root):
 @pytest.mark.parametrize("clips", [1, 7, 8, 9])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_processes_evaluate_every_clip_once_in_whole_batches(clips, size):
-    whole = evaluation_batches(clips, 4)
+    whole = evaluation_batches(range(clips), 4)
     assert flat(whole) == list(range(clips))
     assert all(len(batch) == 4 for batch in whole[:-1])
-    shares = [evaluation_batches(clips, 4, rank, size) for rank in range(size)]
+    shares = [evaluation_batches(range(clips), 4, rank, size) for rank in range(size)]
     assert sorted(flat(shares)) == whole
 
 
@@ -609,10 +609,10 @@ def test_fingerprint_tells_lists_apart(trn_root, tmp_path):
 
 def test_another_training_list_is_refused(trn_root, tmp_path):
     dataset = open_list(trn_root)
-    check_training_list(dataset, dataset.fingerprint(), "a.pth")
-    check_training_list(dataset, None, "a.pth")  # a checkpoint that does not say
+    check_same_list(dataset, dataset.fingerprint(), "a.pth", "trained")
+    check_same_list(dataset, None, "a.pth", "trained")  # a checkpoint that does not say
     with pytest.raises(UserError) as caught:
-        check_training_list(dataset, dataset.fingerprint() + 1, "a.pth")
+        check_same_list(dataset, dataset.fingerprint() + 1, "a.pth", "trained")
     assert str(caught.value).startswith(f"{dataset.list_file}: is not the list that a.pth was trained on")
 
 

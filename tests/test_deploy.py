@@ -15,17 +15,26 @@ import numpy as np
 import pytest
 import torch
 from forked import start_ranks
-from helpers import REPOSITORY, call, run, small_run
+from helpers import REPOSITORY, assert_one_line_error, call, run, small_run
 from resume_harness import NAME, differences, what_is_left
 from synthetic import make_dataset
 from torch import nn
 
+import models
 import opts
 import test_models
 from engine import to_input
+from gst import GSTBottleneck
 from models import TemporalModel
 from utils.cli import UserError, run_program
-from utils.deploy import compile_model, compiler_errors, deploy, to_channels_last, use_2d_kernels
+from utils.deploy import (
+    check_deployed,
+    compile_model,
+    compiler_errors,
+    deploy,
+    to_channels_last,
+    use_2d_kernels,
+)
 from utils.distributed import init_distributed
 from utils.precision import has_instructions
 
@@ -107,8 +116,109 @@ def test_batch_norm_over_all_processes_is_folded_as_any_other():
     )
 
 
+class ReluFirst(GSTBottleneck):
+    """A block in another order, whose norms follow on ReLUs."""
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.bn1(self.relu(self.conv1(x)))
+        shares = out.split(self.path_inputs, dim=1)
+        out = self.bn2(self.relu(torch.cat((self.conv2(shares[0]), self.Tconv(shares[-1])), dim=1)))
+        return self.bn3(self.relu(self.conv3(out))) + shortcut
+
+
+class WronglyDeclared(ReluFirst):
+    """The same, with a declaration that is wrong."""
+
+    norm_inputs = GSTBottleneck.norm_inputs
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+@torch.no_grad()
+def test_a_norm_is_folded_only_where_the_block_itself_says_so(monkeypatch):
+    monkeypatch.setitem(models.TYPES, "ReluFirst", ReluFirst)
+    model, clips = filled(model="ReluFirst").eval(), torch.randn(2, 3, 3, 32, 32)
+    deployed = deploy(model, CPU)
+    left = [name for name, module in deployed.named_modules() if isinstance(module, nn.BatchNorm3d)]
+    assert left == [f"base_model.layer{stage}.0.bn{norm}" for stage in (1, 2, 3, 4) for norm in (1, 2, 3)]
+    assert relative(deployed(clips), model(clips)) < 1e-5
+    check_deployed(model, deployed, clips)
+
+
+def test_norms_without_weights_or_statistics_and_biases_of_convolutions_are_kept():
+    model, clips = filled(), torch.randn(2, 3, 3, 32, 32)
+    block = model.base_model.layer1[0]
+    block.bn1 = nn.BatchNorm3d(64, affine=False)
+    block.conv3 = nn.Conv3d(64, 256, 1)
+    model.base_model.layer2[0].bn3 = nn.BatchNorm3d(512, track_running_stats=False)
+    with torch.no_grad():
+        assert relative(deploy(model, CPU)(clips), model.eval()(clips)) < 1e-5
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_an_evaluation_whose_deployed_form_differs_is_an_error(monkeypatch, trn_root, tmp_path, amp):
+    monkeypatch.setitem(models.TYPES, "Wrong", WronglyDeclared)
+    process = call("main.py", *small_run(trn_root, tmp_path, "--type", "Wrong", "--amp", amp, "-b", 4))
+    assert_one_line_error(process, "deployed", "norm_inputs")
+    share = float(re.search(r"by (\S+) %", process.stderr)[1])
+    assert share > 1
+    model = filled(model="Wrong")
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(UserError, match="norm_inputs"):
+        check_deployed(model, deploy(model, CPU, torch.bfloat16), torch.randn(2, 3, 3, 32, 32))
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_another_type_of_block_needs_one_place(monkeypatch, trn_root, tmp_path):
+    """A line in the table of types: it trains, resumes, and evaluates to what validation said."""
+    monkeypatch.setitem(models.TYPES, "ReluFirst", ReluFirst)
+    more = ("--type", "ReluFirst", "-b", 4, "--lr", 0.002, "--resume", "auto")
+    for epochs in (1, 2):
+        process = call("main.py", *small_run(trn_root, tmp_path, *more, "--epochs", epochs))
+        assert process.returncode == 0, process.stderr
+    assert "at epoch 1, step 0" in process.stdout
+    weights = (
+        tmp_path / "checkpoint" / "ReluFirst_somethingv1_resnet14_alpha4_beta2_segment4_checkpoint.pth.tar"
+    )
+    options = ("--weights", weights, "--dataset", "somethingv1", "--root_path", trn_root, "-j", 0)
+    tested = call("test_models.py", *options)
+    assert tested.returncode == 0, tested.stderr
+    said = [line for line in process.stdout.splitlines() if line.startswith("Testing Results")]
+    assert said[-1] in tested.stdout
+    assert "ReluFirst resnet14" in tested.stdout
+    assert_one_line_error(call("test_models.py", *options, "--type", "GST"), "--type GST", "ReluFirst")
+    monkeypatch.delitem(models.TYPES, "ReluFirst")
+    assert_one_line_error(call("test_models.py", *options), weights, "ReluFirst")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Kernels and layout.
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": (1, 3, 3), "groups": 2},
+        {"kernel_size": 3, "dilation": (2, 1, 1), "padding": (2, 1, 1)},
+        {"kernel_size": (1, 3, 3), "dilation": (1, 2, 2)},
+        {"kernel_size": (5, 1, 1), "padding": (2, 0, 0)},
+        {"kernel_size": (3, 1, 1)},
+        {"kernel_size": 3, "padding": 1, "stride": (2, 1, 1)},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": (1, 3, 3), "padding": (0, 1, 1), "stride": (1, 2, 2), "bias": True},
+        {"kernel_size": 3, "padding": 1, "bias": True},
+    ],
+)
+@torch.no_grad()
+def test_2d_kernels_leave_what_they_do_not_compute(how):
+    model, clips = nn.Sequential(nn.Conv3d(4, 6, **how)), torch.randn(2, 4, 7, 8, 8)
+    expected = model(clips)
+    use_2d_kernels(model)
+    assert (type(model[0]) is not nn.Conv3d) == ("bias" in how)
+    torch.testing.assert_close(model(clips), expected)
 
 
 def gradients_of(model, clips):

@@ -393,7 +393,7 @@ def test_evaluation_scores_every_clip_once_in_the_order_of_the_list(batch_size):
     dataset, model = Clips(10, size=32), TemporalModel(4, 2, backbone="resnet14", dropout=0.5)
     model.train()  # evaluation must switch dropout off itself, and leave the model as it is
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    loader = DataLoader(dataset, batch_sampler=evaluation_batches(10, batch_size))
+    loader = DataLoader(dataset, batch_sampler=evaluation_batches(range(10), batch_size))
     result = evaluate(loader, model, WORLD, "off", 1)
     assert result.scores.shape == (10, 4)
     assert np.array_equal(result.labels, dataset.labels)
@@ -421,7 +421,7 @@ class Asking:
 
 def test_evaluation_gives_up_when_asked_to():
     dataset, model = Clips(4, size=32), TemporalModel(4, 2, backbone="resnet14")
-    loader = DataLoader(dataset, batch_sampler=evaluation_batches(4, 1))
+    loader = DataLoader(dataset, batch_sampler=evaluation_batches(range(4), 1))
     asked = iter([0, 15])
     assert evaluate(loader, model, WORLD, "off", 1, Asking(lambda: next(asked))) is None
     assert list(asked) == []
@@ -432,7 +432,7 @@ def test_evaluation_gives_up_when_asked_to():
 
 def test_evaluation_keeps_float32_from_being_rounded_on_a_gpu_and_training_as_it_was():
     dataset, model = Clips(1, size=32), TemporalModel(4, 2, backbone="resnet14")
-    loader = DataLoader(dataset, batch_sampler=evaluation_batches(1, 1))
+    loader = DataLoader(dataset, batch_sampler=evaluation_batches(range(1), 1))
     allowed = torch.backends.cudnn.allow_tf32
     look = Asking(lambda: int(torch.backends.cudnn.allow_tf32))
     assert evaluate(loader, model, WORLD, "off", 1, look)
@@ -442,7 +442,7 @@ def test_evaluation_keeps_float32_from_being_rounded_on_a_gpu_and_training_as_it
 @pytest.mark.parametrize("compiled", [False, True])
 def test_evaluation_compiles_its_own_copy_and_only_if_asked_to(monkeypatch, compiled):
     dataset, model = Clips(1, size=32), TemporalModel(4, 2, backbone="resnet14")
-    loader = DataLoader(dataset, batch_sampler=evaluation_batches(1, 1))
+    loader = DataLoader(dataset, batch_sampler=evaluation_batches(range(1), 1))
     seen = []
     monkeypatch.setattr(engine, "compile_model", seen.append)
     evaluate(loader, model, WORLD, "off", 1, compiled=compiled)

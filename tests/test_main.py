@@ -435,13 +435,34 @@ def test_an_older_run_of_the_same_name_is_not_touched(finished):
     assert contents(finished.out) == before
 
 
-@pytest.mark.parametrize("left", ["last", "best", "csv", "json", "log", "board"])
-def test_any_file_of_an_older_run_is_enough_to_refuse(finished, tmp_path, left):
+@pytest.mark.parametrize("left", ["last", "best", "csv"])
+def test_any_result_of_an_older_run_is_enough_to_refuse(finished, tmp_path, left):
     path = tmp_path / getattr(finished, left).relative_to(finished.out)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"precious")
     assert_one_line_error(call(*small_run(finished.root, tmp_path, *finished.more)), path)
     assert path.read_bytes() == b"precious"
+
+
+def test_a_name_whose_start_failed_is_free_again(trn_root, tmp_path):
+    failed = call(*small_run(trn_root, tmp_path, "-b", 4, "--lr", 1e30))
+    assert_one_line_error(failed, "epoch 0")
+    kinds = {path.suffix for path in (tmp_path / "log").iterdir()}
+    assert {".csv", ".json", ".log"} <= kinds, "nothing was left that could be in the way"
+    succeed(*small_run(trn_root, tmp_path, "-b", 4, "--lr", 0.001))
+    log = next((tmp_path / "log").glob("*.log")).read_text()
+    assert "error: epoch 0" in log, "what failed is still to be read"
+    assert_one_line_error(call(*small_run(trn_root, tmp_path, "-b", 4)), "already exists")
+
+
+@pytest.mark.parametrize("left", ["last", "csv", "json", "log", "lock"])
+def test_what_is_no_file_in_the_place_of_one_is_refused_at_once(finished, tmp_path, left):
+    name = finished.csv.with_suffix(".lock") if left == "lock" else getattr(finished, left)
+    path = tmp_path / name.relative_to(finished.out)
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    process = call(*small_run(finished.root, tmp_path, *finished.more, "--resume", "auto"))
+    assert_one_line_error(process, path, "is not a file")
 
 
 def test_overwrite_deletes_the_older_run(finished, tmp_path):
@@ -1048,11 +1069,11 @@ def test_a_loss_that_is_not_finite_leaves_older_checkpoints_alone(halves, tmp_pa
     shutil.copytree(halves.whole, tmp_path / "out")
     before = contents(tmp_path / "out" / "checkpoint")
     saved = load(tmp_path / "out" / "checkpoint" / f"{NAME}_checkpoint.pth.tar")
-    saved["state_dict"]["new_fc.bias"][0] = torch.nan
+    saved["state_dict"]["new_fc.bias"][0] = 3e38  # the losses of two clips are more than float32 holds
     torch.save(saved, tmp_path / "bad.pth.tar")
     more = (*TWO_EPOCHS, "--epochs", 3, "--resume", tmp_path / "bad.pth.tar")
     process = call(*small_run(halves.root, tmp_path / "out", *more))
-    assert_one_line_error(process, "epoch 2, step 0", "nan")
+    assert_one_line_error(process, "epoch 2, step 0: loss or gradient is nan")
     assert contents(tmp_path / "out" / "checkpoint") == before
     assert len(rows_of(tmp_path / "out" / "log" / f"{NAME}.csv")) == 2
 

@@ -21,7 +21,7 @@ from helpers import assert_one_line_error, call, files_limited_to, run
 from resume_harness import NAME, ONE_THREAD, differences, training_options, what_is_left
 
 from dataset import ClipSampler
-from utils.run import Curves
+from utils.run import Curves, format_csv
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,16 @@ def test_a_signal_saves_and_ends_the_run(root, alone, tmp_path, number, status):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs leases of files")
 def test_a_second_interrupt_ends_at_once_and_harms_nothing(tmp_path):
     """In a step that never ends, so that nothing but a second signal can end the run."""
     root = resume_harness.make_data(tmp_path / "data")
     clip = ClipSampler(14, 4, seed=0).batches_of(3)[0][0]  # of the fourth step
-    for frame in (root / "somethingv1").glob(f"*/{clip + 1}/*.jpg"):
-        frame.unlink()
-        os.mkfifo(frame)  # whoever reads it waits for a writer
+    # Whoever opens a file that another process has a lease of waits, for 45 seconds.
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    leases = [frame.open("r+b") for frame in (root / "somethingv1").glob(f"*/{clip + 1}/*.jpg")]
+    for frame in leases:
+        fcntl.fcntl(frame, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     (program,) = resume_harness.start(root, tmp_path / "out")
     # Once this is there, nothing looks for a signal before the end of the step that never ends.
     while not is_saved(checkpoint_of(tmp_path / "out"), step=3):
@@ -93,6 +96,9 @@ def test_a_second_interrupt_ends_at_once_and_harms_nothing(tmp_path):
         program.send_signal(signal.SIGINT)
         program.wait(0.05)
     process = program.finish()
+    for frame in leases:
+        frame.close()
+    signal.signal(signal.SIGIO, before)
     assert process.returncode == 130
     assert "stopped by" not in process.stdout
     assert is_saved(checkpoint_of(tmp_path / "out"), step=3)
@@ -222,7 +228,7 @@ def test_a_killed_worker_is_reported_in_one_line(root, tmp_path):
 
 def test_auto_starts_from_scratch_where_a_run_was_killed_before_its_first_save(root, tmp_path):
     (tmp_path / "log").mkdir()
-    (tmp_path / "log" / f"{NAME}.csv").write_text("epoch\n")
+    (tmp_path / "log" / f"{NAME}.csv").write_text(format_csv([]))
     resumed = resume(root, tmp_path, "--epochs", "1")
     assert resumed.returncode == 0, resumed.stderr
     assert "no checkpoint yet" in resumed.stdout

@@ -724,7 +724,7 @@ def loader_comparisons(args: Namespace, device: torch.device, folder: Path) -> l
 
 def loader_variant(videos: Path, is_fast: bool, is_training: bool, batch_size: int) -> Variant:
     count = 3 * batch_size
-    batches = evaluation_batches(count, batch_size)
+    batches = evaluation_batches(range(count), batch_size)
     if is_fast:
         transform = training_transform(224, CATEGORIES) if is_training else evaluation_transform(224)
         loader = ClipLoader(open_clips(VideoDataSet, videos, transform, is_training), batches, 0)
@@ -760,7 +760,7 @@ def plain_evaluation(videos: Path, count: int, batch_size: int, device: torch.de
     torch.manual_seed(0)
     model = TemporalModel(NUM_CLASS, 8).to(device).eval()
     clips_of = open_clips(TSNClips, videos, (GroupScale(256), GroupCenterCrop(224)), is_training=False)
-    batches = evaluation_batches(count, batch_size)
+    batches = evaluation_batches(range(count), batch_size)
     loader = DataLoader(clips_of, batch_sampler=batches, num_workers=cores())
 
     def run() -> float:
@@ -779,7 +779,7 @@ def fast_evaluation(videos: Path, count: int, batch_size: int, device: torch.dev
     dataset = open_clips(VideoDataSet, videos, evaluation_transform(224), is_training=False)
 
     def run() -> float:
-        loader = ClipLoader(dataset, evaluation_batches(count, batch_size), cores())
+        loader = ClipLoader(dataset, evaluation_batches(range(count), batch_size), cores())
         return evaluate(loader, model, quiet_world(device), amp, count).prec1
 
     return Variant(run, count)

@@ -215,6 +215,25 @@ def all_checkpoints(path: Path) -> list[Path]:
     return ([path] if path.exists() else []) + older
 
 
+def damaged_checkpoints(path: Path) -> list[Path]:
+    """Those that `set_aside_newer` has renamed."""
+    return sorted(path.parent.glob(glob.escape(path.name) + ".damaged*"))
+
+
+def set_aside_newer(path: Path, good: Path) -> None:
+    """Rename the damaged checkpoints that are newer than the good one, so that no save replaces the good one.
+
+    Args:
+        path: see `save_checkpoint`.
+        good: one of `all_checkpoints`.
+    """
+    files = all_checkpoints(path)
+    for file in files[: files.index(good)]:
+        number = len(damaged_checkpoints(path)) + 1
+        file.rename(path.with_name(f"{path.name}.damaged{number}"))
+        log.info(f"{file}: set aside as {path.name}.damaged{number}")
+
+
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
     """Load the newest checkpoint that is not damaged; say which are.
 

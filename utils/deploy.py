@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from gst import GSTBottleneck
 from models import TemporalModel
 from utils.cli import UserError
 
@@ -50,7 +49,7 @@ def use_2d_kernels(model: nn.Module) -> None:
     """Let a model's 3D convolutions be computed by 2D ones on frames; see `to_channels_last`."""
     for parent in list(model.modules()):
         for name, module in parent.named_children():
-            if type(module) is nn.Conv3d:
+            if _FrameConv3d.can_compute(module):
                 setattr(parent, name, _FrameConv3d.of(module))
 
 
@@ -60,6 +59,15 @@ class _FrameConv3d(nn.Conv3d):
     For 3 frames it makes, of each frame, what the frame adds to the one after it, to itself and to
     the one before it; sums of shifted frames remain.
     """
+
+    @staticmethod
+    def can_compute(module: nn.Module) -> bool:
+        """Whether a module is a convolution of a kind that this computes."""
+        if type(module) is not nn.Conv3d or module.groups > 1 or module.padding_mode != "zeros":
+            return False
+        length, padding = module.kernel_size[0], module.padding[0]
+        in_time = (module.stride[0], module.dilation[0], padding)
+        return length in (1, 3) and in_time == (1, 1, length // 2) and module.dilation == (1, 1, 1)
 
     @classmethod
     def of(cls, convolution: nn.Conv3d) -> "_FrameConv3d":
@@ -128,30 +136,79 @@ def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torc
         A model that cannot be trained, for input as the model's own.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    resnet = model.base_model
-    _fold(resnet, "bn1", resnet.conv1)
-    for block in model.modules():
-        if isinstance(block, GSTBottleneck):
-            _fold(block, "bn1", block.conv1)
-            _fold(block, "bn2", block.conv2, block.Tconv)
-            _fold(block, "bn3", block.conv3)
-            if block.downsample is not None:
-                _fold(block.downsample, "1", block.downsample[0])
+    for module in model.modules():
+        for norm, convolutions in _norm_inputs(module).items():
+            _fold(module, norm, [module.get_submodule(name) for name in convolutions])
     model.to(dtype)
     to_channels_last(model, device)
     return model
 
 
-def _fold(parent: nn.Module, name: str, *convolutions: nn.Conv3d) -> None:
+# The largest difference between the logits of a model and of its deployed form, both in float32, as a share
+# of the largest logit. Rounding makes less than 1e-5; a norm folded where it must not be makes 1.
+TOLERANCE = 1e-3
+# More clips than these few would show nothing else, and cost a CPU seconds.
+_CLIPS_TO_COMPARE = 4
+
+
+def check_deployed(model: TemporalModel, deployed: TemporalModel, clips: torch.Tensor) -> None:
+    """Compare a deployed model with the model itself, in float32.
+
+    Args:
+        model: on the device of the clips.
+        deployed: what `deploy` made of it, likewise.
+        clips: input of the model, of which the first few are used.
+
+    Raises:
+        UserError: their logits differ by more than `TOLERANCE`.
+    """
+    clips = clips[:_CLIPS_TO_COMPARE]
+    if next(deployed.parameters()).dtype != torch.float32:
+        deployed = deploy(model, clips.device)
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.inference_mode():
+        expected = model.eval().forward(clips)  # its call may be compiled
+        difference = (deployed(clips) - expected).abs().max()
+    for module, mode in modes:
+        module.training = mode
+    share = float(difference / expected.abs().max())
+    if share > TOLERANCE:  # not so where logits are not finite, which the loss will show
+        raise UserError(
+            f"the deployed model's logits differ from the model's by {100 * share:.2g} %: does the "
+            "`norm_inputs` of its block say which norm follows directly on which convolution?"
+        )
+
+
+def _norm_inputs(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Which norms of a module follow directly on which of its convolutions."""
+    if type(module) is nn.Sequential:
+        names = [name for name, _ in module.named_children()]
+        return {norm: (before,) for before, norm in zip(names, names[1:], strict=False)}
+    # A class that has a `forward` of its own must also say it anew.
+    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    return vars(owner).get("norm_inputs", {})
+
+
+def _fold(parent: nn.Module, name: str, convolutions: list[nn.Module]) -> None:
     """Fold a batch norm into the convolutions whose outputs, one after the other, are its channels."""
-    norm = getattr(parent, name).double()
+    norm = parent.get_submodule(name)
+    is_norm = type(norm) in (nn.BatchNorm3d, nn.SyncBatchNorm) and norm.affine and norm.track_running_stats
+    if not is_norm or any(type(convolution) is not nn.Conv3d for convolution in convolutions):
+        return
+    norm = norm.double()
     first = 0
     for convolution in convolutions:
         own = slice(first, first + convolution.out_channels)
         first = own.stop
-        statistics = norm.running_mean[own], norm.running_var[own], norm.eps
+        bias = None if convolution.bias is None else convolution.bias.double()
         fused = fuse_conv_bn_weights(
-            convolution.weight.double(), None, *statistics, norm.weight[own], norm.bias[own]
+            convolution.weight.double(),
+            bias,
+            norm.running_mean[own],
+            norm.running_var[own],
+            norm.eps,
+            norm.weight[own],
+            norm.bias[own],
         )
         dtype = convolution.weight.dtype
         convolution.weight, convolution.bias = (

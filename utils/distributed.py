@@ -56,6 +56,11 @@ class World:
         """Where this process's batches go."""
         return self.devices[0]
 
+    @property
+    def num_devices(self) -> int:
+        """How many devices share a batch of training."""
+        return self.size * len(self.devices)
+
     def place(self, model: nn.Module, for_training: bool = False, sync_bn: bool = False) -> nn.Module:
         """Move a model to the devices.
 
@@ -143,9 +148,9 @@ class World:
             device += f", in each of {self.size} processes ({distributed.get_backend()})"
         elif len(self.devices) > 1:
             device = f"{len(self.devices)} x {device}, DataParallel"
-        shares = self.size * len(self.devices)
-        each = -(-batch_size // shares)
-        return f"device: {device}; batch of {batch_size}" + (f", {each} clips on each" if shares > 1 else "")
+        each = -(-batch_size // self.num_devices)
+        more = f", {each} clips on each" if self.num_devices > 1 else ""
+        return f"device: {device}; batch of {batch_size}{more}"
 
 
 def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bool = False) -> World:

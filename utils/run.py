@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -37,14 +38,16 @@ from models import TemporalModel
 from utils.checkpoint import (
     HistoryRow,
     all_checkpoints,
+    damaged_checkpoints,
     describe_model,
     load_checkpoint,
     load_newest,
     save_checkpoint,
+    set_aside_newer,
 )
-from utils.cli import BusyError, OneLine, UserError, at_end, check_writable_folder, log
+from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log
 from utils.distributed import World
-from utils.files import write_atomically
+from utils.files import read_text, write_atomically, write_texts
 from utils.metrics import ClipMeters, LossWatch, Result, averages
 from utils.optim import learning_rate, load_optimizer
 
@@ -180,6 +183,7 @@ class Run:
         found = None
         if self.world.is_main and not self.args.evaluate:
             try:
+                self.files.check()
                 if self.files.lock.exists() and has_locks(self.files.lock):
                     with self._owning():  # so that a second start hears of the first one at once
                         pass
@@ -211,10 +215,12 @@ class Run:
             check_recipe(args, saved, self.checkpoint)
         if args.evaluate:
             return
+        if saved and (changes := describe_changes(args, saved, self.world.num_devices)):
+            log.warning(f"warning: the run continues on another curve: {changes}")
         check_writable_folder(args.checkpoint_dir, "--checkpoint_dir")
-        old = list(self.seen)
-        # With auto and no checkpoint, a run was killed before its first save.
-        is_continued = saved.get("run") == self.files.name if saved else args.resume == "auto"
+        # A start that failed before the first epoch or checkpoint leaves nothing that is worth keeping.
+        old = list(self.seen) if self.world.is_main and self.files.has_results() else []
+        is_continued = bool(saved) and saved.get("run") == self.files.name
         if old and not (is_continued or args.overwrite):
             raise UserError(
                 f"a run of this name already exists: {', '.join(map(str, old))}; continue it (--resume "
@@ -240,8 +246,10 @@ class Run:
                 if self.files.state() != self.seen:
                     raise BusyError(f"run {self.files.name}: another process has written it since; try again")
                 self.files.prepare(self.args.overwrite)
+                if self.args.resume == "auto" and self.checkpoint:
+                    set_aside_newer(self.files.checkpoint, self.checkpoint)
                 write_json(self.files.json, facts, self.part | {"epoch": state.epoch, "step": state.step})
-                write_csv(self.files.csv, state.history)
+                write_texts({self.files.csv: format_csv(state.history)})
                 self.curves = Curves(self.files.tensorboard, first_step)
                 self.early.setTarget(_LogFile(self.files.log))
             except OSError as error:
@@ -377,7 +385,7 @@ class Run:
         try:
             best = self.files.best if is_best else None
             save_checkpoint(self.files.checkpoint, content, self.args.keep, best)
-            write_csv(self.files.csv, state.history)
+            write_texts({self.files.csv: format_csv(state.history)})
         except OSError as error:
             message = (
                 f"cannot save {self.files.checkpoint} ({error.strerror}); what was saved before is intact"
@@ -431,6 +439,25 @@ def check_recipe(args: Namespace, saved: dict[str, Any], path: Path) -> None:
         raise UserError(f"--start-epoch {args.start_epoch}: {path} continues at epoch {known}")
 
 
+def describe_changes(args: Namespace, saved: dict[str, Any], num_devices: int) -> str:
+    """What makes a resumed run differ from one that was not stopped, and is allowed; empty for nothing.
+
+    Args:
+        args: of the part of the run that begins.
+        saved: the checkpoint that it continues.
+        num_devices: that share a batch now.
+    """
+    changes = []
+    epochs = saved.get("options", {}).get("epochs", args.epochs)
+    if args.lr_schedule == "cosine" and epochs != args.epochs:
+        changes.append(f"--epochs {args.epochs} (was {epochs}) stretches the cosine of the learning rate")
+    devices = saved.get("num_devices", num_devices)
+    if devices != num_devices and not args.freeze_bn:
+        norm = "" if args.sync_bn else "batch norm sees other shares of a batch, and "
+        changes.append(f"{num_devices} devices (were {devices}): {norm}dropout is drawn anew")
+    return "; ".join(changes)
+
+
 @dataclass
 class RunFiles:
     """Where a run of this name writes below `--checkpoint_dir`."""
@@ -464,7 +491,28 @@ class RunFiles:
     def existing(self) -> list[Path]:
         """Those that exist."""
         others = (self.best, self.csv, self.json, self.log, self.tensorboard)
-        return all_checkpoints(self.checkpoint) + [path for path in others if path.exists()]
+        checkpoints = all_checkpoints(self.checkpoint) + damaged_checkpoints(self.checkpoint)
+        return checkpoints + [path for path in others if path.exists()]
+
+    def has_results(self) -> bool:
+        """Whether there is a checkpoint, or an epoch in the CSV file.
+
+        Raises:
+            UserError: the CSV file cannot be read.
+        """
+        if all_checkpoints(self.checkpoint) or damaged_checkpoints(self.checkpoint) or self.best.exists():
+            return True
+        return self.csv.exists() and read_text(self.csv) != format_csv([])
+
+    def check(self) -> None:
+        """Refuse what the run would wait for, or cannot replace, in the place of a file.
+
+        Raises:
+            UserError: it is a folder, a named pipe or a socket.
+        """
+        for path in [*self.existing(), self.lock]:
+            if path != self.tensorboard and (path.is_dir() or path.is_fifo() or path.is_socket()):
+                raise UserError(f"{path}: is not a file; move it away")
 
     def state(self) -> dict[Path, tuple[int, int]]:
         """When each of them was last written, in nanoseconds, and its size in bytes."""
@@ -482,17 +530,22 @@ class RunFiles:
 class Interruption:
     """Remembers the signals that ask a run to stop, so that it can finish its step and save.
 
-    They are SIGTERM, SIGINT, SIGHUP (a lost terminal) and SIGUSR1 (Slurm's warning). A torchrun that has
-    died counts as SIGTERM: its processes would train on unseen, alongside those of the next attempt.
+    They are SIGTERM, SIGINT, SIGHUP (a lost terminal) and SIGUSR1 (Slurm's warning). Output that nobody
+    reads any more counts as SIGPIPE. A torchrun that has died counts as SIGTERM: its processes would train
+    on unseen, alongside those of the next attempt.
     """
 
     def __init__(self) -> None:
         self.signal = 0
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+                signal.signal(number, self._remember)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, Output):
+                stream.when_broken = partial(self._remember, signal.SIGPIPE)
 
-    def _remember(self, number: int, frame: object) -> None:
+    def _remember(self, number: int, frame: object = None) -> None:
         if number == self.signal == signal.SIGINT:
             os._exit(128 + number)  # asked twice; files are replaced in one step, so none is harmed
         self.signal = number
@@ -606,10 +659,10 @@ def write_json(path: Path, facts: dict[str, Any], part: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write the log, a row for each epoch; cells of epochs that were not evaluated stay empty."""
+def format_csv(history: list[HistoryRow]) -> str:
+    """The text of the CSV file, a row for each epoch; cells of epochs that were not evaluated stay empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(HistoryRow.__annotations__), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    write_atomically(path, text.getvalue().encode())
+    return text.getvalue()
