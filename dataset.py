@@ -1,8 +1,10 @@
 """From a list file to clips: records, sampled frames, decoded and transformed."""
 
+import errno
 import multiprocessing.connection
 import os
 import signal
+import sys
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -486,7 +488,7 @@ class ClipLoader(DataLoader):
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_prepare_worker,
         )
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
@@ -503,7 +505,9 @@ class ClipLoader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, ConnectionError, EOFError):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if "Too many open files" in str(error):  # torch's own text, which has several lines
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
                 # Raised by the code of a clip, or because the process that had the clips is gone.
                 workers = {worker.sentinel: worker for worker in getattr(batches, "_workers", ())}
                 gone = multiprocessing.connection.wait(list(workers), timeout=1)
@@ -539,7 +543,9 @@ def _collate(clips: list[tuple[np.ndarray, int] | UserError]) -> list[torch.Tens
     return errors[0] if errors else default_collate(clips)
 
 
-def _ignore_signals(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     # A stop goes to the whole process group; the training process finishes its step first, and needs clips.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # The program reports in one line what multiprocessing's threads meet, as with too many open files.
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process

@@ -8,12 +8,13 @@ from typing import Any
 
 from datasets_video import LAYOUTS
 from gst import ALPHAS, BETAS
-from models import TYPES
+from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES
 from resnet_gst import BLOCKS
 from utils.cli import (
     Parser,
     UserError,
     cores,
+    environment_number,
     non_negative_float,
     non_negative_int,
     number_type,
@@ -59,11 +60,13 @@ def training_parser() -> argparse.ArgumentParser:
         "weights (default: imagenet; none for resnet14 and resnet26, which have no such weights)",
     )
     recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
-    recipe.add_argument("--epochs", type=positive_int, default=70, metavar="N", help="number of epochs")
+    recipe.add_argument(
+        "--epochs", type=number_type(int, 1, 10**6), default=70, metavar="N", help="number of epochs"
+    )
     recipe.add_argument(
         "-b",
         "--batch-size",
-        type=positive_int,
+        type=number_type(int, 1, 10**5),
         default=PUBLISHED_BATCH_SIZE,
         metavar="N",
         help="clips in a training batch, over all GPUs and processes; validation takes at most "
@@ -71,7 +74,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument(
         "--accumulate",
-        type=positive_int,
+        type=number_type(int, 1, 10**4),
         default=1,
         metavar="K",
         help="batches per optimizer step, equivalent to one batch of K times the size apart from batch norm",
@@ -200,7 +203,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--keep",
-        type=positive_int,
+        type=number_type(int, 1, 1000),
         default=2,
         metavar="N",
         help="checkpoints to keep, in addition to the best",
@@ -305,7 +308,7 @@ def testing_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "-b",
         "--batch-size",
-        type=positive_int,
+        type=number_type(int, 1, 10**5),
         metavar="N",
         help="clips in a batch of each process (default: as in the checkpoint's validation, its training "
         f"batch, but at most {PUBLISHED_BATCH_SIZE} on each GPU)",
@@ -365,13 +368,19 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
         choices=BETAS,
     )
     unknown = "" if is_training else "; 8 where the checkpoint does not say"
-    add("--num_segments", 8, f"frames in a clip{unknown}", type=positive_int, metavar="N")
+    add(
+        "--num_segments",
+        8,
+        f"frames in a clip{unknown}",
+        type=number_type(int, 1, MAX_SEGMENTS),
+        metavar="N",
+    )
     unknown = "" if is_training else "; 224 where the checkpoint does not say"
     add(
         "--input_size",
         224,
         f"height and width of the network's input, in pixels{unknown}",
-        type=number_type(int, 32),
+        type=number_type(int, 32, MAX_INPUT_SIZE),
         metavar="N",
     )
     return group
@@ -382,8 +391,8 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
     group.add_argument(
         "-j",
         "--workers",
-        type=non_negative_int,
-        default=min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
+        type=number_type(int, 0, 256),
+        default=min(16, max(1, cores() // max(1, environment_number("LOCAL_WORLD_SIZE", 1)))),
         metavar="N",
         help="processes that load clips, for each process of torchrun; by default as many as it has cores, "
         "at most 16",

@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,14 @@ def training_options(root: Path, out: Path, *more: object) -> list[str]:
     return [*options.split(), *map(str, more)]
 
 
-def start(root: Path, out: Path, processes: int = 1, nodes: int = 1, *more: object) -> list[Program]:
+def start(
+    root: Path,
+    out: Path,
+    processes: int = 1,
+    nodes: int = 1,
+    *more: object,
+    prepare: Callable[[], None] | None = None,
+) -> list[Program]:
     """Start a run.
 
     Args:
@@ -48,10 +56,11 @@ def start(root: Path, out: Path, processes: int = 1, nodes: int = 1, *more: obje
         processes: on all nodes together.
         nodes: with more than one, agents of torchrun, all on this machine.
         more: options for main.py.
+        prepare: see `Program`; for a single process.
     """
     options = training_options(root, out, *more)
     if processes == 1:
-        return [Program("main.py", *options, env=ONE_THREAD)]
+        return [Program("main.py", *options, env=ONE_THREAD, prepare=prepare)]
     if nodes == 1:
         return start_ranks(processes, "main.py", *options, env=ONE_THREAD)
     agent = [f"--nproc_per_node={processes // nodes}", f"--nnodes={nodes}"]

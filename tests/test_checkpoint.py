@@ -23,6 +23,7 @@ from utils import checkpoint
 from utils.checkpoint import (
     all_checkpoints,
     check_categories,
+    damaged_checkpoints,
     describe_model,
     load_checkpoint,
     load_newest,
@@ -30,6 +31,7 @@ from utils.checkpoint import (
     read_pretrained,
     read_tensors,
     save_checkpoint,
+    set_aside_newer,
 )
 from utils.cli import UserError
 from utils.files import write_atomically
@@ -640,6 +642,29 @@ def test_the_newest_good_checkpoint_is_found(tmp_path, capsys):
     message = refusal(load_newest, path)
     assert str(path) in message
     assert "none of its 2 checkpoints" in message
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_the_good_checkpoint_stays_until_a_newer_one_is_complete(tmp_path, keep):
+    path = tmp_path / "a.pth.tar"
+    for epoch in range(2):
+        save_checkpoint(path, {"epoch": epoch, "state_dict": STATE}, keep)
+    for attempt in (1, 2):  # damaged, and damaged again before anything was saved
+        damaged = path.read_bytes()[:-9] if path.exists() else b"damaged"
+        path.write_bytes(damaged)
+        good, _ = load_newest(path)
+        assert good == Path(f"{path}.1")
+        set_aside_newer(path, good)
+        assert not path.exists()
+        assert Path(f"{path}.damaged{attempt}").read_bytes() == damaged
+        assert load_newest(path)[1]["epoch"] == 0
+        with files_limited_to(1000), pytest.raises(OSError, match="File too large"):
+            save_checkpoint(path, {"epoch": 2, "state_dict": STATE}, keep)
+        assert load_newest(path)[1]["epoch"] == 0
+    for epoch in (2, 3):
+        save_checkpoint(path, {"epoch": epoch, "state_dict": STATE}, keep)
+        assert load_newest(path)[1]["epoch"] == epoch
+    assert len(damaged_checkpoints(path)) == 2
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 import argparse
 import math
 import os
+import shlex
+import sys
 from fractions import Fraction
 
 import pytest
+from helpers import REPOSITORY, finish
 
 from utils.cli import (
     UserError,
@@ -55,7 +58,7 @@ def test_whole_numbers_are_digits_only(text):
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        (positive_int, "0", "'0' is not a whole number of 1 or more"),
+        (positive_int, "0", "'0' is not a whole number from 1 to 1000000000"),
         (PERCENT, "101", "'101' is not a whole number from 1 to 100"),
         (SHARE, "1", "'1' is not a number from 0 to below 1"),
         (SHARE, "-0.1", "'-0.1' is not a number from 0 to below 1"),
@@ -75,7 +78,7 @@ def test_other_numbers_are_refused(kind, text, message):
 
 
 def test_whole_numbers_may_be_larger_than_a_float():
-    assert positive_int("1" * 400) > 10**399 > math.e
+    assert number_type(int, 1)("1" * 400) > 10**399 > math.e
 
 
 def test_a_file_that_can_be_written_is_not_touched(tmp_path):
@@ -114,3 +117,110 @@ def test_a_folder_may_be_several_levels_below_the_first_that_exists(tmp_path):
         check_writable_folder(tmp_path / "file" / "a" / "b", "--out")
     assert str(caught.value).startswith(f"--out {tmp_path / 'file' / 'a' / 'b'}: {tmp_path / 'file'} is not")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Standard output and error that fail.
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from utils.cli import UserError, log, run_program
+
+def main():
+    for number in range(1000):
+        print("printed", number)
+        log.info("logged")
+    log.warning("warning: something")
+    Path(sys.argv[2]).write_text("finished")
+    if sys.argv[3:]:
+        raise UserError("wrong")
+
+run_program(main)
+"""
+
+
+def run_shell(tmp_path, redirection, *more):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, tmp_path / "program.py", REPOSITORY, tmp_path / "work", *more]
+    line = f"{shlex.join(map(str, command))} {redirection}"
+    return finish(["bash", "-c", f"set -o pipefail; {line}"])
+
+
+@pytest.mark.parametrize(
+    ("redirection", "words"),
+    [
+        (">/dev/full", "warning: no more lines on stdout (No space left on device)\nwarning: something\n"),
+        (">&-", "warning: stdout is closed\nwarning: something\n"),
+        ("2>/dev/full >/dev/null", ""),
+        ("2>&- >/dev/null", ""),
+        (">&- 2>&-", ""),
+        (">/dev/full 2>&1", ""),
+        ("<&-", "warning: something\n"),
+    ],
+)
+def test_output_that_is_full_or_closed_costs_its_text_alone(tmp_path, redirection, words):
+    done = run_shell(tmp_path, redirection)
+    assert (done.returncode, done.stderr) == (0, words)
+    assert (tmp_path / "work").read_text() == "finished"
+    assert run_shell(tmp_path, redirection, "fail").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("redirection", "words"),
+    [("2>/dev/full", "no more lines on stderr (No space left on device)"), ("2>&-", "stderr is closed")],
+)
+def test_standard_error_that_is_lost_is_reported_on_standard_output(tmp_path, redirection, words):
+    assert f"warning: {words}" in run_shell(tmp_path, redirection).stdout.splitlines()
+
+
+def test_a_broken_pipe_ends_a_program(tmp_path):
+    done = run_shell(tmp_path, "| head -1")
+    assert (done.returncode, done.stdout) == (1, "printed 0\n")
+    assert done.stderr == "error: nobody reads the output any more\n"
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from utils.cli import UserError, log, run_program, shown
+
+def main():
+    log.info("clip \u00fc a\\nb\\x1b[2J\tc")
+    print("\u2026")
+    raise UserError(f"{{shown('x' * 300)}}: no\\nsuch file")
+
+run_program(main)
+"""
+    done = finish([sys.executable, "-c", code], env={"PYTHONIOENCODING": "ascii"})
+    assert done.stdout.splitlines() == ["clip \\xfc a\\nb\\x1b[2J\tc", "\\u2026"]
+    assert done.stderr == f"error: {'x' * 199}\\u2026: no\\nsuch file\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        ("OSError(24, 'Too many open files')", "Too many open files; raise the limit (ulimit -n)"),
+        ("OSError(28, 'No space left on device', '/a/file')", "/a/file: No space left on device"),
+        ("MemoryError()", "out of memory"),
+        ('RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried 9 bytes")', "out of memory"),
+    ],
+)
+def test_what_the_system_lacks_is_one_line(raised, words):
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from utils.cli import run_program
+
+def main():
+    raise {raised}
+
+run_program(main)
+"""
+    done = finish([sys.executable, "-c", code])
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr

@@ -17,7 +17,7 @@ import pytest
 import resume_harness
 import torch
 from forked import Program, descendants
-from helpers import assert_one_line_error, call, files_limited_to, run
+from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, run, running
 from resume_harness import NAME, ONE_THREAD, differences, training_options, what_is_left
 
 from dataset import ClipSampler
@@ -139,6 +139,34 @@ def test_of_starts_at_the_same_time_exactly_one_trains(root, tmp_path):
     assert not any("Epoch:" in process.stdout for process in refused)
 
 
+def test_a_run_whose_output_nobody_reads_saves_and_stops(root, alone, tmp_path):
+    command = [sys.executable, REPOSITORY / "main.py", *training_options(root, tmp_path, "--epochs", 500)]
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | ONE_THREAD) as run:
+        for line in run.stdout:
+            if line.startswith("Epoch: [0][1/"):
+                break
+        run.stdout.close()
+        assert run.wait() == 128 + signal.SIGPIPE
+        assert run.stderr.read() == ""
+    log = next((tmp_path / "log").glob("*.log")).read_text()
+    assert f"stopped by SIGPIPE and saved {checkpoint_of(tmp_path)}" in log
+    assert resume(root, tmp_path).returncode == 0
+    assert differences(alone[0], what_is_left(tmp_path)) == []
+
+
+def test_nohup_still_means_no_hangup(root, tmp_path):
+    (program,) = resume_harness.start(root, tmp_path, 1, 1, "--epochs", 500, prepare=ignore_hangup)
+    program.wait_for("Epoch: [0][2/")
+    program.send_signal(signal.SIGHUP)
+    program.wait_for("Epoch: [1][2/")
+    program.send_signal(signal.SIGTERM)
+    assert program.finish().returncode == 143
+
+
+def ignore_hangup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def is_saved(file: Path, step: int) -> bool:
     return file.exists() and torch.load(file, weights_only=True)["step"] == step
 
@@ -158,6 +186,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(root, alone, tmp_path
     assert f"{checkpoint_of(tmp_path)}: is" in resumed.stdout
     assert "looking for the one before it" in resumed.stdout
     assert f"resumed {checkpoint_of(tmp_path)}.1 " in resumed.stdout
+    assert checkpoint_of(tmp_path).with_name(f"{NAME}_checkpoint.pth.tar.damaged1").exists()
     assert differences(alone[0], what_is_left(tmp_path)) == []
 
 

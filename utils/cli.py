@@ -1,6 +1,7 @@
 """What every program needs around its work: options, checks of them, errors in one line, Ctrl-C."""
 
 import argparse
+import errno
 import logging
 import math
 import multiprocessing
@@ -142,8 +143,10 @@ def run_program(
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:  # no room, no permission, too many open files: where that was not foreseen
-        log.error("error: %s", f"{shown(error.filename)}: {error.strerror}" if error.filename else error)
+    except OSError as error:  # no room, no permission: where that was not foreseen
+        where = f"{shown(error.filename)}: " if error.filename else ""
+        advice = "; raise the limit (ulimit -n) or try fewer --workers" if error.errno == errno.EMFILE else ""
+        log.error("error: %s", f"{where}{error.strerror or error}{advice}")
         sys.exit(1)
     except Exception as error:
         if _is_out_of_memory(error):
@@ -215,8 +218,10 @@ def number_type(
     return parse
 
 
-positive_int = number_type(int, 1)
-non_negative_int = number_type(int, 0)
+# Nothing is counted beyond this.
+MOST = 10**9
+positive_int = number_type(int, 1, MOST)
+non_negative_int = number_type(int, 0, MOST)
 positive_float = number_type(float, 0, above=True)
 non_negative_float = number_type(float, 0)
 
@@ -263,6 +268,19 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return action.help
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{action.help} (default: {default})"
+
+
+def environment_number(name: str, default: int | None = None) -> int:
+    """Read a whole number that torchrun puts into the environment.
+
+    Raises:
+        UserError: it is something else, or missing and without a default.
+    """
+    value = os.environ.get(name, "" if default is None else str(default))
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        told = f"is {shown(value)!r}" if name in os.environ else "is missing"
+        raise UserError(f"environment variable {name}: {told}; torchrun sets it to a whole number")
+    return int(value)
 
 
 def cores() -> int:

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError, log
+from utils.cli import UserError, environment_number, log, shown
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -183,18 +183,26 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         return World(0, 1, [torch.device("cuda", number) for number in numbers] or [torch.device("cpu")])
     if gpus:
         raise UserError("--gpus: torchrun gives each process its GPU; choose with CUDA_VISIBLE_DEVICES")
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local, restarts = map(
+        environment_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+    )
+    if rank >= size:
+        raise UserError(f"environment variable RANK: is {rank}, but WORLD_SIZE is {size}")
     if available and local >= available:
         raise UserError(f"--nproc_per_node is more than this machine's {available} visible GPUs")
     device = torch.device("cuda", local) if available else torch.device("cpu")
     if available:
         torch.cuda.set_device(device)
-    store, _, _ = next(rendezvous("env://"))
-    # After a restart by torchrun the store still holds the addresses of the processes before it.
-    store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     # gloo alongside NCCL: what is said on the CPU makes no GPU wait.
     backend = "cpu:gloo,cuda:nccl" if available else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        store, _, _ = next(rendezvous("env://"))
+        # After a restart by torchrun the store still holds the addresses of the processes before it.
+        store = distributed.PrefixStore(str(restarts), store)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except (ValueError, RuntimeError) as error:
+        reason = shown(str(error).splitlines()[0])
+        raise UserError(f"cannot join the other processes of torchrun ({reason})") from None
     atexit.register(_leave)
     if rank > 0:
         log.setLevel(logging.WARNING)  # one log is enough
