@@ -112,7 +112,7 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
             check_length(file)
             file.seek(0)
             whitelist = {"format_whitelist": _CONTAINERS}
-            with av.open(file, options=_LIMIT, container_options=whitelist, **_ANY_TITLE) as container:
+            with av.open(file, container_options=whitelist, **_ANY_TITLE) as container:
                 stream = container.streams.best("video")
                 # The cover of a song is a video stream to libavformat.
                 if stream is None or stream.disposition & Disposition.attached_pic:
