@@ -359,7 +359,7 @@ def test_what_is_not_a_file_is_named_and_the_rest_goes_on(
     assert report == {name: report[name] for name in reasons}
     assert all(reason in report[name] for name, reason in reasons.items()), report
     assert folders(tmp_path / "out") == ["first"]
-    for name in ("pipe.mp4", "dangling.mp4"):
+    for name in ("pipe", "dangling.mp4"):
         process = call(TOOL, "--videos", name, "--out", tmp_path / name)
         assert_one_line_error(process, name, reasons[name])
 
@@ -421,8 +421,10 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     elsewhere = make_source(tmp_path / "elsewhere")
     (source / "linked").symlink_to(elsewhere)
     (source / "twice").symlink_to(source / "jump")
-    for _ in range(2):  # then with the frames among the videos
-        report = failed(call(TOOL, "--videos", source, "--out", out), out)
+    for skipped in ("", "skipped frames (hidden, or not a video)"):  # then they are among the videos
+        process = call(TOOL, "--videos", source, "--out", out)
+        assert skipped in process.stdout
+        report = failed(process, out)
         assert report == {"twice": "is the same folder as jump"}
         made = sorted(str(path.parent.relative_to(out)) for path in out.rglob("00002.jpg"))
         assert made == ["first", "jump/a", "linked/first", "run/a"]
@@ -571,6 +573,14 @@ def test_a_video_that_kills_the_process_fails_alone() -> None:
     ended = list(extract_frames.run_in_processes(_die_of_it, videos, workers=2))
     assert sorted(name for name, _ in ended) == sorted(videos)
     assert [name for name, reason in ended if reason] == ["deadly"]
+
+
+def test_a_video_that_is_handed_out_twice(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "videos")
+    settings = extract_frames.Settings(None, False, None, None, "{:05d}.jpg")
+    for _ in range(2):
+        assert extract_frames.extract_video(source, tmp_path, settings, "first.mp4") is None
+    assert folders(tmp_path) == ["first", "videos"]
 
 
 def test_few_videos_are_handed_out_at_a_time() -> None:

@@ -125,14 +125,14 @@ def cut(path: Path, keep: float) -> None:
 
 def make_strange(folder: Path) -> dict[str, str]:
     """Fill a folder with what is not a file, and say why each cannot be read."""
-    os.mkfifo(folder / "pipe.mp4")
+    os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "socket"))
     (folder / "loop").symlink_to("loop")
     (folder / "dangling.mp4").symlink_to("nothing")
     (folder / "null.webm").symlink_to("/dev/null")
     return {
-        "pipe.mp4": "is a named pipe",
+        "pipe": "is a named pipe",
         "socket": "is a socket",
         "loop": "Too many levels of symbolic links",
         "dangling.mp4": "No such file",

@@ -163,8 +163,6 @@ def main() -> int:
                     extracted += 1
         remove_leftovers(out)
         write_report(out / FAILURES_FILE, failures)
-    except BrokenPipeError:  # nobody reads what it prints
-        raise
     except OSError as error:
         # What concerns a single video is a reason in the report; this concerns the output folder.
         raise UserError(f"{out}: stopped, {_cause(error)}; the same command continues from here") from None
