@@ -234,6 +234,8 @@ def parse_args() -> argparse.Namespace:
         help="processes, each decoding one video at a time (default: one per core, here %(default)s)",
     )
     args = parser.parse_args()
+    if not args.videos:  # would be the working folder
+        raise UserError("--videos: is empty; name the folder that holds the videos")
     if bool(args.dataset) == bool(args.out):
         raise UserError("give either --dataset and --root_path, or --out")
     if args.dataset and not args.root_path:
@@ -348,10 +350,13 @@ def prepare_folder(out: Path, settings: Settings) -> None:
     """Make the output folder; in one that is there, check the settings.
 
     Raises:
-        UserError: the frames in it were made with other settings, or by another program.
+        UserError: the frames in it were made with other settings, or by another program; or it is no folder.
         OSError: it cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a link that leads nowhere
+        raise UserError(f"{out}: cannot be made a folder ({shown(error.filename)} is none)") from None
     check_writable_file(out / FAILURES_FILE)
     file, now = out / SETTINGS_FILE, asdict(settings)
     if not file.exists() and not file.is_symlink():
