@@ -5,10 +5,13 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -17,7 +20,15 @@ import pytest
 from extract_kill_harness import kill_and_compare, make_videos, tree
 from helpers import REPOSITORY, assert_one_line_error, call, run
 from PIL import Image
-from video_files import cut, numbered_image, read_number, write_audio, write_video
+from video_files import (
+    cut,
+    make_strange,
+    numbered_image,
+    read_number,
+    write_audio,
+    write_blank,
+    write_video,
+)
 
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
@@ -215,9 +226,8 @@ def make_broken(folder: Path) -> dict[str, str]:
     write_audio(folder / "silence.webm")
     write_audio(folder / "mute.mp4")
     (folder / "text.webm").write_text("this is no video\n" * 50)
-    (folder / "letter.txt").write_text("neither is this\n" * 50)
-    Image.new("RGB", (64, 64)).save(folder / "picture.jpg")
-    reasons |= dict.fromkeys(["text.webm", "letter.txt", "picture.jpg"], "not a video")
+    Image.new("RGB", (64, 64)).save(folder / "picture.mp4", "JPEG")
+    reasons |= dict.fromkeys(["text.webm", "picture.mp4"], "not a video")
     for share in (5, 50, 90, 99):
         for name in ("a.webm", "b.mp4", "last.mp4", "c.mkv", "d.avi"):
             path = folder / f"{share}{name}"
@@ -234,7 +244,6 @@ def test_broken_videos_are_reported_and_the_rest_continues(tmp_path: Path) -> No
     reasons = make_broken(source)
     write_video(source / "good.webm", 3)
     write_video(source / "also good.mp4", 4)
-    (source / "folder").mkdir()
     process = extract(source, out, "--image_tmpl", "img_{:03d}.jpg", fails=True)
     assert "Traceback" not in process.stderr and "\r" not in process.stderr + process.stdout
     assert folders(out) == ["also good", "good"]
@@ -245,7 +254,6 @@ def test_broken_videos_are_reported_and_the_rest_continues(tmp_path: Path) -> No
         assert report[name].startswith(reason), (name, report[name])
         assert f"{name}: {report[name]}" in process.stderr
     assert f"2 extracted now, 0 before, {len(reasons)} failed" in process.stdout
-    assert "1 folders in it were not looked into" in process.stdout
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.mp4", "a.mkv"])
@@ -306,10 +314,207 @@ def test_different_settings_are_not_mixed(tmp_path: Path) -> None:
         assert_one_line_error(process, out, options[0], "new folder")
     assert tree(out) == before
     (out / ".extract_frames.json").write_text("{")
-    assert_one_line_error(call(TOOL, "--videos", source, "--out", out), ".extract_frames.json", "damaged")
+    settings = out / ".extract_frames.json"
+    for content in ("", "[" * 100_000, "[]", '{"native": 1}', "\xff"):
+        settings.write_bytes(content.encode("latin-1"))
+        assert_one_line_error(call(TOOL, "--videos", source, "--out", out), settings.name)
+    settings.unlink()
+    for make in (os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)):
+        make(settings)
+        assert_one_line_error(call(TOOL, "--videos", source, "--out", out), settings.name, "cannot be read")
+        settings.rmdir() if settings.is_dir() else settings.unlink()
     other = tmp_path / "other"
     (other / "1").mkdir(parents=True)
     assert_one_line_error(call(TOOL, "--videos", source, "--out", other), other, "another program")
+
+
+def failed(process: subprocess.CompletedProcess[str], out: Path) -> dict[str, str]:
+    """What failed and why, by the report; the same lines, and no others, are on stderr."""
+    assert process.returncode == 1, process.stderr
+    report = (out / "extract_failures.txt").read_text().splitlines()
+    assert sorted(process.stderr.splitlines()) == sorted(line.replace("\t", ": ") for line in report)
+    return dict(line.split("\t") for line in report)
+
+
+def make_source(folder: Path, *names: str, frames: int = 2) -> Path:
+    """A folder with the same video under each of these names, which may be in folders."""
+    folder.mkdir()
+    write_video(folder / "first.mp4", frames)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "first.mp4", folder / name)
+    return folder
+
+
+def test_what_is_not_a_file_is_named_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_source(tmp_path / "videos"))
+    reasons = make_strange(Path())
+    Path("again").symlink_to(".")
+    Path("folder.mp4").mkdir()
+    process = call(TOOL, "--videos", ".", "--out", tmp_path / "out")
+    report = failed(process, tmp_path / "out")
+    assert report.pop("again") == "is the same folder as --videos"
+    assert report == {name: report[name] for name in reasons}
+    assert all(reason in report[name] for name, reason in reasons.items()), report
+    assert folders(tmp_path / "out") == ["first"]
+    for name in ("pipe", "dangling.mp4"):
+        process = call(TOOL, "--videos", name, "--out", tmp_path / name)
+        assert_one_line_error(process, name, reasons[name])
+
+
+BAD_NAMES = {
+    "extract_failures.txt.mp4": "not for frames",
+    "Extract_failures.txt/a.mp4": "not for frames",
+    "line\nbreak.mp4": "list",
+    "tab\there.mp4": "list",
+    "escape\x1b[31m.mp4": "list",
+    "paragraph\u2029.mp4": "list",
+    "not utf-8 \udcff.mp4": "list",
+    " before.mp4": "list",
+    "after\u3000.mp4": "list",
+    "twice.mp4": "same folder as twice.webm",
+    "twice.webm": "same folder as twice.mp4",
+    "class.mp4": "other videos' frames",
+}
+GOOD_NAMES = ["日本　語 👩‍🚀.mp4", "x" * 251 + ".mp4", "class/a b.mp4", "class/deep/c.tar.mp4"]
+
+
+def test_a_bad_name_costs_its_video_alone(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos", *BAD_NAMES, *GOOD_NAMES), tmp_path / "out"
+    process = call(TOOL, "--videos", source, "--out", out)
+    report = failed(process, out)
+    assert set(report) == {ascii(name)[1:-1] for name in BAD_NAMES}
+    assert all(reason in report[ascii(name)[1:-1]] for name, reason in BAD_NAMES.items()), report
+    assert all(len(list((out / name[:-4]).iterdir())) >= 2 for name in GOOD_NAMES)
+    assert f"{1 + len(GOOD_NAMES)} extracted now, 0 before, {len(BAD_NAMES)} failed" in process.stdout
+
+
+def test_a_name_that_is_taken_in_the_output_folder(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos", "a.mp4", "b.mp4", "class/c.mp4"), tmp_path / "out"
+    out.mkdir()
+    for name in ("a", "class"):
+        (out / name).write_text("mine")
+    assert call(TOOL, "--videos", source / "first.mp4", "--out", out).returncode == 0
+    (out / "b").mkdir()
+    (out / "b" / "mine").touch()
+    report = failed(call(TOOL, "--videos", source, "--out", out), out)
+    assert list(report) == ["a.mp4", "b.mp4", "class/c.mp4"]
+    assert all("cannot be made its frame folder" in reason for reason in report.values())
+    assert (out / "a").read_text() == (out / "class").read_text() == "mine"
+    assert [path.name for path in (out / "b").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_a_report_that_cannot_be_written_stops_it_before_the_work(make: Callable, tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos"), tmp_path / "out"
+    out.mkdir()
+    make(out / "extract_failures.txt")
+    process = call(TOOL, "--videos", source, "--out", out)
+    assert_one_line_error(process, out / "extract_failures.txt", "not a file")
+    assert [path.name for path in out.iterdir()] == ["extract_failures.txt"]
+
+
+def test_folders_of_classes(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos", "jump/a.mp4", "run/a.mp4"), tmp_path / "videos" / "frames"
+    elsewhere = make_source(tmp_path / "elsewhere")
+    (source / "linked").symlink_to(elsewhere)
+    (source / "twice").symlink_to(source / "jump")
+    for skipped in ("", "skipped frames (hidden, or not a video)"):  # then they are among the videos
+        process = call(TOOL, "--videos", source, "--out", out)
+        assert skipped in process.stdout
+        report = failed(process, out)
+        assert report == {"twice": "is the same folder as jump"}
+        made = sorted(str(path.parent.relative_to(out)) for path in out.rglob("00002.jpg"))
+        assert made == ["first", "jump/a", "linked/first", "run/a"]
+    assert_one_line_error(call(TOOL, "--videos", out, "--out", tmp_path / "other"), "frames")
+
+
+def test_strangers_among_the_videos_are_skipped_with_a_word(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos"), tmp_path / "out"
+    for name in ("README.txt", "Thumbs.db", "first.srt", ".hidden.mp4"):
+        (source / name).write_text("not a video")
+    (source / ".cache").mkdir()
+    process = call(TOOL, "--videos", source, "--out", out)
+    assert (process.returncode, process.stderr) == (0, "")
+    skipped = ".cache, .hidden.mp4, README.txt and 2 more"
+    assert process.stdout.startswith(f"{source}: skipped {skipped} (hidden, or not a video)\n")
+    assert folders(out) == ["first"]
+
+
+def test_a_single_video(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos", "other.mp4", ".hidden.mp4"), tmp_path / "out"
+    (source / "first.mp4").rename(source / "first")
+    process = call(TOOL, "--videos", source / "first", "--out", out)
+    assert process.returncode == 0 and "1 videos, 1 extracted now" in process.stdout
+    assert folders(out) == ["first"]
+    report = failed(call(TOOL, "--videos", source / ".hidden.mp4", "--out", out), out)
+    assert "not for frames" in report[".hidden.mp4"]
+    assert folders(out) == ["first"]
+
+
+def test_times_that_are_days_apart_do_not_fill_the_disk(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos"), tmp_path / "out"
+    write_video(source / "hour.mp4", 3, times=[0, 1, 3600 * 12])
+    write_video(source / "days.webm", 3, times=[0, 1, 3 * 24 * 3600 * 12])
+    report = failed(call(TOOL, "--videos", source, "--out", out, "--fps", 12), out)
+    assert list(report) == ["days.webm", "hour.mp4"]
+    assert all(reason.startswith("--fps would repeat frame 2 ") for reason in report.values())
+    assert folders(out) == ["first"]
+    assert call(TOOL, "--videos", source, "--out", tmp_path / "every").returncode == 0
+
+
+def test_frames_that_no_jpeg_can_hold(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "videos")
+    write_blank(source / "wide.mkv", 66000, 16, "ffv1", "gray")
+    for options, reasons in (
+        (["--native"], {"wide.mkv": "frames of 66000 x 16 pixels, but no side of a JPEG exceeds 65500"}),
+        (["--short_side", "8"], {}),
+        (
+            ["--short_side", "16000"],
+            {
+                "first.mp4": "frames of 24000 x 16000 pixels, which is more than 89478485",
+                "wide.mkv": "frames of 66000000 x 16000 pixels, but no side of a JPEG exceeds 65500",
+            },
+        ),
+        ([], {}),
+    ):
+        out = tmp_path / f"out{len(options)}{options[-1:]}"
+        process = call(TOOL, "--videos", source, "--out", out, *options)
+        assert (failed(process, out) if reasons else {}) == reasons
+        assert process.returncode == (1 if reasons else 0)
+        assert len(folders(out)) == 2 - len(reasons)
+
+
+def test_folders_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "\udcff\n"
+    folder.mkdir()
+    source = make_source(folder / "videos", "empty.webm")
+    (source / "empty.webm").write_bytes(b"")
+    process = call(TOOL, "--videos", source, "--out", folder / "out")
+    assert failed(process, folder / "out") == {"empty.webm": "empty file"}
+    assert folders(folder / "out") == ["first"]
+
+
+@pytest.mark.parametrize("stream", ["gone", "full", "closed"])
+def test_without_standard_output(stream: str, tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "videos", "second.mp4"), tmp_path / "out"
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = subprocess.run(
+        [sys.executable, REPOSITORY / TOOL, "--videos", source, "--out", out, "--workers", "2"],
+        stdout=writer if stream == "gone" else full,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(os.close, 1) if stream == "closed" else None,
+    )
+    os.close(writer)
+    os.close(full)
+    assert len(process.stderr.splitlines()) == 1 and "Traceback" not in process.stderr
+    assert process.returncode == (1 if stream == "gone" else 0)
+    assert [numbers(out / name) for name in ("first", "second")] == [[1, 2], [1, 2]]
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
@@ -370,6 +575,14 @@ def test_a_video_that_kills_the_process_fails_alone() -> None:
     assert [name for name, reason in ended if reason] == ["deadly"]
 
 
+def test_a_video_that_is_handed_out_twice(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "videos")
+    settings = extract_frames.Settings(None, False, None, None, "{:05d}.jpg")
+    for _ in range(2):
+        assert extract_frames.extract_video(source, tmp_path, settings, "first.mp4") is None
+    assert folders(tmp_path) == ["first", "videos"]
+
+
 def test_few_videos_are_handed_out_at_a_time() -> None:
     taken = 0
 
@@ -399,23 +612,32 @@ def test_files_are_closed(videos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--videos", "{empty}", "--out", "{new}"], ["--videos", "{empty}", "no files"]),
+        (["--videos", "{empty}", "--out", "{new}"], ["--videos", "{empty}", "no videos"]),
         (["--videos", "{empty}/none", "--out", "{new}"], ["--videos", "{empty}/none", "No such file"]),
-        (["--videos", "{twice}", "--out", "{new}"], ["a.mp4", "a.webm", "rename"]),
-        (["--videos", "{twice}"], ["--dataset", "--root_path", "--out"]),
+        (["--videos", "{stray}", "--out", "{new}"], ["--videos", "{stray}", "no videos", "README.txt"]),
+        (["--videos", "{one}/loop", "--out", "{new}"], ["--videos", "Too many levels"]),
+        (["--videos", "{one}/" + "x" * 300, "--out", "{new}"], ["--videos", "File name too long"]),
+        (["--videos", "{one}", "--out", "{empty}/" + "x" * 300], ["--out", "File name too long"]),
+        (["--videos", "{one}", "--out", "{one}/loop"], ["{one}/loop", "cannot be made a folder"]),
+        (["--videos", "", "--out", "{new}"], ["--videos", "is empty"]),
+        (["--videos", "{one}", "--out", "{one}/pipe"], ["--out", "{one}/pipe", "not a folder"]),
+        (["--videos", "{one}"], ["--dataset", "--root_path", "--out"]),
         (["--videos", "{one}", "--dataset", "diving48"], ["--root_path"]),
         (["--videos", "{one}", "--out", "{new}", "--dataset", "diving48"], ["--out"]),
         (["--videos", "{one}", "--out", "{new}", "--root_path", "{new}"], ["--root_path"]),
         (["--videos", "{one}", "--out", "{one}"], ["{one}", "holds the videos"]),
-        (["--videos", "{one}", "--out", "{one}/a.webm"], ["{one}/a.webm", "File exists"]),
+        (["--videos", "{one}", "--out", "{one}/a.webm"], ["--out", "{one}/a.webm", "not a folder"]),
+        (["--videos", "{one}/a.webm", "--out", "{one}"], ["{one}", "holds the videos"]),
     ],
 )
 def test_bad_input_is_reported_in_one_line(options: list[str], words: list[str], tmp_path: Path) -> None:
-    places = {name: str(tmp_path / name) for name in ("empty", "one", "twice", "new")}
-    for name in ("empty", "one", "twice"):
+    places = {name: str(tmp_path / name) for name in ("empty", "one", "stray", "new")}
+    for name in ("empty", "one", "stray"):
         (tmp_path / name).mkdir()
-    for path in ("one/a.webm", "twice/a.webm", "twice/a.mp4"):
+    for path in ("one/a.webm", "stray/README.txt"):
         (tmp_path / path).touch()
+    (tmp_path / "one/loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "one/pipe")
     process = call(TOOL, *(option.format(**places) for option in options))
     assert_one_line_error(process, *(word.format(**places) for word in words))
     assert not (tmp_path / "new").exists()
@@ -430,15 +652,17 @@ def test_bad_input_is_reported_in_one_line(options: list[str], words: list[str],
         ["--fps", "0"],
         ["--fps", "1/0"],
         ["--fps", "nan"],
+        ["--fps", "1e999999999"],
         ["--workers", "0"],
         ["--image_tmpl", "frame.jpg"],
         ["--image_tmpl", "../{:05d}.jpg"],
+        ["--image_tmpl", "x" * 190 + "é" * 30 + "{:05d}.jpg"],
         ["--short_side", "9", "--native"],
     ],
 )
 def test_options_are_checked(options: list[str], tmp_path: Path) -> None:
     process = call(TOOL, "--videos", tmp_path, "--out", tmp_path / "new", *options)
-    assert_one_line_error(process, options[-1])
+    assert_one_line_error(process, options[-1][:190])
 
 
 def test_the_settings_file_is_readable(native: Path) -> None:

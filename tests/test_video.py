@@ -1,13 +1,25 @@
 """utils/video.py: frames in time, and their images. For what it makes of files see test_extract_frames.py."""
 
+from contextlib import nullcontext
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
+from video_files import cut, make_strange, write_blank, write_video
 
-from utils.video import VideoError, check_length, resample, to_image
+from utils.video import (
+    MAX_PIXELS,
+    MAX_REPEATS,
+    VideoError,
+    check_length,
+    decode,
+    is_video,
+    resample,
+    to_image,
+)
 
 
 def frame_at(pts: int | None, shade: int = 0) -> av.VideoFrame:
@@ -37,6 +49,33 @@ def test_resample(times, fps, shown):
 def test_resampling_needs_times():
     with pytest.raises(VideoError, match="without a time"):
         list(resample(iter([frame_at(0), frame_at(None)]), Fraction(10)))
+    unclear = frame_at(1)
+    unclear.time_base = Fraction(0)
+    assert unclear.time_base is None
+    with pytest.raises(VideoError, match="without a time"):
+        list(resample(iter([frame_at(0), unclear]), Fraction(10)))
+
+
+@pytest.mark.parametrize("start", [0, -(2**62), 7])
+def test_a_frame_is_repeated_so_often_and_no_more(start):
+    times = [start, start + MAX_REPEATS, start + MAX_REPEATS + 1]
+    resampled = resample(map(frame_at, times), Fraction(10))
+    assert [count for _, count in resampled] == [MAX_REPEATS, 1, 0]
+    times[1:] = [start + MAX_REPEATS + 1] * 2
+    with pytest.raises(VideoError, match=f"repeat frame 1 {MAX_REPEATS + 1} times"):
+        list(resample(map(frame_at, times), Fraction(10)))
+
+
+def test_the_last_frame_may_claim_to_last_for_years():
+    last = frame_at(1)
+    last.duration = 10**10
+    with pytest.raises(VideoError, match="repeat frame 2 .* s"):
+        list(resample(iter([frame_at(0), last]), Fraction(10)))
+
+
+def test_time_goes_forward():
+    with pytest.raises(VideoError, match="goes back after frame 2"):
+        list(resample(map(frame_at, [0, 5, 4, 6]), Fraction(10)))
 
 
 def test_an_image_is_full_range_ycbcr():
@@ -47,11 +86,65 @@ def test_an_image_is_full_range_ycbcr():
 
 def test_length_of_a_riff_file(tmp_path):
     path = tmp_path / "a.avi"
-    path.write_bytes(b"RIFF" + (8).to_bytes(4, "little") + bytes(8))
-    check_length(path)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(VideoError, match="truncated: 15 bytes of at least 16"):
-        check_length(path)
-    path.write_bytes(b"")
-    with pytest.raises(VideoError, match="empty"):
-        check_length(path)
+    whole = b"RIFF" + (8).to_bytes(4, "little") + bytes(8)
+    for content, error in ((whole, None), (whole[:-1], "truncated: 15 bytes of at least 16"), (b"", "empty")):
+        path.write_bytes(content)
+        with path.open("rb") as file, pytest.raises(VideoError, match=error) if error else nullcontext():
+            check_length(file)
+
+
+def test_only_files_are_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket may have 107 bytes
+    for name, reason in make_strange(Path()).items():
+        assert is_video(Path(name))  # so that it is not left out without a word
+        with pytest.raises(VideoError, match=f"cannot be read .{reason}"):
+            next(decode(Path(name)))
+    with pytest.raises(VideoError, match="is a folder"):
+        next(decode(tmp_path))
+
+
+def test_what_is_a_video(tmp_path):
+    for name in ("a.webm", "b.mp4", "c.mkv", "d.avi"):
+        path = tmp_path / name
+        write_video(path, 3, codec="mpeg4" if name == "d.avi" else None)
+        cut(path, 0.5)
+        assert is_video(path.rename(path.with_suffix(".bin")))
+    texts = {"README.txt": b"Read me.", "Thumbs.db": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "empty": b""}
+    for name, content in (texts | {"sound.wav": b"RIFF1234WAVE"}).items():
+        (tmp_path / name).write_bytes(content)
+        assert not is_video(tmp_path / name)
+    (tmp_path / "damaged.MP4").write_bytes(bytes(100))
+    assert is_video(tmp_path / "damaged.MP4")
+
+
+def test_huge_frames_are_not_decoded(tmp_path):
+    huge, growing = tmp_path / "huge.mkv", tmp_path / "growing.mkv"
+    write_blank(huge, 10000, 9000, "mjpeg", "yuvj420p")
+    write_blank(tmp_path / "small.mkv", 64, 64, "mjpeg", "yuvj420p")
+    with pytest.raises(VideoError, match=f"10000 x 9000 pixels, which is more than {MAX_PIXELS}"):
+        next(decode(huge))
+    with av.open(str(growing), "w") as film:
+        for number, path in enumerate((tmp_path / "small.mkv", huge)):
+            with av.open(str(path)) as container:
+                if not number:
+                    stream = film.add_stream_from_template(container.streams.video[0])
+                packet = next(container.demux(video=0))
+                packet.stream, packet.pts, packet.dts = stream, number * 100, number * 100
+                film.mux(packet)
+    frames = decode(growing)
+    assert next(frames).width == 64
+    with pytest.raises(VideoError, match="after frame 1"):
+        next(frames)
+
+
+def test_whatever_the_decoder_raises_is_the_videos_fault(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("odd bytes")
+
+    write_video(tmp_path / "a.mp4", 2)
+    frame = next(decode(tmp_path / "a.mp4"))
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(VideoError, match="after frame 0 .odd bytes"):
+        next(decode(tmp_path / "a.mp4"))
+    with pytest.raises(VideoError, match="cannot be scaled to 0 x 0"):
+        to_image(frame, 0, 0, VideoReformatter())

@@ -1,5 +1,7 @@
 """Makes small real video files whose frames carry their number, and reads it back."""
 
+import os
+import socket
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -89,6 +91,19 @@ def write_video(
         container.mux(stream.encode())
 
 
+def write_blank(path: Path, width: int, height: int, codec: str, pix_fmt: str) -> None:
+    """Write a video of one black frame, which may be huge."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=12)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        frame = av.VideoFrame(width, height, pix_fmt)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def write_audio(path: Path) -> None:
     """Write a file with a second of silence and no picture."""
     with av.open(str(path), "w") as container:
@@ -106,3 +121,20 @@ def cut(path: Path, keep: float) -> None:
     """Cut a file's end off, so that a share of it remains."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
+
+
+def make_strange(folder: Path) -> dict[str, str]:
+    """Fill a folder with what is not a file, and say why each cannot be read."""
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "socket"))
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling.mp4").symlink_to("nothing")
+    (folder / "null.webm").symlink_to("/dev/null")
+    return {
+        "pipe": "is a named pipe",
+        "socket": "is a socket",
+        "loop": "Too many levels of symbolic links",
+        "dangling.mp4": "No such file",
+        "null.webm": "is a device",
+    }

@@ -1,6 +1,7 @@
 """Decode a folder of videos into the frame folders that `main.py` reads.
 
-Each video becomes a folder of its name with a JPEG for every frame, numbered from 1. A folder
+Each video becomes a folder of its name with a JPEG for every frame, numbered from 1; those in a
+subfolder, such as a class's, are put into a subfolder of the same name. A folder
 appears under its name only when it is complete (it is filled under another name, then renamed), so
 the program may be killed at any moment and started again: what is finished is skipped.
 
@@ -17,7 +18,9 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import sys
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -26,20 +29,43 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import av
 from av.video.reformatter import VideoReformatter
 
 from datasets_video import LAYOUTS, check_template
-from utils.cli import Parser, UserError, cores, number_type, run_program, uninterrupted
-from utils.files import write_texts
+from utils.cli import (
+    Parser,
+    UserError,
+    check_writable_file,
+    check_writable_folder,
+    cores,
+    number_type,
+    one_line,
+    run_program,
+    shown,
+    uninterrupted,
+)
+from utils.files import read_text, write_texts
 from utils.pool import progress_bar, worker_pool
-from utils.video import VideoError, decode, resample, to_image
+from utils.video import VideoError, check_pixels, decode, is_video, resample, to_image
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"
+
+# libjpeg's limit for each side of an image, in pixels.
+_JPEG_SIDE = 65500
+
+# Control characters, line and paragraph separators, and bytes that are not UTF-8.
+_NOT_IN_LISTS = {"Cc", "Zl", "Zp", "Cs"}
+
+# What a file system answers if it is the name of a folder that it cannot have.
+_NAME_ERRORS = {
+    *(errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
+}
 
 # The MPEG-1 intra matrix at scale 2: the tables of ffmpeg's `-q:v 2`, and of 0 and 1, which it
 # raises to 2. They err less than the JPEG standard's tables do at the same file size.
@@ -90,6 +116,20 @@ class Settings:
     image_tmpl: str
 
 
+class Found(NamedTuple):
+    """What a folder of videos holds; all names are relative to it.
+
+    Attributes:
+        videos: their files, sorted.
+        refused: name -> why it cannot be looked at, of files and folders.
+        skipped: files and folders that are hidden, or are no videos.
+    """
+
+    videos: list[str]
+    refused: dict[str, str]
+    skipped: list[str]
+
+
 def main() -> int:
     args = parse_args()
     out = Path(args.root_path) / args.dataset / LAYOUTS[args.dataset][0] if args.dataset else Path(args.out)
@@ -100,42 +140,51 @@ def main() -> int:
         fps=str(args.fps) if args.fps else None,
         image_tmpl=LAYOUTS[args.dataset][1] if args.dataset else args.image_tmpl or "{:05d}.jpg",
     )
-    source = Path(args.videos)
-    videos, subfolders = find_videos(source)
-    if out.resolve() == source.resolve():
+    source, found = look_up(Path(args.videos))
+    check_writable_folder(out, "--out" if args.out else "")
+    if out.exists() and out.samefile(source):
         raise UserError(f"{out}: holds the videos; give another folder for the frames")
-    failures: dict[str, str] = {}
+    failures = found.refused | check_names(found.videos)
+    usable = [name for name in found.videos if name not in failures]
+    extracted = 0
     try:
         prepare_folder(out, settings)
-        todo = [name for name in videos if not (out / Path(name).stem).is_dir()]
-        with progress_bar(len(videos), initial=len(videos) - len(todo)) as bar:
+        todo = [name for name in usable if not is_done(out, settings, name)]
+        with progress_bar(len(usable), initial=len(usable) - len(todo)) as bar:
+            for name, reason in failures.items():
+                bar.write(_line(name, reason), file=sys.stderr)
             task = partial(extract_video, source, out, settings)
             for name, reason in run_in_processes(task, todo, args.workers):
                 bar.update()
                 if reason:
                     failures[name] = reason
-                    bar.write(f"{name}: {reason}", file=sys.stderr)
+                    bar.write(_line(name, reason), file=sys.stderr)
+                else:
+                    extracted += 1
         remove_leftovers(out)
         write_report(out / FAILURES_FILE, failures)
     except OSError as error:
         # What concerns a single video is a reason in the report; this concerns the output folder.
         raise UserError(f"{out}: stopped, {_cause(error)}; the same command continues from here") from None
-    if subfolders:
-        print(f"{source}: {subfolders} folders in it were not looked into")
+    if found.skipped:
+        print(f"{source}: skipped {_some(found.skipped)} (hidden, or not a video)")
+    before = len(usable) - len(todo)
     print(
-        f"{out}: {len(videos)} videos, {len(todo) - len(failures)} extracted now, "
-        f"{len(videos) - len(todo)} before, {len(failures)} failed"
-        + (f", see {out / FAILURES_FILE}" if failures else "")
+        f"{out}: {extracted + before + len(failures)} videos, {extracted} extracted now, "
+        f"{before} before, {len(failures)} failed" + (f", see {out / FAILURES_FILE}" if failures else "")
     )
     return 1 if failures else 0
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(
-        "Decode a folder of videos into a folder of JPEG frames for each, numbered from 1.", _EPILOG
-    )
+    parser = Parser("Decode videos into a folder of JPEG frames for each, numbered from 1.", _EPILOG)
     where = parser.add_argument_group("from where to where")
-    where.add_argument("--videos", metavar="DIR", required=True, help="the folder that holds the video files")
+    where.add_argument(
+        "--videos",
+        metavar="DIR",
+        required=True,
+        help="the folder that holds the video files, in folders of their own or not; or one video file",
+    )
     where.add_argument(
         "--dataset",
         choices=["somethingv2", "diving48"],
@@ -172,7 +221,7 @@ def parse_args() -> argparse.Namespace:
     frames.add_argument(
         "--fps",
         metavar="F",
-        type=number_type(Fraction, 0, 1000, above=True),
+        type=number_type(_fraction, 0, 1000, above=True),
         help="resample to F frames a second, by repeating and leaving out frames "
         "(default: every frame of the video once)",
     )
@@ -185,6 +234,8 @@ def parse_args() -> argparse.Namespace:
         help="processes, each decoding one video at a time (default: one per core, here %(default)s)",
     )
     args = parser.parse_args()
+    if not args.videos:  # would be the working folder
+        raise UserError("--videos: is empty; name the folder that holds the videos")
     if bool(args.dataset) == bool(args.out):
         raise UserError("give either --dataset and --root_path, or --out")
     if args.dataset and not args.root_path:
@@ -195,55 +246,140 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--image_tmpl: goes with --out; the names of {args.dataset}'s frames are fixed")
     if args.image_tmpl:
         check_template(args.image_tmpl, suffixes=(".jpg", ".jpeg"))
+        if len(os.fsencode(args.image_tmpl.format(10**9))) > 255:
+            raise UserError(f"--image_tmpl {shown(args.image_tmpl)}: is too long for the name of a file")
     return args
 
 
-def find_videos(folder: Path) -> tuple[list[str], int]:
-    """List the names of the files in a folder, sorted, and count its subfolders; hidden ones aside.
+def look_up(videos: Path) -> tuple[Path, Found]:
+    """Find what is to be extracted: the videos in a folder, or a single one.
+
+    Returns:
+        The folder that holds them, and what is in it.
 
     Raises:
-        UserError: no such folder, no file in it, or two files would fill the same frame folder.
+        UserError: there is no such folder or file, or no video in it.
     """
     try:
-        with os.scandir(folder) as entries:
-            is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+        is_folder = stat.S_ISDIR(videos.stat().st_mode)
     except OSError as error:
-        raise UserError(f"--videos {folder}: cannot be read ({error.strerror})") from None
-    videos = sorted(name for name in is_folder if not is_folder[name])
-    if not videos:
-        raise UserError(f"--videos {folder}: has no files in it; name the folder that holds the videos")
-    video_of: dict[str, str] = {}
-    for name in videos:
-        other = video_of.setdefault(Path(name).stem, name)
+        raise UserError(f"--videos {videos}: cannot be read ({error.strerror})") from None
+    if not is_folder:
+        return videos.parent, Found([videos.name], {}, [])
+    found = find_videos(videos)
+    if not found.videos and not found.refused:
+        skipped = f" but {_some(found.skipped)}" if found.skipped else ""
+        raise UserError(f"--videos {videos}: has no videos in it{skipped}; name the folder that holds them")
+    return videos, found
+
+
+def find_videos(top: Path) -> Found:
+    """Look for videos in a folder and in all folders in it.
+
+    Each folder is looked into once, however many links lead there. Frame folders of this program are not.
+
+    Raises:
+        UserError: the folder itself cannot be read.
+    """
+    found = Found([], {}, [])
+    known: dict[str, str] = {}
+
+    def refuse(error: OSError) -> None:
+        name = os.path.relpath(error.filename, top)
+        if name == ".":
+            raise UserError(f"--videos {top}: cannot be read ({error.strerror})")
+        found.refused[name] = f"cannot be read ({error.strerror})"
+
+    for place, folders, files in os.walk(top, onerror=refuse, followlinks=True):
+        name = os.path.relpath(place, top)
+        other = known.setdefault(os.path.realpath(place), name)
+        hidden = [entry for entry in folders if entry.startswith(".")]
+        folders[:] = sorted(set(folders).difference(hidden))
         if other != name:
-            raise UserError(f"--videos {folder}: {other} and {name} would fill the same folder; rename one")
-    return videos, len(is_folder) - len(videos)
+            found.refused[name] = f"is the same folder as {'--videos' if other == '.' else shown(other)}"
+        elif SETTINGS_FILE in files:
+            found.skipped.append(name)
+        else:
+            for entry in [*hidden, *files]:
+                usable = not entry.startswith(".") and is_video(Path(place, entry))
+                (found.videos if usable else found.skipped).append(str(Path(name, entry)))
+            continue
+        folders.clear()
+    found.videos.sort()
+    found.skipped.sort()
+    return found
+
+
+def frame_folder(video: str) -> Path:
+    """The folder of a video's frames, below the output folder."""
+    return Path(video).with_name(Path(video).stem)
+
+
+def check_names(videos: list[str]) -> dict[str, str]:
+    """Find videos whose frame folder would not be theirs alone, or could not stand in a list.
+
+    Args:
+        videos: names as in `Found`.
+
+    Returns:
+        Their names, and why they are not extracted.
+    """
+    reasons: dict[str, str] = {}
+    video_of: dict[Path, str] = {}
+    shared = {
+        parent for place in {Path(name).parent for name in videos} for parent in (place, *place.parents)
+    }
+    for name in videos:
+        folder = frame_folder(name)
+        other = video_of.setdefault(folder, name)
+        if other != name:
+            reasons[name] = f"would fill the same folder as {shown(other)}; rename one"
+            reasons.setdefault(other, f"would fill the same folder as {shown(name)}; rename one")
+        elif folder in shared:
+            reasons[name] = f"would fill a folder that holds other videos' frames, {shown(folder)}; rename it"
+        elif folder.name.startswith(".") or folder.parts[0].lower() == FAILURES_FILE:
+            reasons[name] = f"would fill a folder named {shown(folder)}, which is not for frames; rename it"
+        elif not _can_be_listed(str(folder)):
+            reasons[name] = (
+                "cannot stand in a list (control characters, not UTF-8, or space at an end); rename it"
+            )
+    return reasons
 
 
 def prepare_folder(out: Path, settings: Settings) -> None:
     """Make the output folder; in one that is there, check the settings.
 
     Raises:
-        UserError: the frames in it were made with other settings, or by another program.
+        UserError: the frames in it were made with other settings, or by another program; or it is no folder.
         OSError: it cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    now = asdict(settings)
     try:
-        before = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
-        different = [f"--{key} {before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
-    except FileNotFoundError:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a link that leads nowhere
+        raise UserError(f"{out}: cannot be made a folder ({shown(error.filename)} is none)") from None
+    check_writable_file(out / FAILURES_FILE)
+    file, now = out / SETTINGS_FILE, asdict(settings)
+    if not file.exists() and not file.is_symlink():
         if any(path.is_dir() for path in out.glob("[!.]*")):
-            raise UserError(f"{out}: holds folders made by another program; give a new folder") from None
-        write_texts({out / SETTINGS_FILE: json.dumps(now, indent=2) + "\n"})
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{out / SETTINGS_FILE}: is damaged; extract into a new folder") from None
-    else:
-        if different:
-            raise UserError(
-                f"{out}: its frames were made with {', '.join(different)}; "
-                "give the same options or a new folder"
-            )
+            raise UserError(f"{out}: holds folders made by another program; give a new folder")
+        write_texts({file: json.dumps(now, indent=2) + "\n"})
+        return
+    try:
+        before = json.loads(read_text(file))
+        different = [
+            f"--{key} {shown(before[key])} (now {shown(now[key])})" for key in now if before[key] != now[key]
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{file}: is damaged; extract into a new folder") from None
+    if different:
+        raise UserError(
+            f"{out}: its frames were made with {', '.join(different)}; give the same options or a new folder"
+        )
+
+
+def is_done(out: Path, settings: Settings, name: str) -> bool:
+    """Whether a video's frames are there: their folder gets its name with all of them in it."""
+    return (out / frame_folder(name) / settings.image_tmpl.format(1)).is_file()
 
 
 def remove_leftovers(out: Path) -> None:
@@ -308,37 +444,33 @@ def extract_video(source: Path, out: Path, settings: Settings, name: str) -> str
     Raises:
         OSError: the frames cannot be written.
     """
-    folder = out / Path(name).stem
     # Handed out twice, if another video killed the process between finishing this one and saying so.
-    if folder.is_dir():
+    if is_done(out, settings, name):
         return None
     part = out / f".{uuid.uuid4().hex}.part"
     part.mkdir()
     try:
         for number, jpeg in enumerate(read_jpegs(source / name, settings), start=1):
             (part / settings.image_tmpl.format(number)).write_bytes(jpeg)
-        part.rename(folder)
+        return _give_name(part, out / frame_folder(name))
     except VideoError as error:
         return str(error)
-    except av.FFmpegError as error:
-        return f"cannot be scaled ({error.strerror})"
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return None
 
 
 def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
     """Yield a video's frames in the order of display, as JPEG files.
 
     Raises:
-        VideoError: the video cannot be decoded to its end.
+        VideoError: the video cannot be decoded to its end, or its frames cannot become JPEGs.
     """
     quality = {"quality": settings.quality} if settings.quality else {"qtables": [_FFMPEG_Q2, _FFMPEG_Q2]}
     frames = decode(video)
-    shown = resample(frames, Fraction(settings.fps)) if settings.fps else ((frame, 1) for frame in frames)
+    repeated = resample(frames, Fraction(settings.fps)) if settings.fps else ((frame, 1) for frame in frames)
     scaler = VideoReformatter()
     size = None
-    for frame, times in shown:
+    for frame, times in repeated:
         # A video whose size changes midway keeps the first frame's.
         size = size or _target_size(settings, frame.width, frame.height)
         image = to_image(frame, *size, scaler)
@@ -348,18 +480,34 @@ def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
 
 
 def _target_size(settings: Settings, width: int, height: int) -> tuple[int, int]:
-    if settings.native:
-        return width, height
-    if not settings.short_side:
+    if not settings.native and not settings.short_side:
         return 256, 256
-    scale = Fraction(settings.short_side, min(width, height))
-    return round(width * scale), round(height * scale)
+    scale = Fraction(settings.short_side, min(width, height)) if settings.short_side else 1
+    size = round(width * scale), round(height * scale)
+    if max(size) > _JPEG_SIDE:
+        raise VideoError(
+            f"frames of {size[0]} x {size[1]} pixels, but no side of a JPEG exceeds {_JPEG_SIDE}"
+        )
+    check_pixels(*size)
+    return size
+
+
+def _give_name(part: Path, folder: Path) -> str | None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(folder)
+    except OSError as error:
+        if error.errno not in _NAME_ERRORS:
+            raise
+        return f"{shown(folder)} cannot be made its frame folder ({error.strerror})"
+    return None
 
 
 def write_report(path: Path, failures: dict[str, str]) -> None:
-    """Write a line for each failed video, sorted, `name<tab>reason`; without failures, no report."""
+    """Write a line for each failed video, sorted, `name<tab>reason`, escaped; without failures, no report."""
     if failures:
-        write_texts({path: "".join(f"{name}\t{failures[name]}\n" for name in sorted(failures))})
+        lines = [f"{_escaped(name)}\t{_escaped(failures[name])}\n" for name in sorted(failures)]
+        write_texts({path: "".join(lines)})
     else:
         path.unlink(missing_ok=True)
 
@@ -372,9 +520,33 @@ def _ended(handed_out: dict[Future, str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _cause(error: OSError) -> str:
+    culprit = shown(error.filename or "writing")
     if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
-        return f"{error.strerror}: {error.filename}; is a second run at work there?"
-    return f"{error.strerror}: {error.filename or 'writing'}"
+        return f"{error.strerror}: {culprit}; is a second run at work there?"
+    return f"{error.strerror}: {culprit}"
+
+
+def _line(name: str, reason: str) -> str:
+    return f"{shown(name)}: {one_line(reason)}"
+
+
+def _escaped(text: str) -> str:
+    return one_line(text).replace("\t", "\\t")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(shown, names[:3])) + more
+
+
+def _can_be_listed(name: str) -> bool:
+    return name == name.strip() and not any(unicodedata.category(c) in _NOT_IN_LISTS for c in name)
+
+
+def _fraction(text: str) -> Fraction:
+    if "e" in text.lower():  # 1e999999999 would be computed digit by digit
+        raise ValueError
+    return Fraction(text)
 
 
 if __name__ == "__main__":

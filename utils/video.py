@@ -16,6 +16,36 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image
 
+from utils.files import open_regular
+
+# Of a frame. Pillow's limit, beyond which the JPEGs would not be read; it also bounds the memory.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS
+_LIMIT = {"max_pixels": str(MAX_PIXELS)}
+
+# A wrong time, such as a gap of days, would otherwise fill the disk with copies of one frame.
+MAX_REPEATS = 1000
+
+# Of the containers below. What is called otherwise may be a video, too: see `is_video`.
+_SUFFIXES = (
+    *(
+        ".webm",
+        ".mkv",
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".3gp",
+        ".3g2",
+        ".mj2",
+        ".avi",
+        ".divx",
+        ".mpg",
+        ".mpeg",
+    ),
+    *(".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v", ".asf", ".wmv", ".ogv", ".ogm", ".ivf"),
+    *(".h264", ".264", ".avc", ".hevc", ".h265", ".265"),
+)
+
 # From the video's range of values to JPEG's (ITU-T T.871, section 7), for Y, Cb and Cr. swscale would
 # do it too, but rounds chroma down, which moves every colour by half a step.
 _LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(256)]
@@ -46,6 +76,21 @@ class VideoError(Exception):
     """A video of which no frame is to be used; the message is the reason."""
 
 
+def is_video(path: Path) -> bool:
+    """Whether the name of a file ends like a video's, or the file begins like a webm, mkv, mp4, mov or avi.
+
+    A damaged video is one of those. What cannot be read counts as a video, for the reason to be told.
+    """
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        with open_regular(path) as file:
+            start = file.read(12)
+    except OSError:
+        return True
+    return start[:4] == _EBML or start[4:8] in _MP4_BOXES or (start[:4], start[8:]) == (b"RIFF", b"AVI ")
+
+
 def decode(video: Path) -> Iterator[av.VideoFrame]:
     """Yield every frame of a video file once, in the order of display.
 
@@ -59,40 +104,49 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
         which may change midway.
 
     Raises:
-        VideoError: not a video, no video stream, or incomplete.
+        VideoError: not a video, no video stream, incomplete, or its frames have more than `MAX_PIXELS`.
     """
     count = 0
     try:
-        check_length(video)
-        whitelist = {"format_whitelist": _CONTAINERS}
-        with av.open(f"file:{video}", container_options=whitelist, **_ANY_TITLE) as container:
-            stream = container.streams.best("video")
-            # The cover of a song is a video stream to libavformat.
-            if stream is None or stream.disposition & Disposition.attached_pic:
-                raise VideoError("no video stream")
-            if stream.codec_context is None:
-                raise VideoError("no decoder for its video stream")
-            # Programs share the cores among several videos.
-            stream.codec_context.thread_count = 1
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    raise VideoError(f"damaged or truncated after frame {count}")
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise VideoError(f"damaged after frame {count}")
-                    count += 1
-                    yield frame
+        with open_regular(video) as file:
+            check_length(file)
+            file.seek(0)
+            whitelist = {"format_whitelist": _CONTAINERS}
+            with av.open(file, container_options=whitelist, **_ANY_TITLE) as container:
+                stream = container.streams.best("video")
+                # The cover of a song is a video stream to libavformat.
+                if stream is None or stream.disposition & Disposition.attached_pic:
+                    raise VideoError("no video stream")
+                if stream.codec_context is None:
+                    raise VideoError("no decoder for its video stream")
+                check_pixels(stream.codec_context.width, stream.codec_context.height)
+                # For streams whose size changes, or is not known before a frame is decoded.
+                stream.codec_context.options = _LIMIT
+                # Programs share the cores among several videos.
+                stream.codec_context.thread_count = 1
+                for packet in container.demux(stream):
+                    if packet.is_corrupt:
+                        raise VideoError(f"damaged or truncated after frame {count}")
+                    for frame in packet.decode():
+                        if frame.is_corrupt:
+                            raise VideoError(f"damaged after frame {count}")
+                        count += 1
+                        yield frame
+    except VideoError:
+        raise
     except av.FFmpegError as error:
         if not count:
             raise VideoError("not a video, or damaged at its beginning") from None
         raise VideoError(f"damaged or truncated after frame {count} ({error.strerror})") from None
     except OSError as error:
         raise VideoError(f"cannot be read ({error.strerror})") from None
+    except Exception as error:  # whatever bytes can make PyAV raise; the file is at fault
+        raise VideoError(f"cannot be decoded after frame {count} ({_cause(error)})") from None
     if not count:
         raise VideoError("no frame in it")
 
 
-def check_length(video: Path) -> None:
+def check_length(file: BinaryIO) -> None:
     """Compare a file's length with what its container declares.
 
     The demuxers take a file that ends too early for one that ends: in a truncated webm every
@@ -100,25 +154,37 @@ def check_length(video: Path) -> None:
     lengths, so following the outer ones to the end tells (webm and mkv: RFC 8794; mp4 and mov:
     ISO/IEC 14496-12; avi: RIFF). Containers of other kinds are not checked.
 
+    Args:
+        file: at its beginning.
+
     Raises:
         OSError: it cannot be read.
         VideoError: empty, or shorter than declared.
     """
-    with video.open("rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        if not length:
-            raise VideoError("empty file")
-        if start[:4] == _EBML:
-            end = _webm_end(file, length)
-        elif start[4:] in _MP4_BOXES:
-            end = _mp4_end(file, length)
-        elif start[:4] == b"RIFF":
-            end = 8 + int.from_bytes(start[4:], "little")
-        else:
-            return
+    length = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    if not length:
+        raise VideoError("empty file")
+    if start[:4] == _EBML:
+        end = _webm_end(file, length)
+    elif start[4:] in _MP4_BOXES:
+        end = _mp4_end(file, length)
+    elif start[:4] == b"RIFF":
+        end = 8 + int.from_bytes(start[4:], "little")
+    else:
+        return
     if end > length:
         raise VideoError(f"truncated: {length} bytes of at least {end}")
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse frames that are too large to be meant.
+
+    Raises:
+        VideoError: so many pixels are more than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise VideoError(f"frames of {width} x {height} pixels, which is more than {MAX_PIXELS}")
 
 
 def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
@@ -134,23 +200,30 @@ def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[tuple[a
         Each frame, and how often it is shown: 0 where the next one follows before an instant.
 
     Raises:
-        VideoError: a frame has no time.
+        VideoError: a frame has no time, is shown before the one before it, or more than `MAX_REPEATS` times.
     """
 
     def seconds(frame: av.VideoFrame) -> Fraction:
-        if frame.pts is None:
+        if frame.pts is None or frame.time_base is None:
             raise VideoError("a frame without a time, which --fps needs")
         return frame.pts * frame.time_base
 
     frame = next(frames)
-    start = seconds(frame)
+    start = time = seconds(frame)
     shown = 0
-    for following in itertools.chain(frames, [None]):
-        end = seconds(following) if following else seconds(frame) + (frame.duration or 0) * frame.time_base
+    for number, following in enumerate(itertools.chain(frames, [None]), start=1):
+        end = seconds(following) if following else time + (frame.duration or 0) * frame.time_base
+        if end < time:
+            raise VideoError(f"the time goes back after frame {number}, which --fps cannot follow")
         # At least one of the first, should the container not know how long it lasts.
         upto = max(shown, 1, math.ceil((end - start - Fraction(1, 1000)) * fps))
+        if upto - shown > MAX_REPEATS:
+            raise VideoError(
+                f"--fps would repeat frame {number} {upto - shown} times (at most {MAX_REPEATS}); "
+                f"it is shown for {float(end - time):g} s"
+            )
         yield frame, upto - shown
-        frame, shown = following, upto
+        frame, time, shown = following, end, upto
 
 
 def to_image(frame: av.VideoFrame, width: int, height: int, scaler: VideoReformatter) -> Image.Image:
@@ -170,24 +243,31 @@ def to_image(frame: av.VideoFrame, width: int, height: int, scaler: VideoReforma
         the frame is turned by a quarter.
 
     Raises:
-        av.FFmpegError: it cannot be scaled, such as to a size without pixels.
+        VideoError: it cannot be scaled.
     """
-    scaled = scaler.reformat(
-        frame,
-        width,
-        height,
-        format="yuv444p",
-        dst_color_range=frame.color_range or ColorRange.MPEG,
-        dst_colorspace=Colorspace.ITU601,
-        interpolation=Interpolation.BICUBIC,
-        threads=1,
-    )
+    try:
+        scaled = scaler.reformat(
+            frame,
+            width,
+            height,
+            format="yuv444p",
+            dst_color_range=frame.color_range or ColorRange.MPEG,
+            dst_colorspace=Colorspace.ITU601,
+            interpolation=Interpolation.BICUBIC,
+            threads=1,
+        )
+    except Exception as error:  # of many kinds, for pixel formats that cannot be converted or no memory
+        raise VideoError(f"cannot be scaled to {width} x {height} ({_cause(error)})") from None
     size = width, height
     channels = [Image.frombuffer("L", size, p, "raw", "L", p.line_size, 1) for p in scaled.planes]
     if frame.color_range != ColorRange.JPEG:
         channels = [image.point(table) for image, table in zip(channels, _FULL_RANGE, strict=True)]
     image = Image.merge("YCbCr", channels)
     return image.transpose(_TURNS[frame.rotation]) if frame.rotation in _TURNS else image
+
+
+def _cause(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _webm_end(file: BinaryIO, length: int) -> int:
