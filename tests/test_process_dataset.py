@@ -325,7 +325,7 @@ def test_files_are_replaced_only_when_all_are_written(tmp_path: Path) -> None:
     ("spoil", "words"),
     [
         (("labels/labels.json", None), ["--annotations", "labels/labels.json"]),
-        (("labels/labels.json", '{"Holding something": "1"}'), ["labels.json", "not 0 to 0"]),
+        (("labels/labels.json", '{"Holding something": "1"}'), ["labels.json", "must be 0 to 0"]),
         (("labels/labels.json", '{"Holding something": "0"}'), ["train.json", "42326", "Pulling something"]),
         (("labels/labels.json", '["Holding"]'), ["labels.json"]),
         (("labels/train.json", None), ["train.json", "no such file"]),
