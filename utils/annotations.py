@@ -317,6 +317,10 @@ class _Unusable:
         return self.text
 
 
+class _Twice(_Unusable):
+    """In the place of an object that has the key `text` twice."""
+
+
 def _whole_number(digits: str) -> int | _Unusable:
     # Python refuses to convert thousands of digits.
     return int(digits) if len(digits) <= 18 else _Unusable(digits)
@@ -327,7 +331,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Unusable:
     if len(content) == len(pairs):
         return content
     (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-    return _Unusable(f"an object that has '{key}' twice")
+    return _Twice(key)
 
 
 def _read_json(path: Path, schema: TypeAdapter) -> Any:
@@ -359,6 +363,8 @@ def _first_complaint(error: ValidationError) -> str:
     objects = {"missing": "is missing", "model_type": "must be an object", "dict_type": "must be an object"}
     what = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
     value = first["input"]
+    if isinstance(value, _Twice):
+        return f"{where}: has the key '{shown(value)}' twice"
     is_short = value is None or isinstance(value, str | int | float | _Unusable)
     return f"{where}: {objects.get(first['type'], what)}" + (f" ('{shown(value)}')" if is_short else "")
 
