@@ -214,7 +214,7 @@ def test_v2_is_refused_by_entry(tmp_path, part, content, words):
     [
         ("vocab", [], "vocab.json: is empty"),
         ("vocab", {"a": 1}, "vocab.json: must be a valid list"),
-        ("vocab", [["Back"], []], "vocab.json, entry 2: "),
+        ("vocab", [["Back"], []], "vocab.json, entry 2: is empty"),
         ("vocab", [["Back"], "Front"], "vocab.json, entry 2: must be a valid list ('Front')"),
         ("vocab", [["Back"], ["Front", 3]], "vocab.json, entry 2: must be a valid string ('3')"),
         ("vocab", [["a", "b_c"], ["a_b", "c"]], "vocab.json, entry 2: 'a_b_c' stands in entry 1 already"),

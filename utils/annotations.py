@@ -360,13 +360,18 @@ def _first_complaint(error: ValidationError) -> str:
     )
     if isinstance(field, str) and field != "[key]":
         where += f": {shown(field)}"
-    objects = {"missing": "is missing", "model_type": "must be an object", "dict_type": "must be an object"}
+    words = {
+        "missing": "is missing",
+        "too_short": "is empty",
+        "model_type": "must be an object",
+        "dict_type": "must be an object",
+    }
     what = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
     value = first["input"]
     if isinstance(value, _Twice):
         return f"{where}: has the key '{shown(value)}' twice"
     is_short = value is None or isinstance(value, str | int | float | _Unusable)
-    return f"{where}: {objects.get(first['type'], what)}" + (f" ('{shown(value)}')" if is_short else "")
+    return f"{where}: {words.get(first['type'], what)}" + (f" ('{shown(value)}')" if is_short else "")
 
 
 def _text(path: Path) -> str:
