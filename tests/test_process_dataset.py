@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,11 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import REPOSITORY, assert_one_line_error, call, finish, run
+from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, finish, run
 from PIL import Image
 from video_files import write_video
 
+from dataset import read_list
+from datasets_video import read_categories
+from utils.annotations import read_annotations, read_test_list
 from utils.files import write_texts
 
 TOOL = "tools/process_dataset.py"
@@ -325,7 +330,7 @@ def test_files_are_replaced_only_when_all_are_written(tmp_path: Path) -> None:
     ("spoil", "words"),
     [
         (("labels/labels.json", None), ["--annotations", "labels/labels.json"]),
-        (("labels/labels.json", '{"Holding something": "1"}'), ["labels.json", "not 0 to 0"]),
+        (("labels/labels.json", '{"Holding something": "1"}'), ["labels.json", "must be 0 to 0"]),
         (("labels/labels.json", '{"Holding something": "0"}'), ["train.json", "42326", "Pulling something"]),
         (("labels/labels.json", '["Holding"]'), ["labels.json"]),
         (("labels/train.json", None), ["train.json", "no such file"]),
@@ -395,3 +400,269 @@ def test_from_videos_to_an_accuracy(tmp_path: Path) -> None:
     done = run("test_models.py", "--weights", best, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("Testing Results: Prec@1 ")
+
+
+# Each can be a folder's name, and stand in a list.
+ODD_NAMES = [
+    "a b  c",
+    "12 3 4",
+    "007",
+    "-1",
+    "1e5",
+    "nan",
+    "Ünïcödé 動画",
+    "a\u00a0b",
+    "a\u200db",
+    "a\u3000b",
+    "part/of a path",
+    "100%",
+    "#1",
+    "{:05d}",
+    "~",
+    "a\\b",
+    "'quoted\"",
+    "x" * 255,
+    "\U0001f600",
+]
+ODD_CLASSES = ["0", "1 2 3", "Ünïcödé 動画", "a\u00a0b", "a/b", "../a", "x" * 300]
+
+
+def annotate_odd(dataset: str, folder: Path) -> dict[str, int]:
+    """Annotate videos with odd names, in all lists, and odd classes; return the names with frame counts."""
+    folder.mkdir()
+    *trained, validated, tested = [name for name in ODD_NAMES if dataset != "somethingv1" or ";" not in name]
+    labels = {name: i % len(ODD_CLASSES) for i, name in enumerate((*trained, validated))}
+    if dataset == "somethingv1":
+        lines = {name: f"{name};{ODD_CLASSES[label]}\n" for name, label in labels.items()}
+        parts = {"train": "".join(lines[name] for name in trained), "validation": lines[validated]}
+        parts |= {"labels": "".join(f"{name}\n" for name in ODD_CLASSES), "test": f"{tested}\n"}
+        for part, text in parts.items():
+            (folder / f"something-something-v1-{part}.csv").write_text(text)
+    elif dataset == "somethingv2":
+        entries = {name: {"id": name, "template": ODD_CLASSES[label]} for name, label in labels.items()}
+        parts = {"train": [entries[name] for name in trained], "validation": [entries[validated]]}
+        parts |= {"labels": {name: i for i, name in enumerate(ODD_CLASSES)}, "test": [{"id": tested}]}
+        for part, content in parts.items():
+            (folder / f"{part}.json").write_text(json.dumps(content))
+    else:
+        entries = {
+            name: {"vid_name": name, "label": label, "start_frame": 0, "end_frame": 3 + label}
+            for name, label in labels.items()
+        }
+        parts = {"V2_train": [entries[name] for name in trained], "V2_test": [entries[validated]]}
+        parts |= {"vocab": [[name] for name in ODD_CLASSES]}
+        for part, content in parts.items():
+            (folder / f"Diving48_{part}.json").write_text(json.dumps(content))
+    return {name: 3 + labels.get(name, 0) for name in ODD_NAMES}
+
+
+@pytest.mark.parametrize("dataset", FRAMES)
+def test_what_is_written_is_read_back(dataset: str, tmp_path: Path) -> None:
+    counts = annotate_odd(dataset, tmp_path / "annotations")
+    home = make_frames(tmp_path, dataset, counts)
+    done = process(tmp_path, dataset, "--annotations", tmp_path / "annotations")
+    assert done.returncode == 0, done.stderr
+    categories, lists = read_annotations(dataset, tmp_path / "annotations")
+    assert read_categories(home / "category.txt") == categories
+    for name, videos in lists.items():
+        if name == "test_videofolder.txt":
+            read = [(video.folder, video.frames) for video in read_test_list(home / name)]
+            assert read == [(video.folder, counts[video.folder]) for video in videos]
+        else:
+            expected = [(video.folder, counts[video.folder], video.label) for video in videos]
+            assert read_list(home / name, len(categories)) == expected
+    done = process(tmp_path, dataset, "--check", "--decode_all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Diving48 has no test list, for which one folder was made.
+    assert f"0 problems, {1 if dataset == 'diving48' else 0} notes" in done.stdout
+
+
+def test_folders_on_disk_may_have_any_name(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    frames = home / FRAMES["somethingv1"][0]
+    (frames / "loop").symlink_to("loop")
+    (frames / "two\nlines\tand a tab").mkdir()
+    os.mkdir(os.fsencode(frames) + b"/not \xff UTF-8")  # noqa: PTH102 - a name in bytes
+    os.mkfifo(frames / "pipe")
+    annotations = annotate_v1(tmp_path / "csv")
+    done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert done.returncode == 0, done.stderr
+    notes = [
+        "note\t-\tloop\tcannot be looked into (Too many levels of symbolic links)",
+        "note\t-\tnot \\udcff UTF-8\tfolder without a label",
+        "note\t-\ttwo\\nlines\\tand a tab\tfolder without a label",
+    ]
+    assert (home / "process_report.txt").read_text().splitlines() == notes
+    done = process(tmp_path, "somethingv1", "--check")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[:3] == notes
+
+    # Listed, such a folder is a problem, and the others are looked at.
+    shutil.rmtree(frames / "7")
+    (frames / "7").symlink_to("7")
+    shutil.rmtree(frames / "9")
+    os.mkfifo(frames / "9")
+    (frames / "8" / "00001.jpg").unlink()
+    os.mkfifo(frames / "8" / "00001.jpg")
+    done = process(tmp_path, "somethingv1", "--check")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:3] == [
+        "problem\ttrain_videofolder.txt\t7\tno folder (Too many levels of symbolic links)",
+        "problem\ttest_videofolder.txt\t9\tno folder (Not a directory)",
+        "problem\ttest_videofolder.txt\t8\t00001.jpg cannot be decoded (is a named pipe, not a file)",
+    ]
+    assert "3 problems, 3 notes" in done.stdout
+
+
+def test_names_in_lists_from_elsewhere_stay_one_line_each(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    assert process(tmp_path, "somethingv1", "--annotations", annotate_v1(tmp_path / "csv")).returncode == 0
+    with (home / "train_videofolder.txt").open("a") as file:
+        file.write("a\tb\x1b[1m 4 0\n\u2028x\u2028y 4 0\n" + "n" * 300 + " 4 0\n")
+    done = process(tmp_path, "somethingv1", "--check")
+    assert done.returncode == 1
+    findings = [line.split("\t") for line in done.stdout.splitlines() if line.startswith("problem")]
+    assert [finding[1:3] for finding in findings] == [
+        ["train_videofolder.txt", name] for name in ("a\\tb\\x1b[1m", "x\\u2028y", "n" * 300)
+    ]
+    assert findings[2][3] == "no folder (File name too long)"
+
+
+def noise(size: tuple[int, int] = (32, 32)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(5).integers(256, size=(*size, 3), dtype=np.uint8))
+
+
+def test_decode_all_reads_each_listed_frame_as_training_does(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "diving48", {"a": 8, "b c": 5, "ends": 5, "fine": 4})
+    annotations = annotate_diving48(tmp_path / "json", {"a": 8, "b c": 5, "ends": 5, "fine": 4})
+    assert process(tmp_path, "diving48", "--annotations", annotations).returncode == 0
+    listed = home / "train_videofolder.txt"
+    listed.write_text(listed.read_text().replace("ends 5", "ends 3"))
+    frames = home / "frames"
+    # Decoded at an eighth of its size or less, the whole of it is not needed.
+    noise().save(frames / "a/00003.jpg")
+    whole = (frames / "a/00003.jpg").read_bytes()
+    (frames / "a/00003.jpg").write_bytes(whole[: len(whole) // 2])
+    (frames / "a/00004.jpg").unlink()
+    os.mkfifo(frames / "a/00004.jpg")
+    noise((16, 32)).save(frames / "a/00006.jpg")
+    noise((16, 32)).save(frames / "b c/00004.jpg")
+    (frames / "ends/00005.jpg").write_bytes(b"no list reaches it")
+    state = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+
+    done = process(tmp_path, "diving48", "--check")
+    assert done.returncode == 0, done.stdout
+    done = process(tmp_path, "diving48", "--check", "--decode_all")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    found = [line.split("\t")[1:] for line in done.stdout.splitlines() if line.startswith("problem\t")]
+    assert [(folder, what.partition(" (")[0]) for _, folder, what in found] == [
+        ("a", "00003.jpg cannot be decoded"),
+        ("a", "00004.jpg cannot be decoded"),
+        ("a", "00006.jpg is 32 x 16, not 32 x 32 like 00001.jpg"),
+        ("b c", "00004.jpg is 32 x 16, not 32 x 32 like 00001.jpg"),
+    ]
+    assert "is a named pipe, not a file" in found[1][2]
+    assert "4 problems, 1 notes" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == state
+
+    # A folder whose numbering is broken, too; a list that names far more frames than there are, soon.
+    (frames / "a/00002.jpg").unlink()
+    listed.write_text(listed.read_text().replace("ends 3", "ends 999999999"))
+    done = process(tmp_path, "diving48", "--check", "--decode_all")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("problem\t")]
+    assert "\ta\t7 files, but no 00002.jpg; there is 00008.jpg" in lines[0]
+    assert [line.split("\t")[3][:9] for line in lines[1:4]] == ["00003.jpg", "00004.jpg", "00006.jpg"]
+    assert any(line.startswith("problem\ttrain_videofolder.txt\tends\t00005.jpg") for line in lines)
+    assert any("ends\tthe list says 999999999 frames" in line for line in lines)
+
+
+def test_the_excluded_videos_can_be_cut_out(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "diving48", {"a": 4, "b c": 5, "ends": 5, "fine": 4})
+    annotations = annotate_diving48(tmp_path / "json", {"a": 4, "b c": 5, "ends": 5, "fine": 4})
+    assert process(tmp_path, "diving48", "--annotations", annotations).returncode == 0
+    for number in (2, 3):
+        (home / f"frames/b c/0000{number}.jpg").write_bytes(b"")
+    (home / "frames/stranger").mkdir()
+    done = process(tmp_path, "diving48", "--check", "--decode_all")
+    (tmp_path / "check.txt").write_text(done.stdout)
+    command = f"grep '^problem' '{tmp_path}/check.txt' | cut -f3 | sort -u"
+    assert "cut -f3 | sort -u" in (REPOSITORY / "docs/DATA.md").read_text()
+    assert finish(["sh", "-c", command]).stdout == "b c\n"
+
+
+def test_decode_all_is_part_of_a_check(tmp_path: Path) -> None:
+    make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    done = process(tmp_path, "somethingv1", "--annotations", annotations, "--decode_all")
+    assert_one_line_error(done, "--decode_all", "--check")
+
+
+def whole_state(folder: Path) -> dict[Path, bytes | int]:
+    """The contents of all files, and the kinds of what is no file."""
+    return {path: path.read_bytes() if path.is_file() else path.lstat().st_mode for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "name", ["category.txt", "train_videofolder.txt", "test_videofolder.txt", "process_report.txt"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_nothing_is_written_where_one_cannot_be(name: str, kind: str, tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    for old in ("category.txt", "train_videofolder.txt", "val_videofolder.txt"):
+        (home / old).write_text("old\n")
+    (home / name).unlink(missing_ok=True)
+    (os.mkfifo if kind == "pipe" else os.mkdir)(home / name)
+    before = whole_state(home)
+    done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert_one_line_error(done, home / name, "is not a file")
+    assert whole_state(home) == before
+    if name != "process_report.txt":
+        done = process(tmp_path, "somethingv1", "--check")
+        assert_one_line_error(done, home / name)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    assert process(tmp_path, "somethingv1", "--annotations", annotations).returncode == 0
+    shutil.rmtree(home / FRAMES["somethingv1"][0])
+    make_frames(tmp_path, "somethingv1", {name: count + 1 for name, count in V1_FOLDERS.items()})
+    (home / "category.txt").write_text("old\n")  # the new one has 54 bytes, a lock of the processes 32
+    before = whole_state(home)
+    with files_limited_to(40):
+        done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert_one_line_error(done, home, "cannot be written", "File too large")
+    assert whole_state(home) == before
+
+
+def test_a_folder_that_must_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    access = os.access
+    # What root, too, is told of a file system that is read-only.
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not mode & os.W_OK)
+    before = whole_state(home)
+    done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert_one_line_error(done, home, "cannot be written")
+    assert whole_state(home) == before
+
+
+def test_paths_that_are_too_long(tmp_path: Path) -> None:
+    assert_one_line_error(process(tmp_path / ("x" * 300), "somethingv1", "--check"), "xxx", "too long")
+    make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    assert_one_line_error(process(tmp_path, "somethingv1", "--annotations", "x" * 5000), "xxx")
+
+
+def test_a_list_that_main_would_refuse_is_not_written(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS | {"55": 2})
+    annotations = annotate_v1(tmp_path / "csv")
+    done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert_one_line_error(done, home / "val_videofolder.txt", "none of its videos has 3 frames")
+    assert texts(home) == {}
+    texts_of = {"category": "a\nb\nc\n", "train_videofolder": "100 5 1\n", "val_videofolder": "55 2 0\n"}
+    for name, text in texts_of.items():
+        (home / f"{name}.txt").write_text(text)
+    done = process(tmp_path, "somethingv1", "--check")
+    assert_one_line_error(done, home / "val_videofolder.txt", "none of its videos has 3 frames")

@@ -14,11 +14,16 @@ frame of each video too. A list cannot say where to start, so that a start other
 problem; a folder that continues after the end is cut there by its number of frames; a folder
 that ends earlier is noted. (A difference of one does not count: it depends on whether the end
 is meant to be included.)
+
+`--check` prints lines of the same form and writes nothing.
 """
 
 import argparse
+import os
+import stat
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +31,29 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
-from utils.annotations import TEST_LIST, Lists, Video, read_annotations, read_test_list
-from utils.cli import Parser, UserError, cores, number_type, run_program, uninterrupted
+from utils.annotations import (
+    MIN_FRAMES,
+    TEST_LIST,
+    TRAIN_LIST,
+    VAL_LIST,
+    Lists,
+    Video,
+    check_name,
+    read_annotations,
+    read_test_list,
+)
+from utils.cli import (
+    Parser,
+    UserError,
+    check_writable_file,
+    cores,
+    number_type,
+    run_program,
+    shown,
+    uninterrupted,
+)
 from utils.files import write_texts
-from utils.images import ImageError, open_image
+from utils.images import ImageError, open_image, read_image
 from utils.pool import progress_bar, worker_pool
 
 REPORT_FILE = "process_report.txt"
@@ -42,6 +66,10 @@ After unpacking and, for the last two, extracting the frames:
 
 Before a long training, or with lists from elsewhere:
   python tools/process_dataset.py --dataset somethingv2 --root_path data --check
+
+The same, but every frame is read as training does; then a file of the videos to leave out:
+  python tools/process_dataset.py --dataset somethingv2 --root_path data --check --decode_all > check.txt
+  grep '^problem' check.txt | cut -f3 | sort -u > exclude.txt
 """
 
 
@@ -52,6 +80,14 @@ class Finding(NamedTuple):
     list_name: str
     folder: str
     what: str
+
+    def __str__(self) -> str:
+        try:
+            # As it is, so that it can be cut out and used; a list can carry it, so it fits into a line.
+            folder = check_name(self.folder)
+        except ValueError:
+            folder = shown(self.folder)
+        return f"{self.kind}\t{self.list_name}\t{folder}\t{self.what}"
 
 
 def main() -> int:
@@ -85,6 +121,12 @@ def parse_args() -> argparse.Namespace:
         help="check the lists that are there against the frame folders, and change nothing",
     )
     run.add_argument(
+        "--decode_all",
+        action="store_true",
+        help="with --check: read every frame of every listed video completely, as training does, and name "
+        "each that cannot be read or has another size than the first of its folder",
+    )
+    run.add_argument(
         "--skip_missing",
         action="store_true",
         help="leave videos with a problem out of the lists (default: write no lists if there are any)",
@@ -99,6 +141,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.check and (args.annotations or args.skip_missing):
         raise UserError("--check: looks at the lists only; leave out --annotations and --skip_missing")
+    if args.decode_all and not args.check:
+        raise UserError("--decode_all: only together with --check")
     if not args.check and not args.annotations:
         raise UserError("--annotations: needed to make lists (to check those that are there: --check)")
     return args
@@ -109,25 +153,30 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     for name in (*TRAIN_LISTS[1:], *VAL_LISTS[1:]):
         if (folder / name).exists():
             raise UserError(f"{folder / name}: main.py would find two lists; move this one away")
+    # Before the work, and so that none is replaced if another cannot be.
+    for name in ("category.txt", TRAIN_LIST, VAL_LIST, TEST_LIST, REPORT_FILE):
+        check_writable_file(folder / name)
     categories, annotated = read_annotations(args.dataset, Path(args.annotations))
     lists, findings = examine(args.dataset, annotated, frames, args.workers)
     total = sum(map(len, annotated.values()))
     problems = [finding for finding in findings if finding.kind == "problem"]
-    report = {folder / REPORT_FILE: "".join("\t".join(finding) + "\n" for finding in findings)}
-    empty = next((name for name in annotated if not lists[name]), None)
+    report = {folder / REPORT_FILE: "".join(f"{finding}\n" for finding in findings)}
+    empty = next((name for name in annotated if not _has_clips(lists[name])), None)
     if problems and (empty or not args.skip_missing):
-        write_texts(report)
+        _write(folder, report)
         first = problems[0]
         advice = f"none is left for {empty}" if args.skip_missing else "--skip_missing leaves them out"
         raise UserError(
             f"{folder / REPORT_FILE}: {len(problems)} problems with {total} videos, the first with "
-            f"{first.folder} ({first.what}); no list was written; {advice}"
+            f"{shown(first.folder)} ({first.what}); no list was written; {advice}"
         )
+    if empty:
+        raise UserError(f"{folder / empty}: was not written; none of its videos has {MIN_FRAMES} frames")
     texts = {folder / "category.txt": "".join(f"{name}\n" for name in categories)}
     for name, videos in lists.items():
         texts[folder / name] = "".join(_line(video) for video in videos)
     changes = {path: _change(path, text) for path, text in texts.items()}
-    write_texts(report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
+    _write(folder, report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
     print(f"{folder / 'category.txt'}: {len(categories)} classes, {changes[folder / 'category.txt']}")
     for name, videos in lists.items():
         of = f" of {len(annotated[name])}" if len(videos) < len(annotated[name]) else ""
@@ -141,7 +190,13 @@ def check_lists(args: argparse.Namespace, frames: Path) -> int:
     # torch, which comes with it, takes seconds; only this needs it.
     from dataset import read_list
 
-    has_train_list = any((frames.parent / name).is_file() for name in TRAIN_LISTS)
+    present = [
+        name for name in (*TRAIN_LISTS, *VAL_LISTS, TEST_LIST) if os.path.lexists(frames.parent / name)
+    ]
+    for name in present:
+        if not (frames.parent / name).is_file():
+            raise UserError(f"{frames.parent / name}: is not a file")
+    has_train_list = any(name in present for name in TRAIN_LISTS)
     paths = return_dataset(args.dataset, args.root_path, for_training=has_train_list)
     lists = {
         path.name: [
@@ -151,20 +206,24 @@ def check_lists(args: argparse.Namespace, frames: Path) -> int:
         for path in (paths.train_list, paths.val_list)
         if path
     }
-    test_list = frames.parent / TEST_LIST
-    if test_list.is_file():
-        lists[TEST_LIST] = read_test_list(test_list)
-    _, findings = examine(args.dataset, lists, frames, args.workers)
+    if TEST_LIST in present:
+        lists[TEST_LIST] = read_test_list(frames.parent / TEST_LIST)
+    usable, findings = examine(args.dataset, lists, frames, args.workers, args.decode_all)
     for finding in findings:
-        print("\t".join(finding))
+        print(finding)
     for name, videos in lists.items():
         print(f"{frames.parent / name}: {len(videos)} videos")
     problems = sum(finding.kind == "problem" for finding in findings)
     print(f"{problems} problems, {len(findings) - problems} notes")
+    empty = next((name for name in lists if not _has_clips(usable[name])), None)
+    if empty and not problems:
+        raise UserError(f"{frames.parent / empty}: none of its videos has {MIN_FRAMES} frames")
     return 1 if problems else 0
 
 
-def examine(dataset: str, lists: Lists, frames: Path, workers: int) -> tuple[Lists, list[Finding]]:
+def examine(
+    dataset: str, lists: Lists, frames: Path, workers: int, decode_all: bool = False
+) -> tuple[Lists, list[Finding]]:
     """Look into the frame folder of every video, in parallel.
 
     Args:
@@ -172,80 +231,151 @@ def examine(dataset: str, lists: Lists, frames: Path, workers: int) -> tuple[Lis
         lists: list name -> videos, as annotated or listed.
         frames: the folder that holds the frame folders.
         workers: number of processes.
+        decode_all: read every listed frame.
 
     Returns:
         The lists with the number of frames to use, without the videos that have a problem; and
         all that was found.
     """
-    folders = list(dict.fromkeys(video.folder for videos in lists.values() for video in videos))
-    looked = dict(zip(folders, look_into(folders, frames, LAYOUTS[dataset][1], workers), strict=True))
+    listed: dict[str, int | None] = {}
+    for video in (video for videos in lists.values() for video in videos):
+        listed[video.folder] = max(video.frames or 0, listed.get(video.folder) or 0) or None
+    looked = look_into(listed, frames, LAYOUTS[dataset][1], workers, decode_all)
     usable: Lists = {name: [] for name in lists}
     findings = []
     seen: dict[str, str] = {}
     for name, videos in lists.items():
         for video in videos:
-            found, problem = looked[video.folder]
+            found, problems = looked[video.folder]
             if video.folder in seen:
-                problem = f"stands in {seen[video.folder]} already"
+                problems = [f"stands in {seen[video.folder]} already"]
             seen.setdefault(video.folder, name)
             use, kind, what = _frames_to_use(dataset, video, found)
-            if problem:
-                kind, what = "problem", problem
-            if kind:
+            findings += [Finding("problem", name, video.folder, problem) for problem in problems]
+            # Where the frames cannot be counted, the reason has been told.
+            if kind and found:
                 findings.append(Finding(kind, name, video.folder, what))
-            if kind != "problem":
+            if not problems and kind != "problem":
                 usable[name].append(video._replace(frames=use))
-    present = sorted(
-        path.name for path in frames.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    findings += [Finding("note", "-", name, "folder without a label") for name in present if name not in seen]
-    return usable, findings
+    return usable, findings + _unlisted(frames, set(seen))
 
 
-def look_into(folders: list[str], frames: Path, template: str, workers: int) -> list[tuple[int, str]]:
+def look_into(
+    listed: dict[str, int | None], frames: Path, template: str, workers: int, decode_all: bool
+) -> dict[str, tuple[int, list[str]]]:
     """Count the frames of each folder and check them; see `look_into_folder`."""
-    results = []
+    looked = {}
+    # In chunks: a message between two processes takes as long as looking into a folder.
+    chunk = 4 if decode_all else 32
+    look = partial(look_into_folder, frames, template, decode_all)
     try:
-        with worker_pool(workers) as pool, progress_bar(len(folders)) as bar:
-            # In chunks: a message between two processes takes as long as looking into a folder.
+        with worker_pool(workers) as pool, progress_bar(len(listed)) as bar:
             with uninterrupted():
-                found = pool.map(partial(look_into_folder, frames, template), folders, chunksize=32)
-            for result in found:
-                results.append(result)
-                bar.update()
+                results = pool.map(look, listed, listed.values(), chunksize=chunk)
+            # Closed at the end, as by Ctrl-C, it takes back what no process has begun.
+            with closing(results):
+                for folder, result in zip(listed, results, strict=True):
+                    looked[folder] = result
+                    bar.update()
     except BrokenProcessPool:
         raise UserError("--workers: a process was ended from outside (out of memory?); try fewer") from None
-    return results
+    return looked
 
 
-def look_into_folder(frames: Path, template: str, folder: str) -> tuple[int, str]:
+def look_into_folder(
+    frames: Path, template: str, decode_all: bool, folder: str, listed: int | None
+) -> tuple[int, list[str]]:
     """Count the frames of a folder, and check that they are numbered 1, 2, 3 and so on without a gap.
 
+    Args:
+        frames: the folder that holds the frame folders.
+        template: file name of a frame.
+        decode_all: read every frame as training does; otherwise the first and the last are decoded.
+        folder: name of the frame folder.
+        listed: how many of its frames are used; None for all.
+
     Returns:
-        Their number, and what is wrong with them, empty if nothing is. The first and the last
-        frame are decoded to know.
+        Their number, 0 if there is none or they are not numbered so; and what is wrong with them.
     """
-    path = frames / folder
+    path = f"{frames}/{folder}"  # as dataset.py puts it together
     try:
-        names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+        names = {entry.name for entry in Path(path).iterdir() if not entry.name.startswith(".")}
     except OSError as error:
-        return 0, "no folder" if isinstance(error, FileNotFoundError) else f"no folder ({error.strerror})"
+        return 0, ["no folder" if isinstance(error, FileNotFoundError) else f"no folder ({error.strerror})"]
     if not names:
-        return 0, "empty folder"
+        return 0, ["empty folder"]
     expected = [template.format(number) for number in range(1, len(names) + 1)]
     gap = next((name for name in expected if name not in names), None)
+    count, problems = len(names), []
     if gap:
-        stranger = min(names.difference(expected))
-        return 0, f"{len(names)} files, but no {gap}; there is {stranger}"
-    for name in dict.fromkeys((expected[0], expected[-1])):
+        stranger = shown(min(names.difference(expected)))
+        count, problems = 0, [f"{len(names)} files, but no {gap}; there is {stranger}"]
+    if decode_all:
+        used = sorted(name for name in names if _is_used(name, template, listed))
+        return count, problems + _read_all(path, used)
+    if not gap:
+        last = expected[min(listed or count, count) - 1]
+        problems = [problem for name in dict.fromkeys((expected[0], last)) for problem in _decode(path, name)]
+    return count, problems
+
+
+def _is_used(name: str, template: str, listed: int | None) -> bool:
+    """Whether a file is a frame that is listed."""
+    digits = Path(name).stem
+    is_number = digits.isascii() and digits.isdecimal()
+    number = int(digits) if is_number else 0
+    return template.format(number) == name and 1 <= number <= (listed or number)
+
+
+def _decode(folder: str, name: str) -> list[str]:
+    """Decode a frame to know whether that works."""
+    try:
+        with open_image(f"{folder}/{name}") as image:
+            # libjpeg then reads the whole file, but computes an eighth of the pixels.
+            image.draft("L", (1, 1))
+            image.load()
+    except ImageError as error:
+        return [f"{name} cannot be decoded ({shown(error.reason)})"]
+    return []
+
+
+def _read_all(folder: str, names: list[str]) -> list[str]:
+    """Read frames as training does, and say which cannot be used together."""
+    problems = []
+    first = None
+    for name in names:
         try:
-            with open_image(str(path / name)) as image:
-                # libjpeg then reads the whole file, but computes an eighth of the pixels.
-                image.draft("L", (1, 1))
-                image.load()
+            size = read_image(f"{folder}/{name}").size
         except ImageError as error:
-            return 0, f"{name} cannot be decoded ({error.reason})"
-    return len(names), ""
+            problems.append(f"{name} cannot be decoded ({shown(error.reason)})")
+            continue
+        first = first or (name, size)
+        if size != first[1]:
+            problems.append("{} is {} x {}, not {} x {} like {}".format(name, *size, *first[1], first[0]))
+    return problems
+
+
+def _unlisted(frames: Path, listed: set[str]) -> list[Finding]:
+    """Find the folders that stand in no list."""
+    # A listed name may be a path.
+    known = {folder.split("/")[0] for folder in listed}
+    findings = []
+    for path in sorted(frames.iterdir()):
+        if path.name in known or path.name.startswith("."):
+            continue
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except OSError as error:  # such as a loop of symbolic links
+            findings.append(Finding("note", "-", path.name, f"cannot be looked into ({error.strerror})"))
+            continue
+        if is_folder:
+            findings.append(Finding("note", "-", path.name, "folder without a label"))
+    return findings
+
+
+def _has_clips(videos: list[Video]) -> bool:
+    """Whether main.py can use a list: it leaves shorter videos out."""
+    return any(video.frames >= MIN_FRAMES for video in videos)
 
 
 def _frames_to_use(dataset: str, video: Video, found: int) -> tuple[int, str, str]:
@@ -267,6 +397,13 @@ def _frames_to_use(dataset: str, video: Video, found: int) -> tuple[int, str, st
     if video.end is not None and found < video.end - 1:
         return found, "note", f"the folder has {found} of the annotation's {video.end} frames"
     return found, "", ""
+
+
+def _write(folder: Path, texts: dict[Path, str]) -> None:
+    try:
+        write_texts(texts)
+    except OSError as error:  # a full disk does not name a file
+        raise UserError(f"{folder}: the lists or the report cannot be written ({error.strerror})") from None
 
 
 def _line(video: Video) -> str:

@@ -1,15 +1,35 @@
 """Read the annotation files that the data sets' pages offer: class names, and the videos of each list."""
 
 import json
+import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from datasets_video import TRAIN_LISTS, VAL_LISTS
-from utils.cli import UserError
+from utils.cli import UserError, shown
 from utils.files import read_text
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
+
+# What dataset.py takes, which needs seconds to be imported: bytes of a name, digits of a number, frames.
+MAX_NAME = 4096
+MAX_DIGITS = 9
+MIN_FRAMES = 3
 
 # Where the annotations of each release are, below the folder of the annotations.
 _V1_NAMES = ("something-something-v1-{}.csv",)
@@ -40,6 +60,93 @@ class Video(NamedTuple):
 Lists = dict[str, list[Video]]
 
 
+def check_name(name: str) -> str:
+    """Check that the name of a class or video can stand in a line and is read from it as it is.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    if not name.strip():
+        raise ValueError("the name is blank")
+    if name != name.strip():
+        raise ValueError("the name begins or ends with a blank")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        raise ValueError("the name holds a control character, a line break or half a character")
+    if name.startswith("\ufeff"):  # as the first of a file it would be taken for the file's
+        raise ValueError("the name begins with a byte order mark")
+    if len(name.encode()) > MAX_NAME:
+        raise ValueError(f"the name is longer than {MAX_NAME} bytes")
+    return name
+
+
+def check_folder(name: str) -> str:
+    """Check that the name of a video can stand in a list, and is a folder's inside the frames' folder.
+
+    Raises:
+        ValueError: it cannot, or is not; the message says why.
+    """
+    if any(part in ("", ".", "..") for part in check_name(name).split("/")):
+        raise ValueError("the name is not that of a folder inside the frames' folder")
+    return name
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _text_as_number(value: Any) -> Any:
+    is_number = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS
+    return int(value) if is_number else value
+
+
+_Name = Annotated[str, AfterValidator(check_name)]
+# Most files have these as text, some as numbers.
+_Folder = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(check_folder)]
+_Number = Annotated[int, Field(ge=0, lt=10**MAX_DIGITS)]
+_NumberOrText = Annotated[_Number, BeforeValidator(_text_as_number)]
+
+
+class _Entry(BaseModel):
+    # What is not used here, such as the placeholders of v2, only has to be JSON.
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+
+class _V2TestVideo(_Entry):
+    id: _Folder
+
+
+class _V2Video(_V2TestVideo):
+    template: str
+
+
+class _Dive(_Entry):
+    vid_name: _Folder
+    label: _Number
+    start_frame: _Number
+    end_frame: _Number
+
+    @model_validator(mode="after")
+    def _has_frames(self) -> "_Dive":
+        if self.start_frame >= self.end_frame:
+            raise ValueError(
+                f"start_frame {self.start_frame} must be less than end_frame {self.end_frame} "
+                f"(video '{shown(self.vid_name)}')"
+            )
+        return self
+
+
+_STRICT = ConfigDict(strict=True)
+_V2_LABELS = TypeAdapter(dict[_Name, _NumberOrText], config=_STRICT)
+_V2_VIDEOS = TypeAdapter(list[_V2Video], config=_STRICT)
+_V2_TEST_VIDEOS = TypeAdapter(list[_V2TestVideo], config=_STRICT)
+_VOCABULARY = TypeAdapter(
+    list[Annotated[list[_Name], Field(min_length=1), AfterValidator("_".join), AfterValidator(check_name)]],
+    config=_STRICT,
+)
+_DIVES = TypeAdapter(list[_Dive], config=_STRICT)
+
+
 def read_annotations(dataset: str, folder: Path) -> tuple[list[str], Lists]:
     """Read a data set's annotation files, as its page offers them.
 
@@ -48,7 +155,8 @@ def read_annotations(dataset: str, folder: Path) -> tuple[list[str], Lists]:
         folder: it holds the files, under their own names.
 
     Returns:
-        The class names in the order of their labels, and the annotated videos for each list.
+        The class names in the order of their labels, and the annotated videos for each list. No name stands
+        twice in a file, and all can be written to lists and read from them.
 
     Raises:
         UserError: a file is missing, cannot be read, or does not fit the others.
@@ -60,96 +168,210 @@ def read_test_list(path: Path) -> list[Video]:
     """Read a list of `folder frames`, without labels, as tools/process_dataset.py writes it.
 
     Raises:
-        UserError: it cannot be read, or a line is something else.
+        UserError: it cannot be read, is empty, or a line is something else.
     """
     videos = []
-    for number, line in enumerate(_lines(path), start=1):
-        folder, _, frames = line.strip().rpartition(" ")
-        if not folder or not frames.isdecimal():
-            raise UserError(f"{path}, line {number}: '{line.strip()}' is not 'folder frames'")
-        videos.append(Video(folder, None, int(frames)))
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        folder, *frames = line.strip().rsplit(None, 1)
+        if not frames or not isinstance(_text_as_number(frames[0]), int):
+            raise UserError(f"{path}, line {number}: '{shown(line.strip())}' is not 'folder frames'")
+        if len(folder.encode()) > MAX_NAME or "\0" in folder:
+            raise UserError(f"{path}, line {number}: '{shown(folder)}' cannot be a folder's name")
+        videos.append(Video(folder, None, int(frames[0])))
+    if not videos:
+        raise UserError(f"{path}: is empty; it holds a line 'folder frames' for each video")
     return videos
 
 
 def _read_v1(folder: Path) -> tuple[list[str], Lists]:
     pattern = _find_release(folder, _V1_NAMES, "labels")
     labels = folder / pattern.format("labels")
-    categories = sorted(line.strip() for line in _lines(labels))
+    lines = _lines(labels)
+    for number, line in enumerate(lines, start=1):
+        _check_field(labels, number, check_name, line)
+    _check_unique(labels, "line", lines)
+    categories = sorted(lines)
     label_of = {name: label for label, name in enumerate(categories)}
-    lists: Lists = {}
-    for name, part in ((TRAIN_LIST, "train"), (VAL_LIST, "validation")):
+
+    def video(path: Path, number: int, line: str) -> Video:
+        name, _, label = line.partition(";")
+        _check_field(path, number, check_folder, name)
+        if label not in label_of:
+            raise UserError(f"{path}, line {number}: '{shown(label)}' is not in {labels.name}")
+        return Video(name, label_of[label])
+
+    def test_video(path: Path, number: int, line: str) -> Video:
+        return Video(_check_field(path, number, check_folder, line.partition(";")[0]), None)
+
+    def read(part: str, make: Callable[[Path, int, str], Video]) -> list[Video]:
         path = folder / pattern.format(part)
-        lists[name] = []
-        for number, line in enumerate(_lines(path), start=1):
-            video, _, label = line.partition(";")
-            if label.strip() not in label_of:
-                raise UserError(f"{path}, line {number}: '{label.strip()}' is not in {labels.name}")
-            lists[name].append(Video(video.strip(), label_of[label.strip()]))
-    test = folder / pattern.format("test")
-    if test.is_file():
-        lists[TEST_LIST] = [Video(line.partition(";")[0].strip(), None) for line in _lines(test)]
+        videos = [make(path, number, line) for number, line in enumerate(_lines(path), start=1)]
+        _check_unique(path, "line", [video.folder for video in videos])
+        return videos
+
+    lists = {TRAIN_LIST: read("train", video), VAL_LIST: read("validation", video)}
+    if os.path.lexists(folder / pattern.format("test")):
+        lists[TEST_LIST] = read("test", test_video)
     return categories, lists
 
 
 def _read_v2(folder: Path) -> tuple[list[str], Lists]:
     pattern = _find_release(folder, _V2_NAMES, "labels")
     labels = folder / pattern.format("labels")
-    label_of = _read_json(labels, lambda names: {name: int(label) for name, label in names.items()})
-    categories = sorted(label_of, key=label_of.__getitem__)
-    if [label_of[name] for name in categories] != list(range(len(categories))):
-        raise UserError(f"{labels}: its numbers are not 0 to {len(categories) - 1}, each once")
+    label_of = _read_json(labels, _V2_LABELS)
+    names: dict[int, str] = {}
+    for name, label in label_of.items():
+        if label >= len(label_of) or label in names:
+            raise UserError(
+                f"{labels}, '{shown(name)}': its number is {label}, but the numbers must be "
+                f"0 to {len(label_of) - 1}, each once"
+            )
+        names[label] = name
 
-    def video(entry: dict) -> Video:
-        name = entry["template"].replace("[", "").replace("]", "")
+    def video(path: Path, number: int, entry: _V2Video) -> Video:
+        name = entry.template.replace("[", "").replace("]", "")
         if name not in label_of:
-            raise UserError(f"{path}: video {entry['id']}: '{name}' is not in {labels.name}")
-        return Video(str(entry["id"]), label_of[name])
+            where = f"{path}, entry {number}: video '{shown(entry.id)}'"
+            raise UserError(f"{where}: '{shown(name)}' is not in {labels.name}")
+        return Video(entry.id, label_of[name])
 
-    lists: Lists = {}
-    for name, part in ((TRAIN_LIST, "train"), (VAL_LIST, "validation")):
-        path = folder / pattern.format(part)
-        lists[name] = _read_json(path, lambda entries: [video(entry) for entry in entries])
-    test = folder / pattern.format("test")
-    if test.is_file():
-        lists[TEST_LIST] = _read_json(test, lambda entries: [Video(str(e["id"]), None) for e in entries])
-    return categories, lists
+    def test_video(path: Path, number: int, entry: _V2TestVideo) -> Video:
+        return Video(entry.id, None)
+
+    def read(part: str, schema: TypeAdapter, make: Callable[[Path, int, Any], Video]) -> list[Video]:
+        return _read_videos(folder / pattern.format(part), schema, make)
+
+    lists = {
+        TRAIN_LIST: read("train", _V2_VIDEOS, video),
+        VAL_LIST: read("validation", _V2_VIDEOS, video),
+    }
+    if os.path.lexists(folder / pattern.format("test")):
+        lists[TEST_LIST] = read("test", _V2_TEST_VIDEOS, test_video)
+    return [names[label] for label in range(len(names))], lists
 
 
 def _read_diving48(folder: Path) -> tuple[list[str], Lists]:
     pattern = _find_release(folder, _DIVING_NAMES, "train")
     vocabulary = folder / _DIVING_VOCABULARY
-    categories = _read_json(vocabulary, lambda classes: ["_".join(parts) for parts in classes])
+    categories = _read_json(vocabulary, _VOCABULARY)
+    _check_unique(vocabulary, "entry", categories)
 
-    def video(entry: dict) -> Video:
-        label = int(entry["label"])
-        if not 0 <= label < len(categories):
-            raise UserError(f"{path}: video {entry['vid_name']}: {vocabulary.name} has no label {label}")
-        return Video(entry["vid_name"], label, start=int(entry["start_frame"]), end=int(entry["end_frame"]))
+    def video(path: Path, number: int, entry: _Dive) -> Video:
+        if entry.label >= len(categories):
+            where = f"{path}, entry {number}: video '{shown(entry.vid_name)}'"
+            raise UserError(f"{where}: {vocabulary.name} has no label {entry.label}")
+        return Video(entry.vid_name, entry.label, start=entry.start_frame, end=entry.end_frame)
 
-    lists: Lists = {}
-    for name, part in ((TRAIN_LIST, "train"), (VAL_LIST, "test")):
-        path = folder / pattern.format(part)
-        lists[name] = _read_json(path, lambda entries: [video(entry) for entry in entries])
+    parts = {TRAIN_LIST: "train", VAL_LIST: "test"}
+    lists = {name: _read_videos(folder / pattern.format(part), _DIVES, video) for name, part in parts.items()}
     return categories, lists
 
 
 def _find_release(folder: Path, patterns: Iterable[str], part: str) -> str:
     names = [pattern.format(part) for pattern in patterns]
     for pattern, name in zip(patterns, names, strict=True):
-        if (folder / name).is_file():
+        if os.path.lexists(folder / name):  # if it is not a file, whoever reads it says so
             return pattern
     raise UserError(f"--annotations {folder}: has no {' nor '.join(names)}")
 
 
-def _read_json(path: Path, convert: Callable[[Any], Any]) -> Any:
-    try:
-        return convert(json.loads(_text(path)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: is not what the data set's page offers ({error!r})") from None
-
-
 def _lines(path: Path) -> list[str]:
-    return [line for line in _text(path).split("\n") if line.strip()]
+    """The lines of a CSV file, without blanks at their ends, which TRN-pytorch's script cuts off too."""
+    text = _text(path).rstrip(" \t\n")
+    if not text:
+        raise UserError(f"{path}: is empty")
+    return [line.rstrip(" \t") for line in text.split("\n")]
+
+
+def _check_field(path: Path, number: int, check: Callable[[str], str], name: str) -> str:
+    try:
+        return check(name)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: {error} ('{shown(name)}')") from None
+
+
+def _check_unique(path: Path, unit: str, names: list[str]) -> None:
+    first_seen: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        first = first_seen.setdefault(name, number)
+        if first != number:
+            raise UserError(f"{path}, {unit} {number}: '{shown(name)}' stands in {unit} {first} already")
+
+
+def _read_videos(path: Path, schema: TypeAdapter, make: Callable[[Path, int, Any], Video]) -> list[Video]:
+    entries = _read_json(path, schema)
+    videos = [make(path, number, entry) for number, entry in enumerate(entries, start=1)]
+    _check_unique(path, "entry", [video.folder for video in videos])
+    return videos
+
+
+class _Unusable:
+    """In the place of a value that no schema takes, so that it is refused by the name of its entry."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Twice(_Unusable):
+    """In the place of an object that has the key `text` twice."""
+
+
+def _whole_number(digits: str) -> int | _Unusable:
+    # Python refuses to convert thousands of digits.
+    return int(digits) if len(digits) <= 18 else _Unusable(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Unusable:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+    return _Twice(key)
+
+
+def _read_json(path: Path, schema: TypeAdapter) -> Any:
+    try:
+        content = json.loads(
+            _text(path), parse_int=_whole_number, parse_constant=_Unusable, object_pairs_hook=_object
+        )
+        content = schema.validate_python(content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: is not JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read (it is nested too deeply)") from None
+    except ValidationError as error:
+        raise UserError(f"{path}{_first_complaint(error)}") from None
+    if not content:
+        raise UserError(f"{path}: is empty")
+    return content
+
+
+def _first_complaint(error: ValidationError) -> str:
+    """Where the first value is that does not fit its schema, what is wrong with it, and the value."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    entry, field, *_ = (*first["loc"], None, None)
+    where = (
+        "" if entry is None else f", entry {entry + 1}" if isinstance(entry, int) else f", '{shown(entry)}'"
+    )
+    if isinstance(field, str) and field != "[key]":
+        where += f": {shown(field)}"
+    words = {
+        "missing": "is missing",
+        "too_short": "is empty",
+        "model_type": "must be an object",
+        "dict_type": "must be an object",
+    }
+    what = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    value = first["input"]
+    if isinstance(value, _Twice):
+        return f"{where}: has the key '{shown(value)}' twice"
+    is_short = value is None or isinstance(value, str | int | float | _Unusable)
+    return f"{where}: {words.get(first['type'], what)}" + (f" ('{shown(value)}')" if is_short else "")
 
 
 def _text(path: Path) -> str:

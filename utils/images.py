@@ -44,8 +44,11 @@ def open_image(path: str) -> Iterator[Image.Image]:
     """
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
-            if image.mode not in MODES:
-                raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel")
+            # Of a PNG's colours Pillow would take the upper 8 bits; only its decoder's argument tells.
+            is_deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in image.tile)
+            if image.mode not in MODES or is_deep:
+                mode = f"{image.mode} with 16 bits" if is_deep else image.mode
+                raise ValueError(f"its mode is {mode}; convert it to 8 bits a channel")
             yield image
     except UnidentifiedImageError:
         reason = f"is none of {', '.join(FORMATS)}"

@@ -1,0 +1,140 @@
+"""utils/images.py: which files are read as images, and what becomes of their pixels."""
+
+import os
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from helpers import REPOSITORY, finish
+from PIL import Image
+
+from utils.images import ImageError, read_image
+
+
+def png(width, height, bits, colours, rows):
+    """The bytes of a PNG.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        bits: of a channel.
+        colours: the PNG standard's number for them: 0 grey, 2 RGB, 4 grey with alpha, 6 RGB with alpha.
+        rows: bytes of the pixels, a filter's byte before each row.
+    """
+
+    def chunk(name, content):
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def noise(mode="RGB", size=(24, 16)):
+    pixels = np.random.default_rng(3).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_four_formats_are_read_by_their_content(tmp_path, kind):
+    path = tmp_path / "00001.jpg"
+    noise().save(path, kind)
+    image = read_image(str(path))
+    assert image.mode == "RGB"
+    assert np.array_equal(image, Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("1", "PNG"),
+        ("P", "PNG"),
+        ("LA", "PNG"),
+        ("RGBA", "PNG"),
+        ("L", "BMP"),
+    ],
+)
+def test_other_modes_become_rgb_as_pillow_does_it(tmp_path, mode, kind):
+    path = tmp_path / "00001.jpg"
+    image = noise(mode)
+    image.save(path, kind)
+    assert Image.open(path).mode == mode
+    read = read_image(str(path))
+    assert read.mode == "RGB"
+    assert np.array_equal(read, Image.open(path).convert("RGB"))
+
+
+def test_transparency_is_dropped(tmp_path):
+    path = tmp_path / "00001.png"
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(path)
+    assert read_image(str(path)).getpixel((0, 0)) == (10, 20, 30)
+
+
+def sixteen_bits(colours, channels):
+    return png(2, 1, 16, colours, b"\0" + struct.pack(f">{2 * channels}H", *[0x12FF] * 2 * channels))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+BAD = {
+    "an EPS": (EPS, "is none of JPEG, PNG, WEBP, BMP"),
+    "text": (b"not an image", "is none of"),
+    "nothing": (b"", "is none of"),
+    "16 bits of grey": (sixteen_bits(0, 1), "8 bits"),
+    "16 bits of RGB": (sixteen_bits(2, 3), "8 bits"),
+    "16 bits of grey with alpha": (sixteen_bits(4, 2), "8 bits"),
+    "16 bits of RGB with alpha": (sixteen_bits(6, 4), "8 bits"),
+    "a bomb": (png(20_000, 20_000, 8, 0, b""), "bomb"),
+    "a PNG of which most is missing": (png(64, 64, 8, 2, b"\0" * 9), ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_others_are_refused_by_name(tmp_path, name):
+    content, words = BAD[name]
+    path = tmp_path / "00001.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match="cannot be read as an image") as caught:
+        read_image(str(path))
+    assert str(path) in str(caught.value)
+    assert words in caught.value.reason
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_bomb_of_which_pillow_only_warns_is_refused(tmp_path):
+    """In a process of its own: pytest has filters for warnings of its own."""
+    path = tmp_path / "00001.jpg"
+    path.write_bytes(png(10_000, 10_000, 8, 0, b""))
+    code = "import sys; from utils.images import read_image; read_image(sys.argv[1])"
+    done = finish([sys.executable, "-c", code, path], cwd=REPOSITORY)
+    assert "ImageError" in done.stderr
+    assert "decompression bomb" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_a_truncated_file_is_refused(tmp_path, kind):
+    path = tmp_path / "00001.jpg"
+    noise().save(path, kind)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"00001\.jpg"):
+        read_image(str(path))
+
+
+def test_what_is_not_a_file_is_refused_at_once(tmp_path):
+    pipe, folder, loop = (tmp_path / name for name in ("pipe.jpg", "folder.jpg", "loop.jpg"))
+    os.mkfifo(pipe)
+    folder.mkdir()
+    loop.symlink_to(loop)
+    for path, words in (
+        (pipe, "is a named pipe, not a file"),
+        (folder, "is a folder, not a file"),
+        (loop, "symbolic links"),
+        (tmp_path / "none.jpg", "No such file"),
+        ("/dev/zero", "is a device, not a file"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            read_image(str(path))
