@@ -18,16 +18,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
-from datasets_video import DatasetPaths
+from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
 from transforms import Compose
 from utils.cli import UserError, log, shown
 from utils.files import read_text
 from utils.images import ImageError, read_image
-
-# As published: in a shorter video nothing moves.
-MIN_FRAMES = 3
-# Bytes of a path (Linux' PATH_MAX). Names are kept in an array of equal widths.
-MAX_PATH = 4096
 
 
 class VideoRecord(NamedTuple):
@@ -55,11 +50,13 @@ def read_list(list_file: str | Path, num_class: int) -> list[VideoRecord]:
         if len(fields) < 3:
             raise UserError(f"{where}: '{shown(line.strip())}' is not 'folder frames label'")
         folder, frames, label = fields
-        if len(folder.encode()) > MAX_PATH or "\0" in folder:
+        if len(folder.encode()) > MAX_NAME or "\0" in folder:
             raise UserError(f"{where}: '{shown(folder)}' cannot be a folder's name")
         for what, number in (("number of frames", frames), ("label", label)):
-            if not (number.isascii() and number.isdecimal()) or len(number) > 9:  # int32 holds 9 digits
-                raise UserError(f"{where}: {what} '{shown(number)}' is not a whole number below 10^9")
+            if not (number.isascii() and number.isdecimal()) or len(number) > MAX_DIGITS:
+                raise UserError(
+                    f"{where}: {what} '{shown(number)}' is not a whole number below 10^{MAX_DIGITS}"
+                )
         if int(label) >= num_class:
             raise UserError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
         records.append(VideoRecord(folder, int(frames), int(label)))

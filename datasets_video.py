@@ -27,6 +27,12 @@ LAYOUTS = {
 TRAIN_LISTS = ("train_videofolder.txt", "train.txt")
 VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 
+# As published: in a shorter video nothing moves.
+MIN_FRAMES = 3
+# What a line of a list may hold: bytes of a folder's path (Linux' PATH_MAX), digits of a number.
+MAX_NAME = 4096
+MAX_DIGITS = 9
+
 # Words, also in names_joined_by_underscores. "Pulling it right out" says how, not where to.
 _DIRECTION = re.compile(r"(?<![^\W_])(left|right)(?![^\W_])(?! out\b)", re.IGNORECASE)
 

@@ -4,7 +4,9 @@
     python tests/resume_harness.py --kills 30 --processes 2
     python tests/resume_harness.py --kills 30 --processes 2 --nodes 2
 
-Everything a run leaves is compared bit by bit: weights, optimizer state, best checkpoint, CSV log.
+The kills hit the runs while they save. After each, an intact checkpoint must be there; after every third, the
+newest one is damaged, too. Everything a run leaves is compared bit by bit: weights, optimizer state, best
+checkpoint, CSV log.
 """
 
 import argparse
@@ -17,8 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forked import Program, free_port, start_ranks, start_torchrun
+from forked import REPOSITORY, Program, free_port, start_ranks, start_torchrun
 from synthetic import make_dataset
+
+sys.path.insert(0, str(REPOSITORY))
+
+from utils.checkpoint import all_checkpoints, load_checkpoint, load_newest
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 # Another number of threads adds numbers in another order.
@@ -118,6 +124,40 @@ def run_alone(root: Path, out: Path, processes: int = 1, nodes: int = 1) -> tupl
     return what_is_left(out), time.monotonic() - began
 
 
+def checkpoint_of(out: Path) -> Path:
+    """The newest checkpoint of a run, once there is one."""
+    return out / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
+
+
+def kill_in_a_save(programs: list[Program], out: Path, rng: random.Random, seconds: float) -> bool:
+    """Kill programs somewhere in their first save after so many seconds; True if one has ended before."""
+    deadline = time.monotonic() + seconds
+    while all(program.is_running for program in programs):
+        if time.monotonic() > deadline and list(out.glob("checkpoint/.*.part")):
+            time.sleep(rng.uniform(0, 0.2))  # about as long as a save takes
+            break
+        time.sleep(0.001)
+    return 0 in end(programs, 0)
+
+
+def assert_intact(out: Path) -> None:
+    """Check that one of a run's checkpoints loads, if there are any; and its best one."""
+    load_newest(checkpoint_of(out))
+    best = out / "checkpoint" / f"{NAME}_best.pth.tar"
+    if best.exists():
+        load_checkpoint(best)
+
+
+def damage_newest(out: Path, rng: random.Random) -> None:
+    """Flip a bit of the newest checkpoint, if there is an older one."""
+    newest, *older = all_checkpoints(checkpoint_of(out)) or [None]
+    if older:
+        content = bytearray(newest.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        newest.unlink()  # the best one may be another name of it
+        newest.write_bytes(content)
+
+
 def kill_and_compare(
     root: Path,
     folder: Path,
@@ -127,7 +167,9 @@ def kill_and_compare(
     nodes: int = 1,
     seed: int = 0,
 ) -> list[str]:
-    """Kill runs `kills` times altogether, and resume each until it ends.
+    """Kill runs `kills` times altogether, during saves, and resume each until it ends.
+
+    After every third kill a bit of the newest checkpoint is flipped, too.
 
     Args:
         root: of the data.
@@ -149,8 +191,12 @@ def kill_and_compare(
         out = folder / f"killed{attempt}"
         ended = False
         while done < kills and not ended:
-            ended = 0 in end(start(root, out, processes, nodes), rng.uniform(0.1, 1.1) * duration)
+            programs = start(root, out, processes, nodes)
+            ended = kill_in_a_save(programs, out, rng, rng.uniform(0.1, 1.1) * duration)
             done += not ended
+            assert_intact(out)
+            if not ended and done % 3 == 0:
+                damage_newest(out, rng)
         assert set(end(start(root, out, processes, nodes))) == {0}
         found += [f"run {attempt}: {where}" for where in differences(expected, what_is_left(out))]
     return found

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import dataset
 from datasets_video import read_categories
-from utils import annotations
 from utils.annotations import Video, check_folder, check_name, read_annotations, read_test_list
 from utils.cli import UserError
 
@@ -54,11 +53,6 @@ def test_a_test_list_is_folders_and_numbers(tmp_path):
     path.write_text("a b 12\nc\n")
     with pytest.raises(UserError, match=r"test_videofolder\.txt, line 2: 'c' is not"):
         read_test_list(path)
-
-
-def test_what_is_taken_is_what_the_readers_take():
-    assert annotations.MAX_NAME == dataset.MAX_PATH
-    assert annotations.MIN_FRAMES == dataset.MIN_FRAMES
 
 
 V1 = {"labels": "Up\nDown\n", "train": "7;Up\n", "validation": "8;Down\n", "test": "9\n"}

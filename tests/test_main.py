@@ -37,7 +37,7 @@ from dataset import ClipSampler
 from models import TemporalModel
 from utils.deploy import to_channels_last
 from utils.optim import load_optimizer, make_optimizer
-from utils.run import Curves, RunFiles
+from utils.run import Curves, RunFiles, describe_changes
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
@@ -610,8 +610,9 @@ def swap_two_lines(path):
             lambda p: p.write_text(p.read_text().replace("1 10 0", "1 10 1", 1)),
             ["labels"],
         ),
+        ("val_videofolder.txt", swap_two_lines, ["val_videofolder.txt", "was validated on", "order"]),
     ],
-    ids=["classes in another order", "more classes", "another order", "frames", "labels"],
+    ids=["classes in another order", "more classes", "another order", "frames", "labels", "validation"],
 )
 def test_other_data_is_refused_on_resume(halves, tmp_path, file, change, words):
     shutil.copytree(halves.root, tmp_path / "data")
@@ -1051,6 +1052,65 @@ def test_a_folder_that_cannot_be_written_is_one_line(trn_root, tmp_path):
     process = call(*small_run(trn_root, tmp_path / "file" / "out"))
     assert_one_line_error(process, "--checkpoint_dir", tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_continues_without_a_video_that_broke(torn_frame, tmp_path):
+    """As the message advises; the checkpoint remembers it, and all other steps stay the same."""
+    root, video = torn_frame
+    out = tmp_path / "out"
+    recipe = ("-b", 3, "--lr", 0.001, "--epochs", 2, "--save-freq", 1)
+    command = small_run(root, out, *recipe, "--resume", "auto")
+    assert_one_line_error(call(*command), f"--exclude FILE with the line '{video.name}'")
+    left_out = tmp_path / "broken.txt"
+    left_out.write_text(f"\n {video.name} \n")
+    lines = succeed(*command, "--exclude", left_out)
+    assert [line[:13] for line in lines if line.startswith("Epoch")][:2] == ["Epoch: [0][2/", "Epoch: [1][0/"]
+    assert any("train_videofolder.txt: left out 1 videos (--exclude)" in line for line in lines)
+    saved = load(out / "checkpoint" / f"{NAME}_checkpoint.pth.tar")
+    assert saved["excluded"] == [video.name]
+
+    # From the start, without the video's frames: the same.
+    shutil.rmtree(video)
+    other = small_run(root, tmp_path / "other", *recipe)
+    succeed(*other, "--exclude", left_out)
+    rows = [rows_of(folder / "log" / f"{NAME}.csv") for folder in (out, tmp_path / "other")]
+    assert rows[0] == rows[1]
+
+    # Resumed without the option it stays left out.
+    assert succeed(*other, "--resume", "auto", "--epochs", 3)[-1].startswith("best checkpoint")
+    assert load(tmp_path / "other" / "checkpoint" / f"{NAME}_checkpoint.pth.tar")["excluded"] == [video.name]
+
+
+def test_steps_whose_clips_are_all_excluded_are_passed_over(trn_root, tmp_path):
+    names = tmp_path / "names.txt"
+    order = np.random.default_rng((0, 0, 0)).permutation(8)
+    names.write_text("".join(f"{clip + 1}\n" for clip in order[2:6]) + "no such video\n")
+    process = call(*small_run(trn_root, tmp_path / "out", "-b", 2, "--lr", 0.001, "--exclude", names))
+    assert process.returncode == 0
+    assert process.stderr == "warning: --exclude: 1 names are in none of the lists: no such video\n"
+    steps = [line[:13] for line in process.stdout.splitlines() if line.startswith("Epoch")]
+    assert steps == ["Epoch: [0][0/", "Epoch: [0][3/"]
+    names.write_text("".join(f"{clip + 1}\n" for clip in range(8)))
+    assert_one_line_error(
+        call(*small_run(trn_root, tmp_path / "all", "--exclude", names)), "train_videofolder.txt", "--exclude"
+    )
+    missing = call(*small_run(trn_root, tmp_path / "all", "--exclude", tmp_path / "none.txt"))
+    assert_one_line_error(missing, "none.txt: no such file")
+
+
+def test_what_changes_the_curve_of_a_resumed_run_is_a_warning(halves, tmp_path):
+    more = (*TWO_EPOCHS, "--lr_schedule", "cosine", "--resume", "auto")
+    for epochs in (1, 1, 2):
+        process = call(*small_run(halves.root, tmp_path, *more, "--epochs", epochs))
+        assert process.returncode == 0
+        expected = "warning: the run continues on another curve: --epochs 2 (was 1) stretches the cosine"
+        assert process.stderr.startswith(expected) == (epochs == 2)
+        assert len(process.stderr.splitlines()) == (epochs == 2)
+    args = Namespace(epochs=2, lr_schedule="step", freeze_bn=False, sync_bn=False)
+    saved = {"options": {"epochs": 70}, "num_devices": 8}
+    assert describe_changes(args, saved, 8) == ""
+    assert describe_changes(args, saved, 4).startswith("4 devices (were 8): batch norm sees other shares")
+    assert "batch norm" not in describe_changes(Namespace(**vars(args) | {"sync_bn": True}), saved, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import resume_harness
 import torch
 from forked import Program, descendants
 from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, run, running
-from resume_harness import NAME, ONE_THREAD, differences, training_options, what_is_left
+from resume_harness import NAME, ONE_THREAD, checkpoint_of, differences, training_options, what_is_left
 
 from dataset import ClipSampler
 from utils.run import Curves, format_csv
@@ -33,10 +33,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
     """What a run leaves that nobody disturbs, and the seconds it takes."""
     return resume_harness.run_alone(root, tmp_path_factory.mktemp("alone"))
-
-
-def checkpoint_of(out: Path) -> Path:
-    return out / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
 
 
 def start(root: Path, out: Path, *more: object) -> Program:
@@ -57,7 +53,7 @@ def resume(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[
 
 
 def test_killed_runs_end_as_one_that_was_not(root, alone, tmp_path):
-    assert resume_harness.kill_and_compare(root, tmp_path, alone, kills=2, seed=101) == []
+    assert resume_harness.kill_and_compare(root, tmp_path, alone, kills=3, seed=101) == []
 
 
 @pytest.mark.parametrize(

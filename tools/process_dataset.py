@@ -30,9 +30,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS, return_dataset
+from datasets_video import LAYOUTS, MIN_FRAMES, TRAIN_LISTS, VAL_LISTS, return_dataset
 from utils.annotations import (
-    MIN_FRAMES,
     TEST_LIST,
     TRAIN_LIST,
     VAL_LIST,

@@ -20,16 +20,11 @@ from pydantic import (
     model_validator,
 )
 
-from datasets_video import TRAIN_LISTS, VAL_LISTS
+from datasets_video import MAX_DIGITS, MAX_NAME, TRAIN_LISTS, VAL_LISTS
 from utils.cli import UserError, shown
 from utils.files import read_text
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
-
-# What dataset.py takes, which needs seconds to be imported: bytes of a name, digits of a number, frames.
-MAX_NAME = 4096
-MAX_DIGITS = 9
-MIN_FRAMES = 3
 
 # Where the annotations of each release are, below the folder of the annotations.
 _V1_NAMES = ("something-something-v1-{}.csv",)

@@ -98,7 +98,8 @@ def staged(contents: Mapping[Path, bytes | Path]) -> Iterator[None]:
             content = contents[path]
             if isinstance(content, Path) and link(content, part):
                 continue
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)  # of a killed process; or a named pipe, which would be waited for
+            with part.open("xb") as file:
                 file.write(content.read_bytes() if isinstance(content, Path) else content)
                 file.flush()
                 os.fsync(file.fileno())
