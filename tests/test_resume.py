@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import resume_harness
 import torch
-from forked import Program, descendants
+from forked import Program, descendants, free_port, start_torchrun
 from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, run, running
 from resume_harness import NAME, ONE_THREAD, checkpoint_of, differences, training_options, what_is_left
 
@@ -123,16 +123,44 @@ def test_without_locks_a_run_trains_after_a_warning(root, tmp_path, monkeypatch)
         assert re.fullmatch("warning: this file system has no locks: .*", process.stderr.strip())
 
 
-def test_of_starts_at_the_same_time_exactly_one_trains(root, tmp_path):
-    programs = [resume_harness.start(root, tmp_path, 1, 1, "--epochs", 500)[0] for _ in range(4)]
+def only_owner(programs: list[Program]) -> Program:
+    """Of starts at the same time, the one that trains; the others must have been refused."""
     while sum(program.is_running for program in programs) > 1:
         time.sleep(0.1)
     (owner,) = (program for program in programs if program.is_running)
-    owner.wait_for("Epoch: [0][3/")
-    owner.kill()
+    owner.wait_for("Epoch:")
     refused = [program.finish() for program in programs if program is not owner]
-    assert [process.returncode for process in refused] == [75] * 3
     assert not any("Epoch:" in process.stdout for process in refused)
+    for process in refused:
+        assert_one_line_error(process, NAME)
+        assert process.returncode == 75
+    return owner
+
+
+def test_of_ten_starts_at_the_same_time_exactly_one_trains(root, tmp_path):
+    """And again after it was killed."""
+    for number in (10, 2):
+        starts = [resume_harness.start(root, tmp_path, 1, 1, "--epochs", 500)[0] for _ in range(number)]
+        only_owner(starts).kill()
+
+
+def test_of_two_torchruns_at_the_same_time_exactly_one_trains(root, tmp_path):
+    """And when it is killed, the name is free."""
+    options = training_options(root, tmp_path, "--epochs", 500)
+    agents = [["--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}"] for _ in "ab"]
+    starts = [start_torchrun(agent, "main.py", *options, env=ONE_THREAD) for agent in agents]
+    while sum(program.is_running for program in starts) > 1:
+        time.sleep(0.1)
+    (owner,) = (program for program in starts if program.is_running)
+    owner.wait_for("Epoch: [0][3/")
+    owner.kill()  # with all its processes
+    (refused,) = (program.finish() for program in starts if program is not owner)
+    assert refused.returncode == 1  # torchrun's own
+    assert "Epoch:" not in refused.stdout
+    assert f"error: run {NAME} is being trained by process " in refused.stderr
+    resumed = resume(root, tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed " in resumed.stdout
 
 
 def test_a_run_whose_output_nobody_reads_saves_and_stops(root, alone, tmp_path):
