@@ -40,7 +40,7 @@ from opts import describe_batch, evaluation_batch_size, parse_training_options
 from resnet_gst import load_2d_weights
 from transforms import evaluation_transform, training_transform
 from utils.checkpoint import check_categories, load_weights, read_pretrained
-from utils.cli import UserError, log, run_program
+from utils.cli import UserError, log, run_program, shown
 from utils.deploy import compile_model, to_channels_last
 from utils.distributed import init_distributed
 from utils.metrics import DivergedError, averages, multiply_adds
@@ -200,7 +200,7 @@ def main(args: Namespace) -> None:
                 run.save_if_due(state)
             state.watch.check()
         except DivergedError as error:
-            clips = ", ".join(train_set.record(clip).path for clip in sampler.clips_of(error.step))
+            clips = ", ".join(shown(train_set.record(clip).path) for clip in sampler.clips_of(error.step))
             raise UserError(
                 f"epoch {epoch}, step {error.step}: loss or gradient is {error.loss}, so training stops and "
                 f"nothing more is saved; try a smaller --lr. The clips of that step: {clips}"

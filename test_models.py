@@ -108,6 +108,10 @@ def main(args: Namespace) -> None:
     log.info(f"Mean class accuracy {result.mean_class:.3f}")
     log.info(f"{len(result.labels)} clips, {len(result.labels) / seconds:.1f} clips/s")
     log.info(f"{result}{dataset.coverage()}")
+    if not np.isfinite(result.scores).all():
+        raise UserError(
+            f"{args.weights}: its logits are not finite, so that these figures say nothing; try --amp off"
+        )
     if scores_error:  # the figures are not lost with them
         raise UserError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")
 
