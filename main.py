@@ -89,7 +89,8 @@ def main(args: Namespace) -> None:
         log.info(f"{args.dataset}: {len(train_set.included)} training clips, {len(paths.categories)} classes")
     val_set = open_videos(paths, transform=evaluation_transform(args.input_size), **how)
     log.info(f"{args.dataset}: {len(val_set.included)} validation clips, {len(paths.categories)} classes")
-    check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
+    if world.is_main:
+        check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
     if saved:
         check_categories(saved, paths.categories, run.checkpoint)
         if not args.evaluate:

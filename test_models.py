@@ -74,7 +74,8 @@ def main(args: Namespace) -> None:
         max_num=args.max_num,
         excluded=excluded,
     )
-    check_excluded(excluded, [dataset])
+    if world.is_main:
+        check_excluded(excluded, [dataset])
     loader = ClipLoader(
         dataset, evaluation_batches(dataset.included, batch_size, world.rank, world.size), args.workers
     )

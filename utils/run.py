@@ -215,7 +215,8 @@ class Run:
             check_recipe(args, saved, self.checkpoint)
         if args.evaluate:
             return
-        if saved and (changes := describe_changes(args, saved, self.world.num_devices)):
+        changes = describe_changes(args, saved, self.world.num_devices) if saved else ""
+        if changes and self.world.is_main:
             log.warning(f"warning: the run continues on another curve: {changes}")
         check_writable_folder(args.checkpoint_dir, "--checkpoint_dir")
         # A start that failed before the first epoch or checkpoint leaves nothing that is worth keeping.
