@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -234,9 +235,11 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
         args.pretrained = "none" if has_no_weights else "imagenet"
     if args.pretrained == "imagenet" and has_no_weights:
         raise UserError(f"--pretrained imagenet: no such weights exist for {args.arch}; give FILE or none")
-    if args.store_name != Path(args.store_name).name or len(os.fsencode(args.store_name)) > 150:
+    is_name = args.store_name == Path(args.store_name).name and len(os.fsencode(args.store_name)) <= 150
+    if not is_name or any(unicodedata.category(character) == "Cc" for character in args.store_name):
         raise UserError(
-            f"--store_name {args.store_name}: must fit into a file name: at most 150 bytes, no slash"
+            f"--store_name {args.store_name}: must fit into a file name: 150 bytes, no slash, no "
+            "control character"
         )
     if args.resume == "":
         raise UserError(
