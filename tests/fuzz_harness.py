@@ -245,8 +245,8 @@ def evaluated(
 ) -> tuple[dict[str, np.ndarray], str] | None:
     """Run test_models.py; give the scores that it saves and what it prints, or None if it refuses."""
     scores = case.out / f"scores{len(list(case.out.iterdir()))}.npz"
-    words = ["--weights", weights, "--dataset", DATASET, "--root_path", root or case.world.root, "-j", 0]
-    words += ["--num_segments", 4, "--input_size", 32, "--save_scores", scores, *options]
+    words = ["--weights", weights, "--dataset", DATASET, "--root_path", root or case.world.root]
+    words += ["-j", 0, "-b", 2, "--num_segments", 4, "--input_size", 32, "--save_scores", scores, *options]
     printed = attempt(case, culprits, "test_models.py", *words)
     if printed is None:
         assert not scores.exists()
@@ -517,7 +517,7 @@ PLACES = _split(
     """
 )
 # Where another value may rightly give another result.
-DECIDE_EVALUATION = ("options.amp", "options.num_segments", "options.input_size", "options.batch_size")
+DECIDE_EVALUATION = ("options.amp", "options.num_segments", "options.input_size")
 DECIDE_TRAINING = ("epoch", "step", "totals", "history", "state_dict", "optimizer", "options.batch_size")
 
 
