@@ -141,6 +141,10 @@ WRONG = [
     ("--keep", "0"),
     ("--store_name", "--"),
     ("--lr_steps", "--"),
+    ("--val_list", ""),
+    ("--exclude", ""),
+    ("--root_path", ""),
+    ("--pretrained", ""),
 ]
 
 

@@ -258,6 +258,9 @@ class Parser(argparse.ArgumentParser):
         # Python before 3.12.5 takes `--option=--` for an empty list.
         if action.option_strings and "--" in arg_strings:
             raise argparse.ArgumentError(action, "'--' is not a value")
+        # It would be the working folder, no file at all, or the same as no option.
+        if action.option_strings and "" in arg_strings and action.default != "":
+            raise argparse.ArgumentError(action, "is empty, as from an empty variable of a shell")
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
