@@ -37,7 +37,7 @@ from dataset import ClipSampler
 from models import TemporalModel
 from utils.deploy import to_channels_last
 from utils.optim import load_optimizer, make_optimizer
-from utils.run import Curves, RunFiles
+from utils.run import Curves, RunFiles, write_json
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
@@ -294,6 +294,15 @@ def test_the_json_keeps_every_part_of_a_resumed_run(halves):
         assert part["started"]
 
 
+@pytest.mark.parametrize("old", ["", "[" * 10**5, '{"parts": 5}', "[]", '{"parts": null}'])
+def test_a_json_that_is_not_this_codes_is_replaced(tmp_path, old):
+    path = tmp_path / "a.json"
+    path.write_text(old)
+    part = {"versions": {}, "started": "now"}
+    write_json(path, {"clips": 3}, part)
+    assert json.loads(path.read_text()) == {"clips": 3, "versions": {}, "parts": [part]}
+
+
 def scalars_of(folder):
     """{tag: {step: value}} of the event files: records of length, its check sum, content, its check sum."""
     found = {}
@@ -455,12 +464,14 @@ def test_a_name_whose_start_failed_is_free_again(trn_root, tmp_path):
     assert_one_line_error(call(*small_run(trn_root, tmp_path, "-b", 4)), "already exists")
 
 
-@pytest.mark.parametrize("left", ["last", "csv", "json", "log", "lock"])
-def test_what_is_no_file_in_the_place_of_one_is_refused_at_once(finished, tmp_path, left):
-    name = finished.csv.with_suffix(".lock") if left == "lock" else getattr(finished, left)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nothing there")])
+@pytest.mark.parametrize("left", ["last", "last.1", "csv", "json", "log", "lock"])
+def test_what_is_no_file_in_the_place_of_one_is_refused_at_once(finished, tmp_path, left, make):
+    places = {"lock": finished.csv.with_suffix(".lock"), "last.1": Path(f"{finished.last}.1")}
+    name = places.get(left) or getattr(finished, left)
     path = tmp_path / name.relative_to(finished.out)
     path.parent.mkdir(parents=True)
-    os.mkfifo(path)
+    make(path)
     process = call(*small_run(finished.root, tmp_path, *finished.more, "--resume", "auto"))
     assert_one_line_error(process, path, "is not a file")
 
