@@ -697,7 +697,7 @@ def check_video(case: Case, given: tuple[str, Damage]) -> bool:
     apply(damage, video)
     words = ["--videos", case.folder / "in", "--out", case.out, "--workers", 1]
     printed = attempt(case, [video.name], "tools/extract_frames.py", *words)
-    is_there = os.path.lexists(video)
+    is_there = os.path.lexists(video) and not video.is_dir()
     folders = {path.name for path in case.out.iterdir() if path.is_dir()}
     assert folders == ({"damaged", "whole"} if printed and is_there else {"whole"}), folders
     for folder in folders:
