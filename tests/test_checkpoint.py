@@ -350,6 +350,20 @@ def test_momentum_of_other_shapes_is_damage(tmp_path):
     assert "momentum" in refusal(load_checkpoint, path)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_numbers_of_a_kind_that_would_be_cut_are_refused(tmp_path, dtype):
+    model = TemporalModel(2, 4, backbone="resnet14")
+    state_dict = model.state_dict()
+    state_dict["new_fc.bias"] = state_dict["new_fc.bias"].to(dtype)
+    assert f"'new_fc.bias' holds {dtype}" in refusal(load_weights, model, state_dict, "a.pth")
+    path = tmp_path / "a.pth"
+    content = full_content()
+    state = content["optimizer"]["state"][0]
+    state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
+    save_checkpoint(path, content)
+    assert "momentum" in refusal(load_checkpoint, path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(tmp_path, value):
     path = tmp_path / "a.pth"

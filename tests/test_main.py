@@ -718,7 +718,9 @@ def test_pretrained_file_is_loaded_and_the_authors_lists_are_found(authors_root,
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-20, msg=key)
 
 
-@pytest.mark.parametrize("fault", ["absent", "cut short", "text", "other blocks", "no 2D model", "a list"])
+@pytest.mark.parametrize(
+    "fault", ["absent", "cut short", "text", "other blocks", "no 2D model", "a list", "a number", "nan"]
+)
 def test_a_pretrained_file_that_does_not_fit_is_refused(tmp_path, trn_root, fault):
     path = tmp_path / "2d.pth"
     if fault in ("other blocks", "cut short"):
@@ -731,6 +733,10 @@ def test_a_pretrained_file_that_does_not_fit_is_refused(tmp_path, trn_root, faul
         torch.save({"some.weight": torch.zeros(3)}, path)
     if fault == "a list":
         torch.save([torch.zeros(3)], path)
+    if fault == "a number":
+        torch.save(small_2d_resnet([1, 1, 1, 1]) | {"conv1.weight": 5}, path)
+    if fault == "nan":
+        torch.save(small_2d_resnet([1, 1, 1, 1]) | {"bn1.bias": torch.full((64,), torch.nan)}, path)
     process = call(*small_run(trn_root, tmp_path / "out", "--pretrained", path))
     assert_one_line_error(process, path)
     assert not (tmp_path / "out").exists()

@@ -308,10 +308,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if "state_dict" not in content:
         content = {"state_dict": content}
     state_dict = content["state_dict"]
-    if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
-        raise UserError(f"{path}: has no state dict of tensors")
-    if not all(isinstance(name, str) for name in state_dict):
-        raise UserError(f"{path}: its state dict has a key that is not a tensor's name")
+    _check_tensors(state_dict, path)
     # DataParallel and DistributedDataParallel add `module.`, torch.compile `_orig_mod.`, in either order.
     content["state_dict"] = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in state_dict.items()}
     best = content.get("best_prec1")
@@ -338,6 +335,13 @@ def _check_schema(schema: Any, value: dict[str, Any], prefix: str, path: str | P
         ) from None
 
 
+def _check_tensors(state_dict: Any, path: str | Path) -> None:
+    if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise UserError(f"{path}: has no state dict of tensors")
+    if not all(isinstance(name, str) for name in state_dict):
+        raise UserError(f"{path}: its state dict has a key that is not a tensor's name")
+
+
 def _check_finite(tensors: dict[str, torch.Tensor], path: str | Path) -> None:
     for name, tensor in tensors.items():
         try:
@@ -358,6 +362,8 @@ def _check_momentum(content: dict[str, Any], path: str | Path) -> None:
         Counter(value.shape for value in momentum.values()) != Counter(value.shape for value in weights)
     ):
         raise UserError(f"{path}: its optimizer's momentum does not have the shapes of its parameters")
+    if not all(value.is_floating_point() for value in momentum.values()):
+        raise UserError(f"{path}: its optimizer's momentum does not hold floating point numbers")
     _check_finite(momentum, path)
 
 
@@ -375,7 +381,10 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor
         UserError: they cannot be had.
     """
     if choice != "imagenet":
-        return choice, read_tensors(choice)
+        tensors = read_tensors(choice)
+        _check_tensors(tensors, choice)
+        _check_finite(tensors, choice)
+        return choice, tensors
     import torchvision  # takes a second, which most runs can do without
 
     weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
@@ -480,6 +489,9 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
             raise UserError(
                 f"{path}: '{name}' has shape {tuple(state_dict[name].shape)}, not {tuple(own[name].shape)}"
             )
+        if own[name].is_floating_point() and not state_dict[name].is_floating_point():
+            # Copied, it would lose what lies behind the point, or the imaginary part.
+            raise UserError(f"{path}: '{name}' holds {state_dict[name].dtype}, not {own[name].dtype}")
     for name in state_dict:
         if name not in own:
             raise UserError(f"{path}: has a tensor '{shown(name)}' that the model does not have")
