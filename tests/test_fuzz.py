@@ -4,8 +4,8 @@ import pytest
 from fuzz_harness import KINDS, World, try_input
 from hypothesis import HealthCheck, given, settings
 
-# The slower kinds take half a second for an input.
-FEWER = {"runs": 8, "checkpoint fields": 20, "frames": 15, "categories": 10}
+# The slower kinds take up to a second for an input.
+INPUTS = {"runs": 8, "frames": 15, "categories": 10, "settings": 40, "options": 40}
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_input_is_right_or_refused_in_one_line(world, kind):
     @settings(
-        max_examples=FEWER.get(kind, 20),
+        max_examples=INPUTS.get(kind, 20),
         derandomize=True,
         database=None,
         deadline=None,
