@@ -2,10 +2,10 @@
 
 import pytest
 from fuzz_harness import KINDS, World, try_input
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 # The slower kinds take up to a second for an input.
-INPUTS = {"runs": 8, "frames": 15, "categories": 10, "settings": 40, "options": 40}
+INPUTS = {"runs": 8, "frames": 20, "categories": 10, "settings": 40, "options": 40}
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def test_each_input_is_right_or_refused_in_one_line(world, kind):
         derandomize=True,
         database=None,
         deadline=None,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(KINDS[kind].inputs)
