@@ -356,6 +356,9 @@ def test_numbers_of_a_kind_that_would_be_cut_are_refused(tmp_path, dtype):
     state_dict = model.state_dict()
     state_dict["new_fc.bias"] = state_dict["new_fc.bias"].to(dtype)
     assert f"'new_fc.bias' holds {dtype}" in refusal(load_weights, model, state_dict, "a.pth")
+    counter = "base_model.bn1.num_batches_tracked"
+    state_dict = model.state_dict() | {counter: torch.tensor(3 + 4j)}
+    assert f"'{counter}' holds" in refusal(load_weights, model, state_dict, "a.pth")
     path = tmp_path / "a.pth"
     content = full_content()
     state = content["optimizer"]["state"][0]

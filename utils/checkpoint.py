@@ -489,7 +489,8 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
             raise UserError(
                 f"{path}: '{name}' has shape {tuple(state_dict[name].shape)}, not {tuple(own[name].shape)}"
             )
-        if own[name].is_floating_point() and not state_dict[name].is_floating_point():
+        is_whole = not own[name].is_floating_point()  # the counters of batch norm
+        if state_dict[name].is_complex() or not (is_whole or state_dict[name].is_floating_point()):
             # Copied, it would lose what lies behind the point, or the imaginary part.
             raise UserError(f"{path}: '{name}' holds {state_dict[name].dtype}, not {own[name].dtype}")
     for name in state_dict:
