@@ -312,7 +312,10 @@ def read_excluded(path: str | Path) -> list[str]:
     Raises:
         UserError: the file cannot be read.
     """
-    lines = (line.strip() for line in read_text(path, "it holds names of videos, one a line").split("\n"))
+    lines = [line.strip() for line in read_text(path, "it holds names of videos, one a line").split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise UserError(f"{path}, line {number}: '{shown(line)}' cannot be a video's name")
     return [line for line in lines if line]
 
 

@@ -43,7 +43,7 @@ from utils.checkpoint import check_categories, load_weights, read_pretrained
 from utils.cli import UserError, log, run_program, shown
 from utils.deploy import compile_model, to_channels_last
 from utils.distributed import init_distributed
-from utils.metrics import DivergedError, averages, multiply_adds
+from utils.metrics import DivergedError, averages, check_result, multiply_adds
 from utils.optim import make_optimizer
 from utils.precision import emulation_warning, evaluation_precision, training_precision
 from utils.run import Run, TrainState
@@ -134,6 +134,7 @@ def main(args: Namespace) -> None:
         log.info(f"precision: validation in {validation}")
         result = evaluate(val_loader, model, world, validation.amp, args.print_freq, compiled=args.compile)
         log.info(f"{result}{val_set.coverage()}")
+        check_result(result, run.checkpoint)
         return
     for line in describe_flips(paths.categories):
         log.info(line)
@@ -167,6 +168,8 @@ def main(args: Namespace) -> None:
     )
     train_loader = ClipLoader(train_set, sampler, args.workers)
     steps = sampler.num_steps
+    if not any(sampler.batch_sizes()):
+        raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")
     if state.step > steps:
         raise UserError(f"{run.checkpoint}: its step {state.step} is beyond the {steps} steps of an epoch")
     trained = world.place(model, for_training=True, sync_bn=args.sync_bn)

@@ -241,10 +241,6 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
             f"--store_name {args.store_name}: must fit into a file name: 150 bytes, no slash, no "
             "control character"
         )
-    if args.resume == "":
-        raise UserError(
-            "--resume: is empty, as from an empty variable of a shell; give a checkpoint, or auto"
-        )
     if args.evaluate and (not args.resume or args.resume == "auto"):
         raise UserError("--evaluate needs --resume FILE, the checkpoint to evaluate")
     if args.start_epoch is not None and args.start_epoch >= args.epochs:

@@ -28,6 +28,7 @@ from utils.checkpoint import (
 from utils.cli import UserError, check_writable_file, log, run_program
 from utils.distributed import init_distributed
 from utils.files import write_atomically
+from utils.metrics import check_result
 from utils.precision import emulation_warning, evaluation_precision
 
 
@@ -109,10 +110,7 @@ def main(args: Namespace) -> None:
     log.info(f"Mean class accuracy {result.mean_class:.3f}")
     log.info(f"{len(result.labels)} clips, {len(result.labels) / seconds:.1f} clips/s")
     log.info(f"{result}{dataset.coverage()}")
-    if not np.isfinite(result.scores).all():
-        raise UserError(
-            f"{args.weights}: its logits are not finite, so that these figures say nothing; try --amp off"
-        )
+    check_result(result, args.weights)
     if scores_error:  # the figures are not lost with them
         raise UserError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")
 

@@ -27,6 +27,7 @@ HEAVY = (
     "test_reference",
     "test_main",
     "test_precision",
+    "test_fuzz",
 )
 
 

@@ -344,8 +344,21 @@ def test_momentum_of_other_shapes_is_damage(tmp_path):
         content["optimizer"]["state"][0]["momentum_buffer"] = wrong
         save_checkpoint(path, content)
         assert "momentum" in refusal(load_checkpoint, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_numbers_of_a_kind_that_would_be_cut_are_refused(tmp_path, dtype):
+    model = TemporalModel(2, 4, backbone="resnet14")
+    state_dict = model.state_dict()
+    state_dict["new_fc.bias"] = state_dict["new_fc.bias"].to(dtype)
+    assert f"'new_fc.bias' holds {dtype}" in refusal(load_weights, model, state_dict, "a.pth")
+    counter = "base_model.bn1.num_batches_tracked"
+    state_dict = model.state_dict() | {counter: torch.tensor(3 + 4j)}
+    assert f"'{counter}' holds" in refusal(load_weights, model, state_dict, "a.pth")
+    path = tmp_path / "a.pth"
     content = full_content()
-    del content["optimizer"]["state"][1]
+    state = content["optimizer"]["state"][0]
+    state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
     save_checkpoint(path, content)
     assert "momentum" in refusal(load_checkpoint, path)
 
@@ -642,6 +655,23 @@ def test_the_newest_good_checkpoint_is_found(tmp_path, capsys):
     message = refusal(load_newest, path)
     assert str(path) in message
     assert "none of its 2 checkpoints" in message
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path):
+    """Falling back would set an intact checkpoint aside."""
+    path = tmp_path / "a.pth.tar"
+    for epoch in range(2):
+        save_checkpoint(path, {"epoch": epoch, "state_dict": STATE}, keep=2)
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # reading it is an input/output error
+    assert "cannot be read" in refusal(load_newest, path)
+    assert all_checkpoints(path)[0] == path
+
+
+def test_a_variance_below_zero_is_refused(tmp_path):
+    state_dict = STATE | {"bn1.running_var": torch.tensor([1.0, -1e-9])}
+    save_checkpoint(tmp_path / "a.pth", {"state_dict": state_dict})
+    assert "'bn1.running_var' has variances below 0" in refusal(load_checkpoint, tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("keep", [2, 3])

@@ -1,5 +1,6 @@
 """tools/make_demo_data.py, run as a user runs it."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -208,6 +209,17 @@ def test_foreign_folder_is_refused(tmp_path, settings):
     before = content(tmp_path)
     assert str(folder) in refused(tmp_path)
     assert content(tmp_path) == before
+
+
+def test_settings_that_cannot_be_read_are_refused(tmp_path):
+    folder = tmp_path / "somethingv1"
+    folder.mkdir()
+    settings = folder / demo.SETTINGS_FILE
+    os.mkfifo(settings)  # whoever opened it would wait for ever
+    assert str(folder) in refused(tmp_path)
+    settings.unlink()
+    settings.write_text("[" * 10**5)
+    assert str(folder) in refused(tmp_path)
 
 
 def test_unusable_arguments_are_refused(tmp_path):

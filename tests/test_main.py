@@ -37,7 +37,7 @@ from dataset import ClipSampler
 from models import TemporalModel
 from utils.deploy import to_channels_last
 from utils.optim import load_optimizer, make_optimizer
-from utils.run import Curves, RunFiles, describe_changes
+from utils.run import Curves, RunFiles, describe_changes, write_json
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
@@ -294,6 +294,15 @@ def test_the_json_keeps_every_part_of_a_resumed_run(halves):
         assert part["started"]
 
 
+@pytest.mark.parametrize("old", ["", "[" * 10**5, '{"parts": 5}', "[]", '{"parts": null}'])
+def test_a_json_that_is_not_this_codes_is_replaced(tmp_path, old):
+    path = tmp_path / "a.json"
+    path.write_text(old)
+    part = {"versions": {}, "started": "now"}
+    write_json(path, {"clips": 3}, part)
+    assert json.loads(path.read_text()) == {"clips": 3, "versions": {}, "parts": [part]}
+
+
 def scalars_of(folder):
     """{tag: {step: value}} of the event files: records of length, its check sum, content, its check sum."""
     found = {}
@@ -455,12 +464,14 @@ def test_a_name_whose_start_failed_is_free_again(trn_root, tmp_path):
     assert_one_line_error(call(*small_run(trn_root, tmp_path, "-b", 4)), "already exists")
 
 
-@pytest.mark.parametrize("left", ["last", "csv", "json", "log", "lock"])
-def test_what_is_no_file_in_the_place_of_one_is_refused_at_once(finished, tmp_path, left):
-    name = finished.csv.with_suffix(".lock") if left == "lock" else getattr(finished, left)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nothing there")])
+@pytest.mark.parametrize("left", ["last", "last.1", "csv", "json", "log", "lock"])
+def test_what_is_no_file_in_the_place_of_one_is_refused_at_once(finished, tmp_path, left, make):
+    places = {"lock": finished.csv.with_suffix(".lock"), "last.1": Path(f"{finished.last}.1")}
+    name = places.get(left) or getattr(finished, left)
     path = tmp_path / name.relative_to(finished.out)
     path.parent.mkdir(parents=True)
-    os.mkfifo(path)
+    make(path)
     process = call(*small_run(finished.root, tmp_path, *finished.more, "--resume", "auto"))
     assert_one_line_error(process, path, "is not a file")
 
@@ -708,7 +719,9 @@ def test_pretrained_file_is_loaded_and_the_authors_lists_are_found(authors_root,
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-20, msg=key)
 
 
-@pytest.mark.parametrize("fault", ["absent", "cut short", "text", "other blocks", "no 2D model", "a list"])
+@pytest.mark.parametrize(
+    "fault", ["absent", "cut short", "text", "other blocks", "no 2D model", "a list", "a number", "nan"]
+)
 def test_a_pretrained_file_that_does_not_fit_is_refused(tmp_path, trn_root, fault):
     path = tmp_path / "2d.pth"
     if fault in ("other blocks", "cut short"):
@@ -721,6 +734,10 @@ def test_a_pretrained_file_that_does_not_fit_is_refused(tmp_path, trn_root, faul
         torch.save({"some.weight": torch.zeros(3)}, path)
     if fault == "a list":
         torch.save([torch.zeros(3)], path)
+    if fault == "a number":
+        torch.save(small_2d_resnet([1, 1, 1, 1]) | {"conv1.weight": 5}, path)
+    if fault == "nan":
+        torch.save(small_2d_resnet([1, 1, 1, 1]) | {"bn1.bias": torch.full((64,), torch.nan)}, path)
     process = call(*small_run(trn_root, tmp_path / "out", "--pretrained", path))
     assert_one_line_error(process, path)
     assert not (tmp_path / "out").exists()
@@ -1093,6 +1110,10 @@ def test_steps_whose_clips_are_all_excluded_are_passed_over(trn_root, tmp_path):
     names.write_text("".join(f"{clip + 1}\n" for clip in range(8)))
     assert_one_line_error(
         call(*small_run(trn_root, tmp_path / "all", "--exclude", names)), "train_videofolder.txt", "--exclude"
+    )
+    names.write_text("1\0\n")
+    assert_one_line_error(
+        call(*small_run(trn_root, tmp_path / "all", "--exclude", names)), "line 1", "1\\x00"
     )
     missing = call(*small_run(trn_root, tmp_path / "all", "--exclude", tmp_path / "none.txt"))
     assert_one_line_error(missing, "none.txt: no such file")

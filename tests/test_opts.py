@@ -139,6 +139,12 @@ WRONG = [
     ("--save-freq", "0"),
     ("--save-minutes", "0"),
     ("--keep", "0"),
+    ("--store_name", "--"),
+    ("--lr_steps", "--"),
+    ("--val_list", ""),
+    ("--exclude", ""),
+    ("--root_path", ""),
+    ("--pretrained", ""),
 ]
 
 

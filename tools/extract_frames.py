@@ -234,8 +234,6 @@ def parse_args() -> argparse.Namespace:
         help="processes, each decoding one video at a time (default: one per core, here %(default)s)",
     )
     args = parser.parse_args()
-    if not args.videos:  # would be the working folder
-        raise UserError("--videos: is empty; name the folder that holds the videos")
     if bool(args.dataset) == bool(args.out):
         raise UserError("give either --dataset and --root_path, or --out")
     if args.dataset and not args.root_path:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets_video import LAYOUTS, TRAIN_LISTS, VAL_LISTS
 from utils.cli import Parser, UserError, run_program
+from utils.files import read_text
 
 DATASET = "somethingv1"
 
@@ -200,8 +201,8 @@ def _settings_path(folder: Path) -> Path:
 def _check_same(target: Path, seed: int) -> None:
     """Raise UserError unless `target` is what this program would write."""
     try:
-        found = json.loads(_settings_path(target).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_text(_settings_path(target)))
+    except (UserError, ValueError, RecursionError):
         raise UserError(f"{target}: is there and is not the demo data; choose another DIR") from None
     if found != _settings(seed):
         raise UserError(

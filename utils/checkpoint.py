@@ -127,6 +127,10 @@ class Saved(TypedDict, total=False):
 _OWN = ("optimizer", "scaler", "totals", "history")
 
 
+class UnreadableError(UserError):
+    """A file that cannot be read, whatever is in it."""
+
+
 class ModelSpec(NamedTuple):
     """Which model a checkpoint is of."""
 
@@ -229,7 +233,8 @@ def set_aside_newer(path: Path, good: Path) -> None:
     """
     files = all_checkpoints(path)
     for file in files[: files.index(good)]:
-        number = len(damaged_checkpoints(path)) + 1
+        taken = [file.name.rpartition("damaged")[2] for file in damaged_checkpoints(path)]
+        number = max((int(number) for number in taken if number.isdecimal()), default=0) + 1
         file.rename(path.with_name(f"{path.name}.damaged{number}"))
         log.info(f"{file}: set aside as {path.name}.damaged{number}")
 
@@ -247,6 +252,8 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
     for file in files:
         try:
             return file, load_checkpoint(file)
+        except UnreadableError:  # of a disk that is away for a moment: nothing says that the file is damaged
+            raise
         except UserError as error:
             log.info(f"{error}; looking for the one before it")
     if files:
@@ -270,7 +277,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror or error})") from None
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
         if code:
@@ -308,10 +315,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if "state_dict" not in content:
         content = {"state_dict": content}
     state_dict = content["state_dict"]
-    if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
-        raise UserError(f"{path}: has no state dict of tensors")
-    if not all(isinstance(name, str) for name in state_dict):
-        raise UserError(f"{path}: its state dict has a key that is not a tensor's name")
+    _check_tensors(state_dict, path)
     # DataParallel and DistributedDataParallel add `module.`, torch.compile `_orig_mod.`, in either order.
     content["state_dict"] = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in state_dict.items()}
     best = content.get("best_prec1")
@@ -338,6 +342,13 @@ def _check_schema(schema: Any, value: dict[str, Any], prefix: str, path: str | P
         ) from None
 
 
+def _check_tensors(state_dict: Any, path: str | Path) -> None:
+    if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise UserError(f"{path}: has no state dict of tensors")
+    if not all(isinstance(name, str) for name in state_dict):
+        raise UserError(f"{path}: its state dict has a key that is not a tensor's name")
+
+
 def _check_finite(tensors: dict[str, torch.Tensor], path: str | Path) -> None:
     for name, tensor in tensors.items():
         try:
@@ -346,18 +357,21 @@ def _check_finite(tensors: dict[str, torch.Tensor], path: str | Path) -> None:
             raise UserError(f"{path}: '{shown(name)}' is not an ordinary tensor") from None
         if not is_finite:
             raise UserError(f"{path}: '{shown(name)}' has values that are not finite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise UserError(f"{path}: '{shown(name)}' has variances below 0")
 
 
 def _check_momentum(content: dict[str, Any], path: str | Path) -> None:
     """Check that the optimizer's state is of the parameters, as far as their shapes say."""
     states = content["optimizer"]["state"]
     momentum = {f"momentum {number}": state.get("momentum_buffer") for number, state in states.items()}
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    weights = [value for name, value in content["state_dict"].items() if not name.endswith(buffers)]
+    known = Counter(value.shape for value in content["state_dict"].values())
     if any(value is None for value in momentum.values()) or (
-        Counter(value.shape for value in momentum.values()) != Counter(value.shape for value in weights)
+        Counter(value.shape for value in momentum.values()) - known
     ):
         raise UserError(f"{path}: its optimizer's momentum does not have the shapes of its parameters")
+    if not all(value.is_floating_point() for value in momentum.values()):
+        raise UserError(f"{path}: its optimizer's momentum does not hold floating point numbers")
     _check_finite(momentum, path)
 
 
@@ -375,7 +389,10 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor
         UserError: they cannot be had.
     """
     if choice != "imagenet":
-        return choice, read_tensors(choice)
+        tensors = read_tensors(choice)
+        _check_tensors(tensors, choice)
+        _check_finite(tensors, choice)
+        return choice, tensors
     import torchvision  # takes a second, which most runs can do without
 
     weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
@@ -480,6 +497,10 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
             raise UserError(
                 f"{path}: '{name}' has shape {tuple(state_dict[name].shape)}, not {tuple(own[name].shape)}"
             )
+        is_whole = not own[name].is_floating_point()  # the counters of batch norm
+        if state_dict[name].is_complex() or not (is_whole or state_dict[name].is_floating_point()):
+            # Copied, it would lose what lies behind the point, or the imaginary part.
+            raise UserError(f"{path}: '{name}' holds {state_dict[name].dtype}, not {own[name].dtype}")
     for name in state_dict:
         if name not in own:
             raise UserError(f"{path}: has a tensor '{shown(name)}' that the model does not have")

@@ -254,6 +254,15 @@ class Parser(argparse.ArgumentParser):
                 return known + equals + value
         return word
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # Python before 3.12.5 takes `--option=--` for an empty list.
+        if action.option_strings and "--" in arg_strings:
+            raise argparse.ArgumentError(action, "'--' is not a value")
+        # It would be the working folder, no file at all, or the same as no option.
+        if action.option_strings and "" in arg_strings and action.default != "":
+            raise argparse.ArgumentError(action, "is empty, as from an empty variable of a shell")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         message = one_line(message[:1000])
         self.exit(2, f"error: {message} (for help: python {self.prog} -h)\n")

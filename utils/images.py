@@ -15,6 +15,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MODES = ("RGB", "L", "1", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr")
 
 # Pillow only warns of images beyond its limit for what must be an attack, and reads them up to twice that.
+warnings.filterwarnings("ignore", module="PIL")  # of what it reads all the same
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 

@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from models import TemporalModel
+from utils.cli import UserError
 from utils.distributed import World
 
 
@@ -118,6 +120,7 @@ class ClipMeters:
 def averages(totals: list[float]) -> tuple[float, float, float]:
     """Loss, top-1 and top-5 accuracy (percent) over the clips of such sums."""
     loss, prec1, prec5, count = totals
+    count = max(count, 1)  # none, where all clips that were left in an epoch are excluded
     return loss / count, prec1 / count, prec5 / count
 
 
@@ -162,6 +165,22 @@ class Result(NamedTuple):
 
     def __str__(self) -> str:
         return f"Testing Results: Prec@1 {self.prec1:.3f} Prec@5 {self.prec5:.3f} Loss {self.loss:.5f}"
+
+
+def check_result(result: Result, path: str | Path) -> None:
+    """Refuse the figures of an evaluation whose logits are not finite.
+
+    Args:
+        result: of the evaluation.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: that is so.
+    """
+    if not np.isfinite(result.scores).all():
+        raise UserError(
+            f"{path}: its logits are not finite, so that its accuracy says nothing; try --amp off"
+        )
 
 
 def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:

@@ -190,7 +190,7 @@ class Run:
                 self.seen = self.files.state()
             except OSError as error:  # such as a name that is too long
                 raise UserError(
-                    f"--checkpoint_dir {self.args.checkpoint_dir}: cannot be read ({error.strerror})"
+                    f"--checkpoint_dir {self.args.checkpoint_dir}: cannot be read ({error})"
                 ) from None
         if self.args.resume == "auto" and self.world.is_main:
             found = load_newest(self.files.checkpoint)
@@ -288,7 +288,7 @@ class Run:
             try:
                 part = json.loads(self.files.json.read_text(encoding="utf-8"))["parts"][-1]
                 owner = f"process {part['process']} on host {part['host']}, since {part['started']}"
-            except (OSError, ValueError, LookupError, TypeError):  # it has not said so yet
+            except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it has not said so yet
                 owner = "another process"
             raise BusyError(
                 f"run {self.files.name} is being trained by {owner}; wait for its end, or "
@@ -453,8 +453,8 @@ def describe_changes(args: Namespace, saved: dict[str, Any], num_devices: int) -
     if args.lr_schedule == "cosine" and epochs != args.epochs:
         changes.append(f"--epochs {args.epochs} (was {epochs}) stretches the cosine of the learning rate")
     devices = saved.get("num_devices", num_devices)
-    if devices != num_devices and not args.freeze_bn:
-        norm = "" if args.sync_bn else "batch norm sees other shares of a batch, and "
+    if devices != num_devices:
+        norm = "" if args.sync_bn or args.freeze_bn else "batch norm sees other shares of a batch, and "
         changes.append(f"{num_devices} devices (were {devices}): {norm}dropout is drawn anew")
     return "; ".join(changes)
 
@@ -509,10 +509,11 @@ class RunFiles:
         """Refuse what the run would wait for, or cannot replace, in the place of a file.
 
         Raises:
-            UserError: it is a folder, a named pipe or a socket.
+            UserError: it is a folder, a named pipe, a link that leads nowhere, or the like.
         """
-        for path in [*self.existing(), self.lock]:
-            if path != self.tensorboard and (path.is_dir() or path.is_fifo() or path.is_socket()):
+        others = (self.checkpoint, self.best, self.csv, self.json, self.log, self.lock)
+        for path in [*all_checkpoints(self.checkpoint), *damaged_checkpoints(self.checkpoint), *others]:
+            if os.path.lexists(path) and not path.is_file():
                 raise UserError(f"{path}: is not a file; move it away")
 
     def state(self) -> dict[Path, tuple[int, int]]:
@@ -653,8 +654,8 @@ def write_json(path: Path, facts: dict[str, Any], part: dict[str, Any]) -> None:
         part: how this part of the run was started, and from where it continued.
     """
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or not this code's
+        parts = [*json.loads(path.read_text(encoding="utf-8"))["parts"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none yet, or not this code's
         parts = []
     content = facts | {"versions": part["versions"], "parts": [*parts, part]}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -88,7 +88,9 @@ def is_video(path: Path) -> bool:
             start = file.read(12)
     except OSError:
         return True
-    return start[:4] == _EBML or start[4:8] in _MP4_BOXES or (start[:4], start[8:]) == (b"RIFF", b"AVI ")
+    # The first boxes of an mp4 or mov; some others have names that begin texts, too.
+    is_mp4 = start[4:8] in (b"ftyp", b"moov", b"mdat", b"moof")
+    return start[:4] == _EBML or is_mp4 or (start[:4], start[8:]) == (b"RIFF", b"AVI ")
 
 
 def decode(video: Path) -> Iterator[av.VideoFrame]:

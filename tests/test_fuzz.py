@@ -1,0 +1,30 @@
+"""The short form of fuzz_harness.py: the same inputs each time, a test for each kind of them."""
+
+import pytest
+from fuzz_harness import KINDS, World, try_input
+from hypothesis import HealthCheck, Phase, given, settings
+
+# The slower kinds take up to a second for an input.
+INPUTS = {"runs": 8, "frames": 20, "categories": 10, "settings": 40, "options": 40}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_input_is_right_or_refused_in_one_line(world, kind):
+    @settings(
+        max_examples=INPUTS.get(kind, 20),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(KINDS[kind].inputs)
+    def try_each(given):
+        try_input(world, kind, given)
+
+    try_each()
