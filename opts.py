@@ -238,8 +238,8 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
     is_name = args.store_name == Path(args.store_name).name and len(os.fsencode(args.store_name)) <= 150
     if not is_name or any(unicodedata.category(character) == "Cc" for character in args.store_name):
         raise UserError(
-            f"--store_name {args.store_name}: must fit into a file name: 150 bytes, no slash, no "
-            "control character"
+            f"--store_name {args.store_name}: must fit into a file name: at most 150 bytes, without slashes "
+            "and control characters"
         )
     if args.evaluate and (not args.resume or args.resume == "auto"):
         raise UserError("--evaluate needs --resume FILE, the checkpoint to evaluate")

@@ -489,9 +489,9 @@ def test_overwrite_deletes_the_older_run(finished, tmp_path):
 
 
 def test_a_name_that_leads_elsewhere_is_refused(trn_root, tmp_path):
-    for name in ("../there", "a/b", "a/"):
+    for name in ("../there", "a/b", "a/", "a\x1b"):
         process = call(*small_run(trn_root, tmp_path / "out", "--store_name", name))
-        assert_one_line_error(process, "--store_name", name)
+        assert_one_line_error(process, "--store_name", name.replace("\x1b", "\\x1b"))
     assert list(tmp_path.iterdir()) == []
 
 
