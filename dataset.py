@@ -206,13 +206,15 @@ class VideoDataSet(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
         starts = self.sample_indices(record.num_frames, rng)
         numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
+        printable = record._replace(path=shown(record.path))  # for messages
         frames: dict[int, Image.Image] = {}
         for number in dict.fromkeys(numbers):
-            path = self.frame_path(record, number)
+            path = self.frame_path(printable, number)
             try:
-                frames[number] = read_image(path)
+                frames[number] = read_image(self.frame_path(record, number))
             except ImageError as error:
-                raise UserError(f"{error}; {self._advice(record)}") from None
+                reason = f"cannot be read as an image ({error.reason})"
+                raise UserError(f"{path}: {reason}; {self._advice(record)}") from None
             size, first = frames[number].size, frames[numbers[0]].size
             if size != first:
                 raise UserError(
@@ -252,7 +254,8 @@ class VideoDataSet(Dataset):
             for path in (self.frame_path(record, 1), self.frame_path(record, record.num_frames)):
                 if not os.path.exists(path):  # noqa: PTH110 - half a million of these
                     folder = os.path.dirname(path)  # noqa: PTH120
-                    missing.append((int(index), path if os.path.isdir(folder) else folder))  # noqa: PTH112
+                    gone = path if os.path.isdir(folder) else folder  # noqa: PTH112
+                    missing.append((int(index), gone.replace(record.path, shown(record.path))))
                     break
         return missing
 

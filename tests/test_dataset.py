@@ -619,6 +619,18 @@ def test_another_training_list_is_refused(trn_root, tmp_path):
 # The check at the start.
 
 
+def test_long_names_are_cut_in_messages(trn_root, tmp_path):
+    name = "long/" * 300 + "end"
+    dataset = open_list(trn_root, write_list(tmp_path, f"{name} 10 0\n"))
+    with pytest.raises(UserError) as caught:
+        check_videos(dataset, skip_missing=False)
+    assert "…" in str(caught.value)
+    assert len(str(caught.value)) < 800
+    with pytest.raises(UserError) as caught:
+        dataset[0]
+    assert len(str(caught.value)) < 1000
+
+
 def test_whole_data_set_passes_without_a_word(trn_root, capsys):
     dataset = open_list(trn_root)
     check_videos(dataset, skip_missing=False)

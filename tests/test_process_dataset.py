@@ -240,6 +240,18 @@ def test_a_video_in_two_lists(tmp_path: Path) -> None:
     assert "stands in train_videofolder.txt already" in (home / "process_report.txt").read_text()
 
 
+def test_findings_that_cannot_be_printed_do_not_pass_for_none(tmp_path: Path) -> None:
+    make_frames(tmp_path, "somethingv2", V2_FOLDERS)
+    annotations = annotate_v2(tmp_path / "json")
+    assert process(tmp_path, "somethingv2", "--annotations", annotations).returncode == 0
+    command = (
+        f"{sys.executable} {REPOSITORY}/tools/process_dataset.py --dataset somethingv2 --root_path {tmp_path}"
+    )
+    done = finish(["bash", "-c", f"{command} --check >/dev/full"])
+    assert done.returncode == 1
+    assert done.stderr == "warning: no more lines on stdout (No space left on device)\n"
+
+
 def test_check_changes_nothing(tmp_path: Path) -> None:
     home = make_frames(tmp_path, "somethingv2", V2_FOLDERS)
     annotations = annotate_v2(tmp_path / "json")

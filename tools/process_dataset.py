@@ -217,7 +217,8 @@ def check_lists(args: argparse.Namespace, frames: Path) -> int:
     empty = next((name for name in lists if not _has_clips(usable[name])), None)
     if empty and not problems:
         raise UserError(f"{frames.parent / empty}: none of its videos has {MIN_FRAMES} frames")
-    return 1 if problems else 0
+    # The findings are what this is run for: lost ones must not pass for none.
+    return 1 if problems or sys.stdout.is_lost else 0
 
 
 def examine(

@@ -57,6 +57,7 @@ class Output:
     def __init__(self, name: str) -> None:
         self.name = name
         self.when_broken: Callable[[], None] | None = None
+        self.is_lost = False
         self.stream = getattr(sys, name)
         if self.stream is None:  # closed; a file that takes its number would be written to
             self.stream = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process
@@ -80,6 +81,7 @@ class Output:
         try:
             call(*args)
         except OSError as error:
+            self.is_lost = True
             # From now on into the void, also what the stream holds back and tries again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             if isinstance(error, BrokenPipeError):
