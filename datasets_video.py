@@ -9,6 +9,7 @@ The layout is that of TRN-pytorch and of the GST authors' code:
 """
 
 import re
+import unicodedata
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
@@ -87,7 +88,7 @@ def read_categories(path: Path) -> list[str]:
     """Read class names, one a line, the first line being label 0.
 
     Raises:
-        UserError: the file is missing or empty, or a name is blank or stands twice.
+        UserError: the file is missing or empty, or a name is blank or appears twice.
     """
     text = read_text(path, "it holds the class names, one a line").rstrip()
     names = [line.strip() for line in text.split("\n")] if text else []
@@ -98,11 +99,39 @@ def read_categories(path: Path) -> list[str]:
         if not name:
             raise UserError(f"{path}, line {number}: blank; every line is the name of one class")
         if name in first_seen:
-            raise UserError(
-                f"{path}, line {number}: '{shown(name)}' stands on line {first_seen[name]} already"
-            )
+            raise UserError(f"{path}, line {number}: '{shown(name)}' is already on line {first_seen[name]}")
         first_seen[name] = number
     return names
+
+
+def check_name(name: str) -> str:
+    """Check that the name of a class or video can stand in a line and is read from it as it is.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    if not name.strip():
+        raise ValueError("the name is blank")
+    if name != name.strip():
+        raise ValueError("the name begins or ends with a blank")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        raise ValueError("the name holds a control character, a line break or half a character")
+    if name.startswith("\ufeff"):  # as the first of a file it would be taken for the file's
+        raise ValueError("the name begins with a byte order mark")
+    if len(name.encode()) > MAX_NAME:
+        raise ValueError(f"the name is longer than {MAX_NAME} bytes")
+    return name
+
+
+def check_folder(name: str) -> str:
+    """Check that the name of a video can stand in a list, and is a folder's inside the frames' folder.
+
+    Raises:
+        ValueError: it cannot, or is not; the message says why.
+    """
+    if any(part in ("", ".", "..") for part in check_name(name).split("/")):
+        raise ValueError("the name is not that of a folder inside the frames' folder")
+    return name
 
 
 def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:

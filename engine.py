@@ -250,6 +250,9 @@ def evaluate(
 
     Returns:
         The same in every process, the clips in the order of the list; None if interrupted.
+
+    Raises:
+        UserError: the deployed form's logits differ from the model's, or it cannot be compiled.
     """
     batch_time = AverageMeter()
     meters = ClipMeters(World(0, 1, world.devices))  # a glimpse for the log, of this process's clips

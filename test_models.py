@@ -41,7 +41,8 @@ def main(args: Namespace) -> None:
     Raises:
         UserError: something that the user can mend.
     """
-    world = init_distributed(args.gpus, compiled=args.compile or args.fast)
+    compiled = args.compile or args.fast
+    world = init_distributed(args.gpus, compiled=compiled)
     if args.save_scores:
         check_output(Path(args.save_scores))
 
@@ -56,7 +57,6 @@ def main(args: Namespace) -> None:
         world.device,
     )
     batch_size = evaluation_batch_size(args.batch_size, options.get("batch_size"), len(world.devices))
-    compiled = args.compile or args.fast
     if world.is_main and (warning := emulation_warning(precision, world.device)):
         log.warning(warning)
 

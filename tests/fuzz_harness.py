@@ -1060,6 +1060,14 @@ class Kind(NamedTuple):
     check: Callable[[Case, Any], bool]
 
 
+# Of Hypothesis: new inputs alone, whatever time they take.
+HYPOTHESIS = {
+    "database": None,
+    "deadline": None,
+    "phases": [Phase.generate],
+    "suppress_health_check": list(HealthCheck),
+}
+
 KINDS = {
     "lists": Kind(st.tuples(LIST_FILES, st.booleans()), check_list),
     "categories": Kind(CATEGORY_FILES, check_categories),
@@ -1103,13 +1111,7 @@ def try_round(world: World, kind: str, number: int, inputs: int) -> tuple[Counte
     counts, violations = Counter(), []
 
     @seed(number)
-    @settings(
-        max_examples=inputs,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=inputs, **HYPOTHESIS)
     @given(KINDS[kind].inputs)
     def try_each(given: Any) -> None:
         try:

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dataset
-from datasets_video import read_categories
-from utils.annotations import Video, check_folder, check_name, read_annotations, read_test_list
+from datasets_video import check_folder, check_name, read_categories
+from utils.annotations import Video, read_annotations, read_test_list
 from utils.cli import UserError
 
 
@@ -98,14 +98,14 @@ def refusal(folder, kind, part, content):
         ("labels", "", "labels.csv: is empty"),
         ("labels", "\n \n", "labels.csv: is empty"),
         ("labels", "Up\n\nDown\n", "labels.csv, line 2: the name is blank ('')"),
-        ("labels", "Up\nDown\nUp\n", "labels.csv, line 3: 'Up' stands in line 1 already"),
+        ("labels", "Up\nDown\nUp\n", "labels.csv, line 3: 'Up' is already in line 1"),
         ("labels", "Up\n Down\n", "labels.csv, line 2: the name begins or ends with a blank (' Down')"),
         ("labels", "Up\nDo\x1bwn\n", "line 2: the name holds a control character"),
         ("labels", "Up\nDown\u2028\n", "line 2: the name begins or ends with a blank ('Down\\u2028')"),
         ("labels", "Up\nDo\u2028wn\n", "line 2: the name holds a control character, a line break"),
         ("labels", "Up\n\ufeffDown\n", "line 2: the name begins with a byte order mark"),
         ("train", "", "train.csv: is empty"),
-        ("train", "7;Up\n7;Down\n", "train.csv, line 2: '7' stands in line 1 already"),
+        ("train", "7;Up\n7;Down\n", "train.csv, line 2: '7' is already in line 1"),
         ("train", "7;Up\n8\n", "train.csv, line 2: '' is not in something-something-v1-labels.csv"),
         ("train", "7;Up\n8;up\n", "line 2: 'up' is not in something-something-v1-labels.csv"),
         ("train", "7;Up\n\n8;Up\n", "train.csv, line 2: the name is blank ('')"),
@@ -114,7 +114,7 @@ def refusal(folder, kind, part, content):
         ("validation", "7;Up\n/tmp;Up\n", "validation.csv, line 2: the name is not that of a folder inside"),
         ("validation", f"{'x' * 4097};Up\n", "line 1: the name is longer than 4096 bytes ('xxx"),
         ("test", "", "test.csv: is empty"),
-        ("test", "9\n9\n", "test.csv, line 2: '9' stands in line 1 already"),
+        ("test", "9\n9\n", "test.csv, line 2: '9' is already in line 1"),
         ("test", "9\n.\n", "test.csv, line 2: the name is not that of a folder inside"),
     ],
 )
@@ -170,7 +170,7 @@ UP = {"id": "7", "template": "Up"}
         ("train", [UP, UP | {"id": "8\0"}], "entry 2: id: the name holds a control character"),
         ("train", [UP, UP | {"id": "\u00a08"}], "entry 2: id: the name begins or ends with a blank"),
         ("train", [UP, UP | {"id": "a/../../8"}], "entry 2: id: the name is not that of a folder inside"),
-        ("train", [UP, UP | {"id": 7}], "train.json, entry 2: '7' stands in entry 1 already"),
+        ("train", [UP, UP | {"id": 7}], "train.json, entry 2: '7' is already in entry 1"),
         (
             "train",
             [UP, UP | {"id": "8", "template": "[Down]"}],
@@ -195,7 +195,7 @@ UP = {"id": "7", "template": "Up"}
         ("train", '[{"id": "7", "template": "Up", "x": 1e999}]', "entry 1: x: must be a finite number"),
         ("train", '[{"id": "7"},\n{', "train.json, line 2: is not JSON"),
         ("test", [], "test.json: is empty"),
-        ("test", [{"id": "7"}, {"id": "7"}], "test.json, entry 2: '7' stands in entry 1 already"),
+        ("test", [{"id": "7"}, {"id": "7"}], "test.json, entry 2: '7' is already in entry 1"),
         ("test", [{"vid": "7"}], "test.json, entry 1: id: is missing"),
     ],
 )
@@ -211,7 +211,7 @@ def test_v2_is_refused_by_entry(tmp_path, part, content, words):
         ("vocab", [["Back"], []], "vocab.json, entry 2: is empty"),
         ("vocab", [["Back"], "Front"], "vocab.json, entry 2: must be a valid list ('Front')"),
         ("vocab", [["Back"], ["Front", 3]], "vocab.json, entry 2: must be a valid string ('3')"),
-        ("vocab", [["a", "b_c"], ["a_b", "c"]], "vocab.json, entry 2: 'a_b_c' stands in entry 1 already"),
+        ("vocab", [["a", "b_c"], ["a_b", "c"]], "vocab.json, entry 2: 'a_b_c' is already in entry 1"),
         ("vocab", [["a\tb"]], "vocab.json, entry 1: the name holds a control character"),
         ("V2_train", [DIVE | {"label": 2}], "entry 1: video 'a': Diving48_vocab.json has no label 2"),
         ("V2_train", [DIVE | {"label": -1}], "entry 1: label: must be greater than or equal to 0 ('-1')"),
@@ -230,7 +230,7 @@ def test_v2_is_refused_by_entry(tmp_path, part, content, words):
             "entry 1: end_frame: must be a valid integer ('Infinity')",
         ),
         ("V2_train", [DIVE | {"end_frame": 9.0}], "entry 1: end_frame: must be a valid integer ('9.0')"),
-        ("V2_test", [DIVE, DIVE], "V2_test.json, entry 2: 'a' stands in entry 1 already"),
+        ("V2_test", [DIVE, DIVE], "V2_test.json, entry 2: 'a' is already in entry 1"),
     ],
 )
 def test_diving48_is_refused_by_entry(tmp_path, part, content, words):

@@ -168,7 +168,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, is_zip):
 
 
 def test_a_flipped_bit_in_a_zip_never_changes_a_tensor(tmp_path):
-    """torch.load looks at no check sum: without one of ours it gives other weights, and says nothing."""
+    """torch.load looks at no checksum: without one of ours it gives other weights, and says nothing."""
     path = tmp_path / "flipped.pth"
     whole = tensor_bytes({"state_dict": STATE})
     with zipfile.ZipFile(io.BytesIO(whole)) as file:
@@ -184,7 +184,7 @@ def test_a_flipped_bit_in_a_zip_never_changes_a_tensor(tmp_path):
             torch.cat([value.flatten() for value in torch.load(path)["state_dict"].values()]),
             torch.cat([value.flatten() for value in STATE.values()]),
         ), "the file is not what this test needs"
-        assert "is damaged (a check sum in it is wrong)" in refusal(load_checkpoint, path)
+        assert "is damaged (a checksum in it is wrong)" in refusal(load_checkpoint, path)
     for place in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[place] ^= 1
@@ -252,7 +252,7 @@ def test_any_flipped_bit_of_a_saved_file_is_detected(tmp_path):
     places = [rng.randrange(size) for _ in range(1000)] + [
         rng.randrange(size - 65536, size) for _ in range(1000)
     ]
-    places += range(size - 120, size)  # where the check sum itself is
+    places += range(size - 120, size)  # where the checksum itself is
     found = 0
     for place in places:
         damaged = bytearray(whole)
@@ -270,7 +270,7 @@ def test_truncated_files_and_swapped_blocks_are_detected(tmp_path):
     for _ in range(200):
         block = rng.choice([16, 512, 4096])
         first, second = sorted(rng.sample(range(size // block), 2))
-        # The last block is the one with the check sum, which begins wherever the file's length makes it.
+        # The last block is the one with the checksum, which begins wherever the file's length makes it.
         end = size - block * rng.randrange(2) if second == size // block - 1 else block * (second + 1)
         start = end - block
         if start < block * (first + 1) or whole[block * first :][:block] == whole[start:end]:
@@ -284,7 +284,7 @@ def test_truncated_files_and_swapped_blocks_are_detected(tmp_path):
 
 
 def test_a_saved_file_is_one_that_torch_loads(tmp_path):
-    """The check sum is a comment of the zip: nobody else has to know about it."""
+    """The checksum is a comment of the zip: nobody else has to know about it."""
     save_checkpoint(tmp_path / "a.pth", full_content())
     for how in ({}, {"mmap": True}):
         assert_same_tensors(torch.load(tmp_path / "a.pth", weights_only=True, **how)["state_dict"], STATE)
@@ -638,7 +638,7 @@ def test_the_newest_good_checkpoint_is_found(tmp_path, capsys):
     assert (file.name, content["epoch"]) == ("a.pth.tar.1", 1)
     assert f"{path}: " in capsys.readouterr().out
 
-    # A bit of a tensor: only the check sum tells.
+    # A bit of a tensor: only the checksum tells.
     older = bytearray(file.read_bytes())
     older[bytes(older).find(STATE["conv.weight"].numpy().tobytes()) + 2] ^= 16
     file.write_bytes(older)

@@ -237,7 +237,7 @@ def test_categories_keep_their_order(tmp_path):
         (b"", "category.txt: is empty"),
         (b"\n \n", "category.txt: is empty"),
         (b"one\n\ntwo\n", "category.txt, line 2: blank"),
-        (b"one\ntwo\nthree\ntwo\n", "category.txt, line 4: 'two' stands on line 2 already"),
+        (b"one\ntwo\nthree\ntwo\n", "category.txt, line 4: 'two' is already on line 2"),
         (b"one\n\xff\xfe\n", "category.txt, line 2: cannot be read"),
     ],
 )

@@ -1,8 +1,8 @@
 """The short form of fuzz_harness.py: the same inputs each time, a test for each kind of them."""
 
 import pytest
-from fuzz_harness import KINDS, World, try_input
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzz_harness import HYPOTHESIS, KINDS, World, try_input
+from hypothesis import given, settings
 
 # The slower kinds take up to a second for an input.
 INPUTS = {"runs": 8, "frames": 20, "categories": 10, "settings": 40, "options": 40}
@@ -15,14 +15,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_input_is_right_or_refused_in_one_line(world, kind):
-    @settings(
-        max_examples=INPUTS.get(kind, 20),
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=INPUTS.get(kind, 20), derandomize=True, **HYPOTHESIS)
     @given(KINDS[kind].inputs)
     def try_each(given):
         try_input(world, kind, given)

@@ -304,7 +304,7 @@ def test_a_json_that_is_not_this_codes_is_replaced(tmp_path, old):
 
 
 def scalars_of(folder):
-    """{tag: {step: value}} of the event files: records of length, its check sum, content, its check sum."""
+    """{tag: {step: value}} of the event files: records of length, its checksum, content, its checksum."""
     found = {}
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
@@ -759,7 +759,7 @@ def test_without_network_imagenet_weights_are_not_silently_left_out(trn_root, tm
 
 @pytest.mark.parametrize("fault", ["text", "other weights"])
 def test_a_damaged_file_in_the_place_of_imagenet_weights_is_refused(trn_root, tmp_path, fault):
-    # torchvision looks at the check sum of what it fetches only, not of what it finds.
+    # torchvision looks at the checksum of what it fetches only, not of what it finds.
     place = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     place.parent.mkdir(parents=True)
     if fault == "text":
@@ -1130,7 +1130,9 @@ def test_what_changes_the_curve_of_a_resumed_run_is_a_warning(halves, tmp_path):
     args = Namespace(epochs=2, lr_schedule="step", freeze_bn=False, sync_bn=False)
     saved = {"options": {"epochs": 70}, "num_devices": 8}
     assert describe_changes(args, saved, 8) == ""
-    assert describe_changes(args, saved, 4).startswith("4 devices (were 8): batch norm sees other shares")
+    assert describe_changes(args, saved, 4).startswith(
+        "number of devices 4 (was 8): batch norm sees other shares"
+    )
     assert "batch norm" not in describe_changes(Namespace(**vars(args) | {"sync_bn": True}), saved, 4)
 
 

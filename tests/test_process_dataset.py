@@ -237,7 +237,7 @@ def test_a_video_in_two_lists(tmp_path: Path) -> None:
         file.write("7;Turning something\n")
     done = process(tmp_path, "somethingv1", "--annotations", annotations)
     assert_one_line_error(done, "1 problems", "7")
-    assert "stands in train_videofolder.txt already" in (home / "process_report.txt").read_text()
+    assert "is already in train_videofolder.txt" in (home / "process_report.txt").read_text()
 
 
 def test_findings_that_cannot_be_printed_do_not_pass_for_none(tmp_path: Path) -> None:

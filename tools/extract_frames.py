@@ -20,7 +20,6 @@ import os
 import shutil
 import stat
 import sys
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from av.video.reformatter import VideoReformatter
 
-from datasets_video import LAYOUTS, check_template
+from datasets_video import LAYOUTS, check_folder, check_template
 from utils.cli import (
     Parser,
     UserError,
@@ -57,9 +56,6 @@ FAILURES_FILE = "extract_failures.txt"
 
 # libjpeg's limit for each side of an image, in pixels.
 _JPEG_SIDE = 65500
-
-# Control characters, line and paragraph separators, and bytes that are not UTF-8.
-_NOT_IN_LISTS = {"Cc", "Zl", "Zp", "Cs"}
 
 # What a file system answers if it is the name of a folder that it cannot have.
 _NAME_ERRORS = {
@@ -538,7 +534,11 @@ def _some(names: list[str]) -> str:
 
 
 def _can_be_listed(name: str) -> bool:
-    return name == name.strip() and not any(unicodedata.category(c) in _NOT_IN_LISTS for c in name)
+    try:
+        check_folder(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _fraction(text: str) -> Fraction:

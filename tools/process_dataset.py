@@ -30,14 +30,13 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets_video import LAYOUTS, MIN_FRAMES, TRAIN_LISTS, VAL_LISTS, return_dataset
+from datasets_video import LAYOUTS, MIN_FRAMES, TRAIN_LISTS, VAL_LISTS, check_name, return_dataset
 from utils.annotations import (
     TEST_LIST,
     TRAIN_LIST,
     VAL_LIST,
     Lists,
     Video,
-    check_name,
     read_annotations,
     read_test_list,
 )
@@ -248,7 +247,7 @@ def examine(
         for video in videos:
             found, problems = looked[video.folder]
             if video.folder in seen:
-                problems = [f"stands in {seen[video.folder]} already"]
+                problems = [f"is already in {seen[video.folder]}"]
             seen.setdefault(video.folder, name)
             use, kind, what = _frames_to_use(dataset, video, found)
             findings += [Finding("problem", name, video.folder, problem) for problem in problems]

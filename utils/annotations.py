@@ -2,7 +2,6 @@
 
 import json
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from datasets_video import MAX_DIGITS, MAX_NAME, TRAIN_LISTS, VAL_LISTS
+from datasets_video import MAX_DIGITS, MAX_NAME, TRAIN_LISTS, VAL_LISTS, check_folder, check_name
 from utils.cli import UserError, shown
 from utils.files import read_text
 
@@ -53,36 +52,6 @@ class Video(NamedTuple):
 
 # List name -> its videos.
 Lists = dict[str, list[Video]]
-
-
-def check_name(name: str) -> str:
-    """Check that the name of a class or video can stand in a line and is read from it as it is.
-
-    Raises:
-        ValueError: it cannot; the message says why.
-    """
-    if not name.strip():
-        raise ValueError("the name is blank")
-    if name != name.strip():
-        raise ValueError("the name begins or ends with a blank")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise ValueError("the name holds a control character, a line break or half a character")
-    if name.startswith("\ufeff"):  # as the first of a file it would be taken for the file's
-        raise ValueError("the name begins with a byte order mark")
-    if len(name.encode()) > MAX_NAME:
-        raise ValueError(f"the name is longer than {MAX_NAME} bytes")
-    return name
-
-
-def check_folder(name: str) -> str:
-    """Check that the name of a video can stand in a list, and is a folder's inside the frames' folder.
-
-    Raises:
-        ValueError: it cannot, or is not; the message says why.
-    """
-    if any(part in ("", ".", "..") for part in check_name(name).split("/")):
-        raise ValueError("the name is not that of a folder inside the frames' folder")
-    return name
 
 
 def _number_as_text(value: Any) -> Any:
@@ -292,7 +261,7 @@ def _check_unique(path: Path, unit: str, names: list[str]) -> None:
     for number, name in enumerate(names, start=1):
         first = first_seen.setdefault(name, number)
         if first != number:
-            raise UserError(f"{path}, {unit} {number}: '{shown(name)}' stands in {unit} {first} already")
+            raise UserError(f"{path}, {unit} {number}: '{shown(name)}' is already in {unit} {first}")
 
 
 def _read_videos(path: Path, schema: TypeAdapter, make: Callable[[Path, int, Any], Video]) -> list[Video]:

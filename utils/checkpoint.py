@@ -30,7 +30,7 @@ from utils.precision import DTYPES
 # What a zip ends with: a signature, numbers, and the length of the comment that may follow (APPNOTE 4.3.16).
 _ZIP_END, _ZIP_END_LENGTH = b"PK\5\6", 22
 _ZIP_START = b"PK\3\4"
-# The comment of a checkpoint: the check sum of all that comes before the check sum itself.
+# The comment of a checkpoint: the checksum of all that comes before the checksum itself.
 _SEAL = b"sha256 "
 _SEAL_LENGTH = len(_SEAL) + 64
 
@@ -39,7 +39,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -68,7 +68,7 @@ class SavedOptions(TypedDict, total=False):
     beta: Positive
     num_segments: Annotated[int, Field(ge=1, le=MAX_SEGMENTS)]
     input_size: Annotated[int, Field(ge=32, le=MAX_INPUT_SIZE)]
-    dropout: Fraction
+    dropout: Share
     batch_size: Positive
     accumulate: Positive
     sync_bn: bool
@@ -78,7 +78,7 @@ class SavedOptions(TypedDict, total=False):
     lr_schedule: Literal["step", "cosine"]
     lr_steps: list[Positive]
     warmup_epochs: NonNegative
-    momentum: Fraction
+    momentum: Share
     weight_decay: NonNegative
     clip_gradient: NonNegative
     seed: Annotated[int, Field(ge=0, lt=2**63)]
@@ -167,7 +167,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    sealed = _seal(buffer.getvalue())
+    _seal(buffer)
+    sealed = buffer.getvalue()
     if best:
         write_atomically(best, sealed)
     with staged({path: best or sealed}):
@@ -175,14 +176,17 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
             _keep_older(path, keep)
 
 
-def _seal(file: bytes) -> bytes:
-    """Add the check sum of a file of torch.save to it, as the comment that a zip may have at its end."""
-    body = file[:-2] + _SEAL_LENGTH.to_bytes(2, "little") + _SEAL
-    return body + hashlib.sha256(body).hexdigest().encode()
+def _seal(file: io.BytesIO) -> None:
+    """Add the checksum of a file of torch.save to it, as the comment that a zip may have at its end."""
+    file.seek(-2, os.SEEK_END)
+    file.write(_SEAL_LENGTH.to_bytes(2, "little") + _SEAL)
+    with file.getbuffer() as content:
+        digest = hashlib.sha256(content).hexdigest()
+    file.write(digest.encode())
 
 
 def _is_intact(file: BinaryIO) -> bool:
-    """Whether a file's check sums, if it has any, are right.
+    """Whether a file's checksums, if it has any, are right.
 
     torch.save's zip has one for each tensor, which torch.load does not look at, and none for its directory.
     """
@@ -204,7 +208,7 @@ def _is_intact(file: BinaryIO) -> bool:
     if ends[0]:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    return not is_zip  # torch's format before 1.6, without any check sum
+    return not is_zip  # torch's format before 1.6, without any checksum
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -270,7 +274,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     try:
         with open_regular(path) as file, warnings.catch_warnings():
             if not _is_intact(file):
-                raise UserError(f"{path}: is damaged (a check sum in it is wrong) or incomplete")
+                raise UserError(f"{path}: is damaged (a checksum in it is wrong) or incomplete")
             file.seek(0)
             warnings.simplefilter("ignore")  # of pickle protocols; an error says what matters of it
             content = torch.load(file, map_location="cpu", weights_only=True)

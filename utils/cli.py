@@ -45,7 +45,7 @@ def shown(name: object) -> str:
 
 
 class Output:
-    """Standard output or standard error, without which a program can do.
+    """Standard output or standard error, that a program can do without.
 
     A full disk or a closed stream costs its text and nothing else. If nobody reads it any more (a broken
     pipe), the program ends, unless `when_broken` says otherwise.
@@ -153,7 +153,7 @@ def run_program(
     except Exception as error:
         if _is_out_of_memory(error):
             log.error("error: out of memory; try a smaller batch, fewer frames or fewer --workers")
-        else:  # a mistake in the code, whose traceback belongs into the log's file, too
+        else:  # a mistake in the code, whose traceback belongs in the log file, too
             log.critical("unexpected error:", exc_info=True)
         sys.exit(1)
     finally:

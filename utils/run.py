@@ -286,9 +286,9 @@ class Run:
             self.lock.acquire()
         except Timeout:
             try:
-                part = json.loads(self.files.json.read_text(encoding="utf-8"))["parts"][-1]
+                part = _read_parts(self.files.json)[-1]
                 owner = f"process {part['process']} on host {part['host']}, since {part['started']}"
-            except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it has not said so yet
+            except (LookupError, TypeError):  # it has not said so yet
                 owner = "another process"
             raise BusyError(
                 f"run {self.files.name} is being trained by {owner}; wait for its end, or "
@@ -455,7 +455,7 @@ def describe_changes(args: Namespace, saved: dict[str, Any], num_devices: int) -
     devices = saved.get("num_devices", num_devices)
     if devices != num_devices:
         norm = "" if args.sync_bn or args.freeze_bn else "batch norm sees other shares of a batch, and "
-        changes.append(f"{num_devices} devices (were {devices}): {norm}dropout is drawn anew")
+        changes.append(f"number of devices {num_devices} (was {devices}): {norm}dropout is drawn anew")
     return "; ".join(changes)
 
 
@@ -653,12 +653,15 @@ def write_json(path: Path, facts: dict[str, Any], part: dict[str, Any]) -> None:
         facts: options, sizes and so on, as they are now.
         part: how this part of the run was started, and from where it continued.
     """
-    try:
-        parts = [*json.loads(path.read_text(encoding="utf-8"))["parts"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none yet, or not this code's
-        parts = []
-    content = facts | {"versions": part["versions"], "parts": [*parts, part]}
+    content = facts | {"versions": part["versions"], "parts": [*_read_parts(path), part]}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _read_parts(path: Path) -> list[Any]:
+    try:
+        return [*json.loads(path.read_text(encoding="utf-8"))["parts"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none yet, or not this code's
+        return []
 
 
 def format_csv(history: list[HistoryRow]) -> str:
