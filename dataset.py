@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
@@ -22,60 +21,78 @@ from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
 from transforms import Compose
 from utils.cli import UserError, log, shown
 from utils.files import read_text
-from utils.images import ImageError, read_image
+from utils.sources import FrameFolders, VideoFiles
 
 
 class VideoRecord(NamedTuple):
-    """One video: the folder of its frames, how many there are (numbered from 1), and its label."""
+    """One video: its name, how many frames it has (numbered from 1), and its label; -1 if it is not known."""
 
     path: str
     num_frames: int
     label: int
 
 
-def read_list(list_file: str | Path, num_class: int) -> list[VideoRecord]:
-    """Read a list file of lines `folder  frames  label`, separated by spaces or tabs.
+def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = False) -> list[VideoRecord]:
+    """Read a list file of lines `name  frames  label`, separated by spaces or tabs.
 
-    The last two fields are the numbers; a folder's name may contain spaces.
+    The last two fields are the numbers; the name of a video (its frame folder's, or its file's without the
+    suffix) may contain spaces.
+
+    Args:
+        list_file: the file.
+        num_class: labels must be below it.
+        may_lack_labels: also take a list none of whose lines has a label: `name  frames`.
 
     Raises:
         UserError: the file cannot be read, is empty, or has a line that cannot be right.
     """
+    lines = [line.strip() for line in read_text(list_file).split("\n")]
+    if not any(lines):
+        raise UserError(f"{list_file}: is empty; it holds a line 'name frames label' for each video")
+    has_labels = not may_lack_labels or any(map(_has_label, lines))
     records = []
-    for line_number, line in enumerate(read_text(list_file).split("\n"), start=1):
-        if not line.strip():
+    for line_number, line in enumerate(lines, start=1):
+        if not line:
             continue
         where = f"{list_file}, line {line_number}"
-        fields = line.strip().rsplit(None, 2)
-        if len(fields) < 3:
-            raise UserError(f"{where}: '{shown(line.strip())}' is not 'folder frames label'")
-        folder, frames, label = fields
-        if len(folder.encode()) > MAX_NAME or "\0" in folder:
-            raise UserError(f"{where}: '{shown(folder)}' cannot be a folder's name")
+        form = "name frames label" if has_labels else "name frames"
+        fields = line.rsplit(None, len(form.split()) - 1)
+        if len(fields) < len(form.split()):
+            raise UserError(f"{where}: '{shown(line)}' is not '{form}'")
+        name, frames, label = fields if has_labels else [*fields, "0"]
+        if len(name.encode()) > MAX_NAME or "\0" in name:
+            raise UserError(f"{where}: '{shown(name)}' cannot be a video's name")
         for what, number in (("number of frames", frames), ("label", label)):
-            if not (number.isascii() and number.isdecimal()) or len(number) > MAX_DIGITS:
+            if not _is_number(number):
                 raise UserError(
                     f"{where}: {what} '{shown(number)}' is not a whole number below 10^{MAX_DIGITS}"
                 )
         if int(label) >= num_class:
             raise UserError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
-        records.append(VideoRecord(folder, int(frames), int(label)))
-    if not records:
-        raise UserError(f"{list_file}: is empty; it holds a line 'folder frames label' for each video")
+        records.append(VideoRecord(name, int(frames), int(label) if has_labels else -1))
     return records
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
+
+
+def _has_label(line: str) -> bool:
+    fields = line.rsplit(None, 2)
+    return len(fields) == 3 and all(map(_is_number, fields[1:]))
+
+
 class VideoDataSet(Dataset):
-    """Clips of a frame-folder data set.
+    """Clips of a data set of frame folders or video files.
 
     Indexed by a clip's number, or by `(epoch, number)` as `ClipSampler` gives it: everything
     random about a clip is drawn from a generator of seed, epoch and number alone.
 
     Args:
-        root_path: the folder that holds the frame folders.
+        root_path: the folder that holds the frame folders or the videos.
         list_file: see `read_list`.
         num_segments: equal segments that a video is cut into; one place is sampled in each.
-        image_tmpl: file name of a frame, such as `{:05d}.jpg`.
+        image_tmpl: file name of a frame, such as `{:05d}.jpg`; None for video files.
         new_length: consecutive frames taken at each place (1 for RGB).
         transform: makes the clip of the frames; see `transforms`.
         random_shift: sample a random place in each segment (training), not the middle one.
@@ -83,6 +100,7 @@ class VideoDataSet(Dataset):
             that are not longer than the number of segments are spread over the clip too.
         num_class: labels must be below it.
         seed: of all that is random.
+        may_lack_labels: see `read_list`.
 
     Raises:
         UserError: see `read_list`; or no video has `MIN_FRAMES` frames.
@@ -93,7 +111,7 @@ class VideoDataSet(Dataset):
         root_path: str | Path,
         list_file: str | Path,
         num_segments: int,
-        image_tmpl: str,
+        image_tmpl: str | None,
         new_length: int = 1,
         transform: Compose | None = None,
         random_shift: bool = True,
@@ -101,17 +119,17 @@ class VideoDataSet(Dataset):
         *,
         num_class: int,
         seed: int = 0,
+        may_lack_labels: bool = False,
     ) -> None:
-        self.root_path = str(root_path)
         self.list_file = str(list_file)
         self.num_segments = num_segments
-        self.image_tmpl = image_tmpl
+        self.source = FrameFolders(str(root_path), image_tmpl) if image_tmpl else VideoFiles(str(root_path))
         self.new_length = new_length
         self.transform = transform
         self.random_shift = random_shift
         self.test_mode = test_mode
         self.seed = seed
-        records = read_list(list_file, num_class)
+        records = read_list(list_file, num_class, may_lack_labels)
         self.num_listed = len(records)
         long_enough = [record for record in records if record.num_frames >= MIN_FRAMES]
         self.num_short = len(records) - len(long_enough)
@@ -164,10 +182,6 @@ class VideoDataSet(Dataset):
         if self.is_excluded.all():
             raise UserError(f"{self.list_file}: all of its {len(self)} videos are excluded (--exclude)")
 
-    def frame_path(self, record: VideoRecord, number: int) -> str:
-        """Path of a video's frame; numbers start at 1."""
-        return f"{self.root_path}/{record.path}/{self.image_tmpl.format(number)}"
-
     def sample_indices(self, num_frames: int, rng: np.random.Generator) -> np.ndarray:
         """Sample the first frame number (from 1) of each segment (paper, section 4.2; TSN-pytorch).
 
@@ -199,45 +213,40 @@ class VideoDataSet(Dataset):
             What `transform` makes of the frames (uint8, frames x height x width x channel) and the label.
 
         Raises:
-            UserError: a frame cannot be read, or differs in size from the clip's other frames.
+            UserError: see `FrameFolders.read` and `VideoFiles.read`.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.record(index)
         rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
         starts = self.sample_indices(record.num_frames, rng)
         numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
-        printable = record._replace(path=shown(record.path))  # for messages
-        frames: dict[int, Image.Image] = {}
-        for number in dict.fromkeys(numbers):
-            path = self.frame_path(printable, number)
-            try:
-                frames[number] = read_image(self.frame_path(record, number))
-            except ImageError as error:
-                reason = f"cannot be read as an image ({error.reason})"
-                raise UserError(f"{path}: {reason}; {self._advice(record)}") from None
-            size, first = frames[number].size, frames[numbers[0]].size
-            if size != first:
-                raise UserError(
-                    f"{path}: is {size[0]} x {size[1]}, not {first[0]} x {first[1]} like the clip's other "
-                    f"frames; {self._advice(record)}"
-                )
+        try:
+            frames = self.source.read(record.path, list(dict.fromkeys(numbers)))
+        except UserError as error:
+            advice = (
+                f"to continue without this video, give --exclude FILE with the line '{shown(record.path)}'"
+            )
+            raise UserError(f"{error}; {advice}") from None
         clip = [frames[number] for number in numbers]
         return self.transform(clip, record.label, rng) if self.transform else (clip, record.label)
 
-    @staticmethod
-    def _advice(record: VideoRecord) -> str:
-        return f"to continue without this video, give --exclude FILE with the line '{shown(record.path)}'"
-
     def find_missing(self) -> list[tuple[int, str]]:
-        """Look for every video's folder, first and last frame, in parallel.
+        """Look for every video's file, or its folder, first and last frame, in parallel.
 
         Returns:
-            The number of each clip whose frames are missing or incomplete, and the missing path.
+            The number of each clip that is missing or incomplete, and the missing path.
         """
+        check = self.source.checker()
+
+        def check_all(indices: np.ndarray) -> list[tuple[int, str]]:
+            videos = ((int(index), self.record(index)) for index in indices[~self.is_excluded[indices]])
+            found = ((index, check(video.path, video.num_frames)) for index, video in videos)
+            return [(index, path) for index, path in found if path]
+
         chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 500))
         with ThreadPoolExecutor(16) as pool:  # threads: the time goes into waiting for the file system
             found = tqdm(
-                pool.map(self._missing_in, chunks),
+                pool.map(check_all, chunks),
                 total=len(chunks),
                 desc=f"checking {Path(self.list_file).name}",
                 unit_scale=len(self) / len(chunks),
@@ -246,18 +255,6 @@ class VideoDataSet(Dataset):
                 leave=False,
             )
             return [problem for problems in found for problem in problems]
-
-    def _missing_in(self, indices: np.ndarray) -> list[tuple[int, str]]:
-        missing = []
-        for index in indices[~self.is_excluded[indices]]:
-            record = self.record(index)
-            for path in (self.frame_path(record, 1), self.frame_path(record, record.num_frames)):
-                if not os.path.exists(path):  # noqa: PTH110 - half a million of these
-                    folder = os.path.dirname(path)  # noqa: PTH120
-                    gone = path if os.path.isdir(folder) else folder  # noqa: PTH112
-                    missing.append((int(index), gone.replace(record.path, shown(record.path))))
-                    break
-        return missing
 
 
 def open_videos(
@@ -271,6 +268,7 @@ def open_videos(
     skip_missing: bool = False,
     max_num: int | None = None,
     excluded: Collection[str] = (),
+    may_lack_labels: bool = False,
 ) -> VideoDataSet:
     """Open the clips of a data set's training or validation list, and check that their videos are there.
 
@@ -284,6 +282,7 @@ def open_videos(
         skip_missing: leave out videos that are missing or incomplete.
         max_num: take the first clips only, so many.
         excluded: names of videos to leave out, whether they are there or not.
+        may_lack_labels: see `read_list`.
 
     Raises:
         UserError: see `read_list` and `check_videos`; or all videos are excluded.
@@ -298,6 +297,7 @@ def open_videos(
         test_mode=test_mode,
         num_class=len(paths.categories),
         seed=seed,
+        may_lack_labels=may_lack_labels,
     )
     if max_num:
         videos.keep(np.arange(min(max_num, len(videos))))
@@ -344,7 +344,7 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     if dataset.num_short:
         log.info(f"{dataset.list_file}: left out {dataset.num_short} videos with under {MIN_FRAMES} frames")
     if len(dataset) > 5000:  # some seconds without a word otherwise
-        log.info(f"{dataset.list_file}: looking for the frames of {len(dataset)} videos")
+        log.info(f"{dataset.list_file}: looking for {len(dataset)} videos")
     missing = dataset.find_missing()
     if not missing:
         return

@@ -269,19 +269,23 @@ def evaluate(
         range(num_batches), desc="test", unit="batch", disable=None if world.is_main else True, leave=False
     ):
         if step < len(loader):  # another process may have one batch more
-            clips, labels = to_device(next(batches), world.device)
+            batch = next(batches)
+            has_labels = bool((batch[1] >= 0).all())  # before it moves to a GPU
+            clips, labels = to_device(batch, world.device)
             inputs = to_input(clips, deployed)
             if step == 0:
                 check_deployed(model, deployed, inputs)
             with torch.inference_mode(), compiler_errors():
                 logits = called(inputs).float()
-                loss = functional.cross_entropy(logits, labels, reduction="sum")
-                meters.update(batch_sums(loss, logits, labels))
+                if has_labels:
+                    loss = functional.cross_entropy(logits, labels, reduction="sum")
+                    meters.update(batch_sums(loss, logits, labels))
             found.append((logits, labels))
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % print_freq == 0 and world.is_main:  # another one may have had no clip yet
-            log.info(f"Test: [{step}/{num_batches}]\tTime {batch_time}\t{meters}")
+            so_far = f"\t{meters}" if has_labels else ""
+            log.info(f"Test: [{step}/{num_batches}]\tTime {batch_time}{so_far}")
         if interruption and world.max(interruption.number)[0]:
             return None
     shares = world.gather([(logits.cpu(), labels.cpu()) for logits, labels in found])

@@ -76,8 +76,16 @@ def main(args: Namespace) -> None:
 
     # Data: lists and frames are checked before anything slow happens.
     paths = return_dataset(
-        args.dataset, args.root_path, args.train_list, args.val_list, args.image_tmpl, not args.evaluate
+        args.dataset,
+        args.root_path,
+        args.train_list,
+        args.val_list,
+        args.image_tmpl,
+        not args.evaluate,
+        args.source,
+        before.get("source", "frames"),
     )
+    log.info(f"{paths.source}: {paths.root_data}")
     excluded = set(read_excluded(args.exclude) if args.exclude else [])
     if saved and not args.evaluate:
         excluded |= set(saved.get("excluded", []))
@@ -96,6 +104,11 @@ def main(args: Namespace) -> None:
         if not args.evaluate:
             check_same_list(train_set, saved.get("data"), run.checkpoint, "trained")
             check_same_list(val_set, saved.get("val_data"), run.checkpoint, "validated")
+            was = before.get("source", paths.source)
+            if was != paths.source and world.is_main:
+                log.warning(
+                    f"warning: the run continues on other pixels: clips from {paths.source} (were {was})"
+                )
     val_batch = evaluation_batch_size(
         None, min(args.batch_size, before.get("batch_size", args.batch_size)), len(world.devices)
     )
@@ -143,7 +156,7 @@ def main(args: Namespace) -> None:
     # Optimizer, and where a resumed run continues.
     optimizer = make_optimizer(model, args)
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
-    options = vars(args) | {"amp": precision.amp}
+    options = vars(args) | {"amp": precision.amp, "source": paths.source}
     facts = {"arch": args.arch, "options": options, "categories": paths.categories}
     facts |= {"data": train_set.fingerprint(), "val_data": val_set.fingerprint()}
     facts |= {"excluded": sorted(excluded), "run": run.files.name, "num_devices": world.num_devices}

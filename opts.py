@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets_video import LAYOUTS
+from datasets_video import LAYOUTS, SOURCES, dataset_name
 from gst import ALPHAS, BETAS
 from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES
 from resnet_gst import BLOCKS
@@ -43,7 +43,7 @@ PUBLISHED_BATCH_SIZE = 24
 
 def training_parser() -> argparse.ArgumentParser:
     """The options of `main.py`."""
-    parser = Parser("Train GST on a data set of frame folders.", TRAINING_EXAMPLES)
+    parser = Parser("Train GST on a data set of frame folders or video files.", TRAINING_EXAMPLES)
     _add_data_options(parser, is_training=True)
     model = _add_model_options(parser, is_training=True)
     model.add_argument(
@@ -323,22 +323,38 @@ def testing_parser() -> argparse.ArgumentParser:
 
 def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", required=True, choices=LAYOUTS, help="name of the data set")
+    group.add_argument(
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        type=dataset_name,
+        help=f"name of the data set: {', '.join(LAYOUTS)}, or of any other folder in --root_path that has "
+        "category.txt, the lists, and frames/ or videos/",
+    )
     group.add_argument(
         "--root_path", required=True, metavar="DIR", help="the folder that holds a folder for each data set"
+    )
+    group.add_argument(
+        "--source",
+        choices=SOURCES,
+        help="read clips from frame folders, or decode them from video files (default: whichever is there; "
+        "if both are, the one that the checkpoint was trained on, otherwise frames)",
     )
     if is_training:
         group.add_argument(
             "--train_list", metavar="FILE", help="training list, instead of the data set's own"
         )
-    group.add_argument("--val_list", metavar="FILE", help="validation list, instead of the data set's own")
+    no_labels = "" if is_training else "; if it has no labels, no accuracy is computed"
+    group.add_argument(
+        "--val_list", metavar="FILE", help=f"validation list, instead of the data set's own{no_labels}"
+    )
     group.add_argument(
         "--image_tmpl",
         metavar="TEMPLATE",
         help="file name of a frame, such as {:05d}.jpg, instead of the data set's own",
     )
     group.add_argument(
-        "--skip_missing", action="store_true", help="leave out videos whose frames are missing or incomplete"
+        "--skip_missing", action="store_true", help="leave out videos that are missing or incomplete"
     )
     more = (
         "; a resumed run may leave out more, and keeps to those that it has; its other batches stay the same"

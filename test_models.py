@@ -62,8 +62,15 @@ def main(args: Namespace) -> None:
 
     # Data
     paths = return_dataset(
-        args.dataset, args.root_path, val_list=args.val_list, image_tmpl=args.image_tmpl, for_training=False
+        args.dataset,
+        args.root_path,
+        val_list=args.val_list,
+        image_tmpl=args.image_tmpl,
+        for_training=False,
+        source=args.source,
+        preferred=options.get("source", "frames"),
     )
+    log.info(f"{paths.source}: {paths.root_data}")
     check_categories(saved, paths.categories, args.weights)
     excluded = read_excluded(args.exclude) if args.exclude else []
     dataset = open_videos(
@@ -74,6 +81,7 @@ def main(args: Namespace) -> None:
         skip_missing=args.skip_missing,
         max_num=args.max_num,
         excluded=excluded,
+        may_lack_labels=True,
     )
     if world.is_main:
         check_excluded(excluded, [dataset])
@@ -107,7 +115,8 @@ def main(args: Namespace) -> None:
             scores_error = error
         else:
             log.info(f"scores: {args.save_scores}")
-    log.info(f"Mean class accuracy {result.mean_class:.3f}")
+    if result.has_labels:
+        log.info(f"Mean class accuracy {result.mean_class:.3f}")
     log.info(f"{len(result.labels)} clips, {len(result.labels) / seconds:.1f} clips/s")
     log.info(f"{result}{dataset.coverage()}")
     check_result(result, args.weights)

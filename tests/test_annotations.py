@@ -277,12 +277,12 @@ def test_a_pipe_instead_of_v1s_test_list_is_not_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("c", "line 2: 'c' is not 'folder frames'"),
+        ("c", "line 2: 'c' is not 'name frames'"),
         ("c 1.5", "line 2: 'c 1.5' is not"),
-        ("c \u0663", "is not 'folder frames'"),
-        ("c 1234567890", "is not 'folder frames'"),
-        ("c\0 3", "cannot be a folder's name"),
-        ("x" * 4097 + " 3", "cannot be a folder's name"),
+        ("c \u0663", "is not 'name frames'"),
+        ("c 1234567890", "is not 'name frames'"),
+        ("c\0 3", "cannot be a video's name"),
+        ("x" * 4097 + " 3", "cannot be a video's name"),
     ],
 )
 def test_lines_of_a_test_list_that_are_refused(tmp_path, line, words):

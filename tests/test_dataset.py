@@ -87,9 +87,9 @@ def test_blank_lines_and_line_ends_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("7", "'7' is not 'folder frames label'"),
-        ("7 12", "'7 12' is not 'folder frames label'"),
-        ("7,12,1", "'7,12,1' is not 'folder frames label'"),
+        ("7", "'7' is not 'name frames label'"),
+        ("7 12", "'7 12' is not 'name frames label'"),
+        ("7,12,1", "'7,12,1' is not 'name frames label'"),
         ("7 many 1", "number of frames 'many' is not a whole number below 10^9"),
         ("7 12.5 1", "number of frames '12.5' is not a whole number below 10^9"),
         ("7 -12 1", "number of frames '-12' is not a whole number below 10^9"),
@@ -273,7 +273,7 @@ def spoil(path: Path, how: str) -> str:
 def test_unreadable_frame_stops_with_its_path(tmp_path, how):
     root = make_dataset(tmp_path, train=0, val=4, frames=8)
     dataset = open_list(root, transform=Compose(GroupScale(32), Stack()))
-    bad = Path(dataset.frame_path(dataset.record(2), 6))
+    bad = Path(dataset.source.path(dataset.record(2).path, 6))
     word = spoil(bad, how)
     dataset[1]
     with pytest.raises(UserError) as caught:
@@ -292,7 +292,7 @@ def test_program_ends_after_an_unreadable_frame_in_a_worker(tmp_path, how):
     """
     root = make_dataset(tmp_path, train=0, val=4, frames=8)
     dataset = open_list(root)
-    bad = Path(dataset.frame_path(dataset.record(2), 6))
+    bad = Path(dataset.source.path(dataset.record(2).path, 6))
     word = spoil(bad, how)
     program = tmp_path / "program.py"
     program.write_text(
@@ -307,7 +307,7 @@ from transforms import Stack
 
 
 def main():
-    folder = {dataset.root_path!r}
+    folder = {dataset.source.root!r}
     dataset = VideoDataSet(folder, {dataset.list_file!r}, 4, "{{:05d}}.jpg", 1, Stack(), False, num_class=4)
     loader = ClipLoader(dataset, evaluation_batches(range(4), 2), 2)
     for _ in loader:
@@ -338,7 +338,7 @@ def many_clips(tmp_path: Path, count: int = 40) -> VideoDataSet:
 @pytest.mark.parametrize("how", ["truncated", "other size", "gone"])
 def test_error_of_a_clip_comes_through_the_loader_as_it_was_raised(tmp_path, how, workers):
     dataset = many_clips(tmp_path, 8)
-    bad = Path(dataset.frame_path(dataset.record(5), 6))
+    bad = Path(dataset.source.path(dataset.record(5).path, 6))
     word = spoil(bad, how)
     with pytest.raises(UserError) as expected:
         dataset[5]
@@ -644,7 +644,7 @@ def test_a_look_at_many_videos_is_announced(tmp_path, capsys):
     (root / "somethingv1" / "val_videofolder.txt").write_text("1 3 0\n" * 5001)
     dataset = open_list(root)
     check_videos(dataset, skip_missing=False)
-    assert capsys.readouterr() == (f"{dataset.list_file}: looking for the frames of 5001 videos\n", "")
+    assert capsys.readouterr() == (f"{dataset.list_file}: looking for 5001 videos\n", "")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from helpers import REPOSITORY, finish
 
 import opts
-from datasets_video import LAYOUTS
+from datasets_video import SOURCES
 from gst import ALPHAS, BETAS
 from models import TYPES
 from resnet_gst import BLOCKS
@@ -69,7 +69,7 @@ def test_a_published_option_keeps_its_names_and_default(names, words, value, def
 
 @pytest.mark.parametrize(
     ("option", "table"),
-    [("dataset", LAYOUTS), ("type", TYPES), ("arch", BLOCKS), ("alpha", ALPHAS), ("beta", BETAS)],
+    [("source", SOURCES), ("type", TYPES), ("arch", BLOCKS), ("alpha", ALPHAS), ("beta", BETAS)],
 )
 def test_the_choices_are_those_of_the_tables(option, table, capsys):
     for parser in (opts.training_parser(), opts.testing_parser()):
@@ -105,7 +105,7 @@ def test_testing_asks_for_weights_and_takes_the_model_from_them():
 
 
 WRONG = [
-    ("--dataset", "kinetics"),
+    ("--dataset", "../kinetics"),
     ("--type", "TSM"),
     ("--arch", "vgg16"),
     ("--alpha", "four"),

@@ -518,7 +518,7 @@ def test_a_missing_checkpoint_is_one_line(tmp_path, root):
         (["--input_size", "31"], "--input_size"),
         (["-b", "0"], "--batch-size"),
         (["-j", "-1"], "--workers"),
-        (["--dataset", "kinetics"], "kinetics"),
+        (["--dataset", "kinetics"], "kinetics: no such folder"),
         (["--amp", "int8"], "int8"),
         (["--gpus", "99"], "--gpus 99"),
         (["--val_list", "/none/list.txt"], "/none/list.txt: no such file"),

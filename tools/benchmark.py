@@ -652,7 +652,7 @@ class TSNClips(VideoDataSet):
     def __getitem__(self, key: int) -> tuple[torch.Tensor, int]:
         record, rng = self.record(key), np.random.default_rng((self.seed, key))
         numbers = self.sample_indices(record.num_frames, rng)
-        frames = [Image.open(self.frame_path(record, number)).convert("RGB") for number in numbers]
+        frames = [Image.open(self.source.path(record.path, number)).convert("RGB") for number in numbers]
         label = record.label
         for transform in self.transform:
             frames, label = transform(frames, label, rng)

@@ -140,12 +140,12 @@ def read_test_list(path: Path) -> list[Video]:
             continue
         folder, *frames = line.strip().rsplit(None, 1)
         if not frames or not isinstance(_text_as_number(frames[0]), int):
-            raise UserError(f"{path}, line {number}: '{shown(line.strip())}' is not 'folder frames'")
+            raise UserError(f"{path}, line {number}: '{shown(line.strip())}' is not 'name frames'")
         if len(folder.encode()) > MAX_NAME or "\0" in folder:
-            raise UserError(f"{path}, line {number}: '{shown(folder)}' cannot be a folder's name")
+            raise UserError(f"{path}, line {number}: '{shown(folder)}' cannot be a video's name")
         videos.append(Video(folder, None, int(frames[0])))
     if not videos:
-        raise UserError(f"{path}: is empty; it holds a line 'folder frames' for each video")
+        raise UserError(f"{path}: is empty; it holds a line 'name frames' for each video")
     return videos
 
 

@@ -20,6 +20,7 @@ import torch
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from datasets_video import SOURCES
 from gst import ALPHAS, BETAS
 from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES, TemporalModel
 from resnet_gst import BLOCKS
@@ -83,6 +84,7 @@ class SavedOptions(TypedDict, total=False):
     clip_gradient: NonNegative
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     amp: Literal[tuple(DTYPES)]
+    source: Literal[SOURCES]
 
 
 @with_config(_STRICT | ConfigDict(extra="forbid"))

@@ -153,7 +153,8 @@ def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class Result(NamedTuple):
     """An evaluation: raw scores (clips x classes, float32), labels, and what follows from them.
 
-    Accuracies are in percent; `mean_class` is the mean over classes of each class's top-1 accuracy.
+    Accuracies are in percent; `mean_class` is the mean over classes of each class's top-1 accuracy. They and
+    the loss are nan where the clips have no labels (-1).
     """
 
     scores: np.ndarray
@@ -163,7 +164,14 @@ class Result(NamedTuple):
     mean_class: float
     loss: float
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels, and so accuracies."""
+        return bool((self.labels >= 0).all())
+
     def __str__(self) -> str:
+        if not self.has_labels:
+            return "Testing Results: no accuracy, because the list has no labels"
         return f"Testing Results: Prec@1 {self.prec1:.3f} Prec@5 {self.prec5:.3f} Loss {self.loss:.5f}"
 
 
@@ -188,8 +196,10 @@ def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:
 
     Args:
         scores: clips x classes, raw.
-        labels: one for each clip.
+        labels: one for each clip; -1 for all of them if they are not known.
     """
+    if (labels < 0).any():
+        return Result(scores.numpy(), labels.numpy(), *[math.nan] * 4)
     hits = top_k_hits(scores, labels).numpy()
     per_class = [100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()]
     return Result(
