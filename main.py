@@ -85,18 +85,18 @@ def main(args: Namespace) -> None:
         args.source,
         before.get("source", "frames"),
     )
-    log.info(f"{paths.source}: {paths.root_data}")
     excluded = set(read_excluded(args.exclude) if args.exclude else [])
     if saved and not args.evaluate:
         excluded |= set(saved.get("excluded", []))
     how = {"num_segments": args.num_segments, "seed": args.seed, "skip_missing": args.skip_missing}
     how["excluded"] = excluded
+    classes = f"{len(paths.categories)} classes"
     if not args.evaluate:
         transform = training_transform(args.input_size, paths.categories)
         train_set = open_videos(paths, transform=transform, is_training=True, **how)
-        log.info(f"{args.dataset}: {len(train_set.included)} training clips, {len(paths.categories)} classes")
+        log.info(f"{args.dataset}: {len(train_set.included)} training clips from {paths.source}, {classes}")
     val_set = open_videos(paths, transform=evaluation_transform(args.input_size), **how)
-    log.info(f"{args.dataset}: {len(val_set.included)} validation clips, {len(paths.categories)} classes")
+    log.info(f"{args.dataset}: {len(val_set.included)} validation clips from {paths.source}, {classes}")
     if world.is_main:
         check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
     if saved:

@@ -70,7 +70,6 @@ def main(args: Namespace) -> None:
         source=args.source,
         preferred=options.get("source", "frames"),
     )
-    log.info(f"{paths.source}: {paths.root_data}")
     check_categories(saved, paths.categories, args.weights)
     excluded = read_excluded(args.exclude) if args.exclude else []
     dataset = open_videos(
@@ -97,6 +96,7 @@ def main(args: Namespace) -> None:
         f"{spec.num_class} classes, {num_segments} frames of {input_size} x {input_size}{unsaid}"
     )
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
+    log.info(f"{args.dataset}: {len(dataset.included)} clips from {paths.source}")
 
     model.to(world.device)
 

@@ -142,8 +142,8 @@ def test_the_log_tells_the_run_in_plain_lines(finished):
     versions = re.escape(f"python {platform.python_version()}, torch {torch.__version__}, ")
     host = re.escape(socket.gethostname())
     assert re.match(rf"host {host}, commit {commit}, {versions}", next(lines))
-    assert next(lines) == "somethingv1: 8 training clips, 4 classes"
-    assert next(lines) == "somethingv1: 6 validation clips, 4 classes"
+    assert next(lines) == "somethingv1: 8 training clips from frames, 4 classes"
+    assert next(lines) == "somethingv1: 6 validation clips from frames, 4 classes"
     assert re.fullmatch(
         r"GST resnet14, alpha 4, beta 2: 7\.24 M parameters, 0\.1 G multiply-adds, 4 frames of 32 x 32",
         next(lines),
@@ -707,7 +707,9 @@ def test_pretrained_file_is_loaded_and_the_authors_lists_are_found(authors_root,
     assert f"{tmp_path / '2d.pth'}: {len(own)} tensors loaded, not 4 Tconv.weight and the classifier" in lines
     assert not any("random start" in line for line in lines)
     assert not any("linear rule" in line for line in lines)  # 24 is the batch of the paper
-    assert lines[2:4] == [f"somethingv2: {n} clips, 4 classes" for n in ("8 training", "6 validation")]
+    assert lines[2:4] == [
+        f"somethingv2: {n} clips from frames, 4 classes" for n in ("8 training", "6 validation")
+    ]
     name = NAME.replace("somethingv1", "somethingv2")
     state = load(tmp_path / "out" / "checkpoint" / f"{name}_checkpoint.pth.tar")["state_dict"]
     for key in own:
@@ -1010,8 +1012,8 @@ def test_missing_frames_are_counted_and_the_first_ten_named(tmp_path):
     lines = succeed(*small_run(root, tmp_path / "out", "--skip_missing", "--epochs", 1))
     assert any("train_videofolder.txt: 12 of 14 videos" in line and "left out" in line for line in lines)
     assert any(f"{frames}/12/00003.jpg" in line for line in lines) is False  # the twelfth is not named
-    assert "somethingv1: 2 training clips, 4 classes" in lines
-    assert "somethingv1: 1 validation clips, 4 classes" in lines
+    assert "somethingv1: 2 training clips from frames, 4 classes" in lines
+    assert "somethingv1: 1 validation clips from frames, 4 classes" in lines
     assert [m[4] for m in map(RESULT_LINE.fullmatch, lines) if m] == [" (1 of 3 videos)"]
 
 

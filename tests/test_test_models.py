@@ -212,8 +212,9 @@ def test_released_checkpoint_is_evaluated_by_the_one_line_command(tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     assert snapshot(tmp_path) == before, "it writes only what it is told to"
-    *_, model_line, _, _, per_class, clips, result = process.stdout.splitlines()
+    *_, model_line, _, source, _, per_class, clips, result = process.stdout.splitlines()
     assert "resnet50, alpha 4, beta 2, 174 classes, 8 frames of 224 x 224" in model_line
+    assert source == "somethingv2: 2 clips from frames"
     assert per_class == "Mean class accuracy 50.000"
     assert re.fullmatch(r"2 clips, \d+\.\d clips/s", clips)
     match = RESULT.fullmatch(result)

@@ -126,7 +126,7 @@ def render_clip(rng: np.random.Generator, path: np.ndarray) -> list[Image.Image]
 
 def make_dataset(folder: Path, seed: int) -> None:
     """Write lists, categories, frames and the settings into `folder`, which is there and empty."""
-    frame_root, template = LAYOUTS[DATASET]
+    frame_root, template, _ = LAYOUTS[DATASET]
     (folder / "category.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
     video = 0
     splits = ((TRAIN_LISTS[0], TRAIN_CLIPS_PER_CLASS), (VAL_LISTS[0], VAL_CLIPS_PER_CLASS))
