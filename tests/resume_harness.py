@@ -3,6 +3,7 @@
     python tests/resume_harness.py --kills 30
     python tests/resume_harness.py --kills 30 --processes 2
     python tests/resume_harness.py --kills 30 --processes 2 --nodes 2
+    python tests/resume_harness.py --kills 30 --videos --fine_tune
 
 The kills hit the runs while they save. After each, an intact checkpoint must be there; after every third, the
 newest one is damaged, too. Everything a run leaves is compared bit by bit: weights, optimizer state, best
@@ -11,16 +12,20 @@ checkpoint, CSV log.
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from forked import REPOSITORY, Program, free_port, start_ranks, start_torchrun
+from PIL import Image
 from synthetic import make_dataset
+from video_files import write_video
 
 sys.path.insert(0, str(REPOSITORY))
 
@@ -112,15 +117,41 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
-def make_data(folder: Path) -> Path:
-    """Data for runs of a few seconds; 14 clips leave a short last batch."""
-    return make_dataset(folder, train=14, val=6, frames=6)
+def make_data(folder: Path, videos: bool = False) -> Path:
+    """Data for runs of a few seconds; 14 clips leave a short last batch.
+
+    Args:
+        folder: for the data.
+        videos: make videos of the frames, half of them VP9 and half H.264, and leave no frames.
+    """
+    root = make_dataset(folder, train=14, val=6, frames=6)
+    frames = root / "somethingv1" / "20bn-something-something-v1"
+    if videos:
+        (root / "somethingv1" / "videos").mkdir()
+        for clip in frames.iterdir():
+            images = [np.asarray(Image.open(frame)) for frame in sorted(clip.iterdir())]
+            suffix = (".webm", ".mp4")[int(clip.name) % 2]
+            write_video(root / "somethingv1" / "videos" / f"{clip.name}{suffix}", images)
+        shutil.rmtree(frames)
+    return root
 
 
-def run_alone(root: Path, out: Path, processes: int = 1, nodes: int = 1) -> tuple[dict[str, Any], float]:
+def make_start(root: Path, folder: Path) -> list[object]:
+    """Train on data whose classes have other names; give the options that start from its checkpoint."""
+    other = folder / "other"
+    shutil.copytree(root, other)
+    category = other / "somethingv1" / "category.txt"
+    category.write_text("".join(f"Another {name}\n" for name in category.read_text().splitlines()))
+    assert end(start(other, folder, 1, 1, "--epochs", 1)) == [0]
+    return ["--pretrained", checkpoint_of(folder), "--lr_mult_new", 2]
+
+
+def run_alone(
+    root: Path, out: Path, processes: int = 1, nodes: int = 1, more: Sequence[object] = ()
+) -> tuple[dict[str, Any], float]:
     """Let a run finish; give what it leaves and the seconds it took."""
     began = time.monotonic()
-    assert set(end(start(root, out, processes, nodes))) == {0}
+    assert set(end(start(root, out, processes, nodes, *more))) == {0}
     return what_is_left(out), time.monotonic() - began
 
 
@@ -166,6 +197,7 @@ def kill_and_compare(
     processes: int = 1,
     nodes: int = 1,
     seed: int = 0,
+    more: Sequence[object] = (),
 ) -> list[str]:
     """Kill runs `kills` times altogether, during saves, and resume each until it ends.
 
@@ -174,11 +206,12 @@ def kill_and_compare(
     Args:
         root: of the data.
         folder: where they write.
-        alone: what `run_alone` gave for this data and processes and nodes.
+        alone: what `run_alone` gave for this data, processes, nodes and options.
         kills: how often to kill; a run that ends before it is killed is followed by another one.
         processes: see `start`.
         nodes: see `start`.
         seed: of the moments.
+        more: options for main.py.
 
     Returns:
         Where what they leave differs from what the run left alone has left.
@@ -191,13 +224,13 @@ def kill_and_compare(
         out = folder / f"killed{attempt}"
         ended = False
         while done < kills and not ended:
-            programs = start(root, out, processes, nodes)
+            programs = start(root, out, processes, nodes, *more)
             ended = kill_in_a_save(programs, out, rng, rng.uniform(0.1, 1.1) * duration)
             done += not ended
             assert_intact(out)
             if not ended and done % 3 == 0:
                 damage_newest(out, rng)
-        assert set(end(start(root, out, processes, nodes))) == {0}
+        assert set(end(start(root, out, processes, nodes, *more))) == {0}
         found += [f"run {attempt}: {where}" for where in differences(expected, what_is_left(out))]
     return found
 
@@ -210,12 +243,15 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--videos", action="store_true", help="decode the clips from video files")
+    parser.add_argument("--fine_tune", action="store_true", help="start from a checkpoint with other classes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        root = make_data(folder / "data")
-        alone = run_alone(root, folder / "alone", args.processes, args.nodes)
-        found = kill_and_compare(root, folder, alone, args.kills, args.processes, args.nodes, args.seed)
+        root = make_data(folder / "data", args.videos)
+        more = make_start(root, folder / "start") if args.fine_tune else []
+        alone = run_alone(root, folder / "alone", args.processes, args.nodes, more)
+        found = kill_and_compare(root, folder, alone, args.kills, args.processes, args.nodes, args.seed, more)
     print(f"{args.kills} kills, {len(found)} differences")
     print("\n".join(found), end="")
     sys.exit(bool(found))

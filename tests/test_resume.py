@@ -53,8 +53,12 @@ def resume(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[
         torch.set_num_threads(threads)
 
 
-def test_killed_runs_end_as_one_that_was_not(root, alone, tmp_path):
-    assert resume_harness.kill_and_compare(root, tmp_path, alone, kills=3, seed=101) == []
+def test_killed_runs_end_as_one_that_was_not(tmp_path):
+    """From video files and from a checkpoint with other classes; those of two processes have frames."""
+    root = resume_harness.make_data(tmp_path / "data", videos=True)
+    more = resume_harness.make_start(root, tmp_path / "start")
+    alone = resume_harness.run_alone(root, tmp_path / "alone", more=more)
+    assert resume_harness.kill_and_compare(root, tmp_path, alone, kills=3, seed=101, more=more) == []
 
 
 @pytest.mark.parametrize(
