@@ -74,7 +74,7 @@ def test_a_precision_without_instructions_is_left_out(benchmark, monkeypatch, tm
     monkeypatch.setattr(benchmark, "meta_model", lambda *args: None)
     monkeypatch.setattr(benchmark, "multiply_adds", lambda *args: 1.0)
     args = Namespace(batch_size=1, emulated=False, frames=[8], compile_training=True)
-    monkeypatch.setattr(benchmark, "make_videos", lambda *args: tmp_path)
+    monkeypatch.setattr(benchmark, "make_videos", lambda *args, **how: tmp_path)
     for emulated in (False, True):
         args.emulated = emulated
         for section in benchmark.WITH_MODELS:

@@ -51,6 +51,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import av
 import numpy as np
 import PIL
 import torch
@@ -664,8 +665,12 @@ class TSNClips(VideoDataSet):
         return clip, label
 
 
-def make_videos(root: Path, size: tuple[int, int], videos: int, frames: int = 16) -> Path:
-    """Write frame folders of smooth noise that drifts, and their list, which is returned."""
+def make_videos(root: Path, size: tuple[int, int], videos: int, encoded: bool = False) -> Path:
+    """Write frame folders of smooth noise that drifts, and their list, which is returned.
+
+    With `encoded`, also a VP9 file of each.
+    """
+    frames = 45  # v2's median
     rng = np.random.default_rng(0)
     width, height = size
     lines = []
@@ -674,22 +679,44 @@ def make_videos(root: Path, size: tuple[int, int], videos: int, frames: int = 16
         folder.mkdir(parents=True)
         coarse = rng.integers(0, 256, (height // 8 + 2, (width + frames) // 8 + 2, 3), dtype=np.uint8)
         scene = Image.fromarray(coarse).resize((width + frames, height + 8), Image.Resampling.BICUBIC)
+        images = []
         for number in range(frames):
             frame = np.asarray(scene.crop((number, 0, number + width, height))).astype(int)
             frame = np.clip(frame + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8)
             Image.fromarray(frame).save(folder / f"{number + 1:05d}.jpg", quality=85)
+            images.append(frame)
+        if encoded:
+            encode(folder.with_suffix(".webm"), images)
         lines.append(f"video{video} {frames} {video % NUM_CLASS}\n")
     path = root / "list.txt"
     path.write_text("".join(lines))
     return path
 
 
-def open_clips(kind: type[VideoDataSet], videos: Path, transform: Any, is_training: bool) -> VideoDataSet:
+def encode(path: Path, frames: list[np.ndarray]) -> None:
+    """Write frames (height x width x 3, uint8) as VP9, with a key frame at the start alone, like v2's."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx-vp9", rate=12)
+        stream.height, stream.width, _ = frames[0].shape
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "34", "b": "0", "g": "999", "deadline": "realtime", "cpu-used": "6"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def open_clips(
+    kind: type[VideoDataSet],
+    videos: Path,
+    transform: Any,
+    is_training: bool,
+    image_tmpl: str | None = "{:05d}.jpg",
+) -> VideoDataSet:
     return kind(
         videos.parent,
         videos,
         8,
-        "{:05d}.jpg",
+        image_tmpl,
         transform=transform,
         random_shift=is_training,
         num_class=NUM_CLASS,
@@ -710,24 +737,34 @@ def loader_comparisons(args: Namespace, device: torch.device, folder: Path) -> l
     batch_size = args.batch_size or 8
     comparisons = []
     for name, size in FRAME_SIZES.items():
-        videos = make_videos(folder / name, size, 3 * batch_size)
+        videos = make_videos(folder / name, size, 3 * batch_size, encoded=name == "v2")
         for is_training in (False, True):
             builders = {
                 form: partial(loader_variant, videos, is_fast, is_training, batch_size)
                 for form, is_fast in ((TSN_LOADER, False), ("fast", True))
             }
+            if name == "v2":
+                builders["from video files (VP9)"] = partial(
+                    loader_variant, videos, True, is_training, batch_size, image_tmpl=None
+                )
             purpose = "training" if is_training else "evaluation"
             what = f"loader, one core, {name} ({size[0]} x {size[1]}), {purpose}"
             comparisons.append(Comparison(what, builders))
     return comparisons
 
 
-def loader_variant(videos: Path, is_fast: bool, is_training: bool, batch_size: int) -> Variant:
+def loader_variant(
+    videos: Path,
+    is_fast: bool,
+    is_training: bool,
+    batch_size: int,
+    image_tmpl: str | None = "{:05d}.jpg",
+) -> Variant:
     count = 3 * batch_size
     batches = evaluation_batches(range(count), batch_size)
     if is_fast:
         transform = training_transform(224, CATEGORIES) if is_training else evaluation_transform(224)
-        loader = ClipLoader(open_clips(VideoDataSet, videos, transform, is_training), batches, 0)
+        loader = ClipLoader(open_clips(VideoDataSet, videos, transform, is_training, image_tmpl), batches, 0)
     else:
         steps: Sequence[Any] = (GroupScale(256), GroupCenterCrop(224))
         if is_training:
