@@ -699,7 +699,7 @@ def encode(path: Path, frames: list[np.ndarray]) -> None:
         stream = container.add_stream("libvpx-vp9", rate=12)
         stream.height, stream.width, _ = frames[0].shape
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "34", "b": "0", "g": "999", "deadline": "realtime", "cpu-used": "6"}
+        stream.options = {"crf": "38", "b": "0", "g": "999", "deadline": "realtime", "cpu-used": "6"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
