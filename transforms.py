@@ -4,7 +4,7 @@ The label travels along because mirroring a clip can change its class. Randomnes
 caller's generator, so that a clip's augmentation depends on nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image
@@ -157,16 +157,19 @@ class Compose:
         return frames, label
 
 
-def training_transform(input_size: int, categories: list[str]) -> Compose:
+def training_transform(
+    input_size: int, categories: list[str], given: Mapping[int, int] | None = None
+) -> Compose:
     """The published augmentation: multi-scale crop, horizontal flip with the label swap.
 
     Args:
         input_size: height and width of the result, in pixels.
         categories: class names, which tell what mirroring does with each label.
+        given: what mirroring does where the names do not decide; see `datasets_video.mirrored_labels`.
     """
     return Compose(
         GroupMultiScaleCrop(input_size),
-        GroupRandomHorizontalFlip(flip_label_map(categories), unflippable_labels(categories)),
+        GroupRandomHorizontalFlip(flip_label_map(categories, given), unflippable_labels(categories, given)),
         Stack(),
     )
 
