@@ -37,7 +37,8 @@ MAX_DIGITS = 9
 
 # Words, also in names_joined_by_underscores. "Pulling it right out" says how, not where to.
 _DIRECTION = re.compile(
-    r"(?<![^\W_])(?:(?:left|right)(?! out\b)|(?:(?:counter|anti)[-_ ]?)?clockwise)(?![^\W_])", re.IGNORECASE
+    r"(?<![^\W_])(?:(?a:left|right)(?! out\b)|(?a:(?:(?:counter|anti)[-_ ]?)?clockwise))(?![^\W_])",
+    re.IGNORECASE,
 )
 _OPPOSITE = {
     "left": "right",

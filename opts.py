@@ -294,7 +294,7 @@ def describe_recipe(args: argparse.Namespace) -> str:
     """
     if args.dataset not in RECIPES:
         return (
-            f"{args.dataset}: has no published recipe here; the defaults are Something-Something's, "
+            f"{args.dataset}: has no published recipe; the defaults are Something-Something's, "
             "see docs/TRAINING.md"
         )
     published = _published(args.dataset)

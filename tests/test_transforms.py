@@ -7,6 +7,7 @@ import pytest
 import torchvision.transforms as published
 from PIL import Image
 
+from datasets_video import NEVER
 from transforms import (
     Compose,
     GroupCenterCrop,
@@ -259,6 +260,15 @@ def test_compose_hands_frames_and_label_on_in_order():
     flips = sum(label == 5 for _, label in once)
     assert label == (5 if flips == 1 else 1)
     assert np.array_equal(arrays(result), arrays(frames)[:, :, :: -1 if flips == 1 else 1])
+
+
+def test_training_transform_flips_as_it_is_given():
+    frames = noise(60, 44)
+    generator = rng()
+    transform = training_transform(32, CATEGORIES, {0: 2, 2: 0, 1: NEVER})  # and 5 has lost its partner
+    labels = [{transform(frames, label, generator)[1] for _ in range(30)} for label in range(len(CATEGORIES))]
+    assert labels[:3] == [{0, 2}, {1}, {0, 2}]
+    assert labels[5] == {5}
 
 
 def test_training_transform_crops_and_flips():
