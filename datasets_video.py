@@ -12,6 +12,7 @@ The layout is that of TRN-pytorch and of the GST authors' code, and may have vid
 import re
 import unicodedata
 from argparse import ArgumentTypeError
+from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
@@ -58,7 +59,18 @@ MAX_NAME = 4096
 MAX_DIGITS = 9
 
 # Words, also in names_joined_by_underscores. "Pulling it right out" says how, not where to.
-_DIRECTION = re.compile(r"(?<![^\W_])(left|right)(?![^\W_])(?! out\b)", re.IGNORECASE)
+_DIRECTION = re.compile(
+    r"(?<![^\W_])(?:(?a:left|right)(?! out\b)|(?a:(?:(?:counter|anti)[-_ ]?)?clockwise))(?![^\W_])",
+    re.IGNORECASE,
+)
+_OPPOSITE = {
+    "left": "right",
+    "right": "left",
+    "clockwise": "counterclockwise",
+    "counterclockwise": "clockwise",
+}
+NEVER = -1  # in place of a label: clips of the class are not mirrored
+_MAX_NAMED = 10  # pairs, or classes, in a line of the log
 
 
 class DatasetPaths(NamedTuple):
@@ -265,54 +277,140 @@ def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
     return template
 
 
-def flip_label_map(categories: list[str]) -> dict[int, int]:
-    """Which labels change into which when a clip is mirrored, from the class names alone.
+def mirrored_labels(categories: list[str], given: Mapping[int, int] | None = None) -> list[int]:
+    """What each label becomes when a clip is mirrored, from the class names alone.
 
-    Exchanging the words left and right in a name gives the mirrored class, if there is one.
-    Published code wires in label numbers instead (86/87, 93/94 and 166/167 for Something-v1),
-    which mislabel mirrored clips for any other order of the classes.
+    Exchanging left and right in a name, or clockwise and counterclockwise (anticlockwise), gives the
+    mirrored class. Published code wires in label numbers instead (86/87, 93/94 and 166/167 for
+    Something-v1), which mislabel mirrored clips for any other order of the classes.
+
+    Args:
+        categories: class names.
+        given: what `read_flip_pairs` gave; it takes the place of the names for the labels in it.
 
     Returns:
-        `{label: label of the mirrored class}`, each pair in both directions; classes that
-        mirroring does not change are not in it.
+        For each label that of the mirrored class, which is the same one where mirroring changes nothing,
+        or `NEVER`, where no class or more than one describes the mirrored clip. Where no name has a letter in
+        it (a list of numbers), nothing says what mirroring would do: `NEVER` for all that are not given.
+    """
+    given = given or {}
+    if not any(character.isalpha() for name in categories for character in name):
+        given = dict.fromkeys(range(len(categories)), NEVER) | given
+    named: dict[str, list[int]] = {}
+    for label, name in enumerate(categories):
+        if label not in given:
+            named.setdefault(_with_directions(name), []).append(label)
+    mirrored = []
+    for label, name in enumerate(categories):
+        alike = named.get(_with_directions(name), [])
+        partners = named.get(_with_directions(name, mirrored=True), [])
+        is_clear = len(alike) == len(partners) == 1
+        mirrored.append(given.get(label, partners[0] if is_clear else NEVER))
+    return mirrored
+
+
+def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
+    """Read which classes are each other's mirror image, for names that do not say it.
+
+    Args:
+        path: a file with two names a line, separated by a tab, or by a blank if there is one way only to read
+            the line so. The same name twice is a class that mirroring does not change; a name alone is one
+            whose clips are never mirrored.
+        categories: class names.
+
+    Returns:
+        `{label: label of the mirrored class, or NEVER}` for the classes in the file.
+
+    Raises:
+        UserError: it cannot be read or is empty, names something else than a class, can be read in several
+            ways, or has a class on two lines.
     """
     label_of = {name: label for label, name in enumerate(categories)}
-    swaps = {label: label_of.get(_mirrored(name), label) for name, label in label_of.items()}
-    return {label: partner for label, partner in swaps.items() if partner != label}
+    given: dict[int, int] = {}
+    line_of: dict[int, int] = {}
+    text = read_text(path, "it holds the names of two mirrored classes a line")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        labels = [label_of[name] for name in _split_pair(line, label_of, place)]
+        for label in labels:
+            if line_of.setdefault(label, number) != number:
+                raise UserError(f"{place}: '{shown(categories[label])}' is already on line {line_of[label]}")
+        if len(labels) == 1:
+            given[labels[0]] = NEVER
+        else:
+            given |= {labels[0]: labels[1], labels[1]: labels[0]}
+    if not given:
+        raise UserError(f"{path}: is empty; it holds the names of two mirrored classes a line")
+    return given
 
 
-def unflippable_labels(categories: list[str]) -> list[int]:
-    """The labels whose clips must never be mirrored, because no class describes the result.
+def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
+    """Lines for the log: what mirroring a clip does with its label.
 
-    These are the classes with a direction in their name but no partner. Where no name has
-    a letter in it (a list of numbers), nothing says what mirroring would do: all of them.
+    Args:
+        categories: class names.
+        mirrored: what each label becomes, as from `mirrored_labels`.
     """
-    if not any(character.isalpha() for name in categories for character in name):
-        return list(range(len(categories)))
-    partners = flip_label_map(categories)
-    return [
-        label for label, name in enumerate(categories) if label not in partners and _mirrored(name) != name
-    ]
+    names = [f"'{shown(name)}'" for name in categories]
+    pairs = [f"{names[a]} <-> {names[b]}" for a, b in enumerate(mirrored) if a < b]
+    never = [names[label] for label, partner in enumerate(mirrored) if partner == NEVER]
+    if len(never) == len(names):
+        return ["horizontal flip: mirrors no class; --flip_pairs FILE can name those that may be mirrored"]
+    lines = [f"horizontal flip: swaps {_first(pairs)}" if pairs else "horizontal flip: swaps no classes"]
+    if never:
+        lines.append(f"horizontal flip: never mirrors {_first(never)}")
+    change = "--flip_pairs FILE or --no_flip changes this"
+    return [*lines, f"horizontal flip: all other classes keep their labels; {change}"]
 
 
-def describe_flips(categories: list[str]) -> list[str]:
-    """Lines for the log: what mirroring a clip does with its label."""
-    pairs = ", ".join(f"{a} and {b}" for a, b in flip_label_map(categories).items() if a < b)
-    lines = [f"horizontal flip: swaps the labels {pairs}" if pairs else "horizontal flip: swaps no labels"]
-    if never := unflippable_labels(categories):
-        lines.append(f"horizontal flip: not for these labels, which have no mirrored class: {never}")
-    return lines
+def _first(names: list[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f", and {more} more" if more > 0 else "")
 
 
-def _mirrored(name: str) -> str:
-    def other(match: re.Match) -> str:
+def _with_directions(name: str, mirrored: bool = False) -> str:
+    """The name with each direction in its one spelling, or with the opposite direction instead."""
+
+    def spell(match: re.Match) -> str:
         word = match.group()
-        swapped = "right" if word.lower() == "left" else "left"
+        direction = re.sub("^(counter|anti)[-_ ]?", "counter", word.lower())
+        direction = _OPPOSITE[direction] if mirrored else direction
         if word.isupper():
-            return swapped.upper()
-        return swapped.capitalize() if word[0].isupper() else swapped
+            return direction.upper()
+        return direction.capitalize() if word[0].isupper() else direction
 
-    return _DIRECTION.sub(other, name)
+    return _DIRECTION.sub(spell, name)
+
+
+def _split_pair(line: str, label_of: Mapping[str, int], place: str) -> list[str]:
+    """The one or two class names in a line of `--flip_pairs`; `place` begins an error's message."""
+    if "\t" in line:
+        names = [name.strip() for name in line.split("\t") if name.strip()]
+        for name in names:
+            if name not in label_of:
+                raise UserError(f"{place}: '{shown(name)}' is not a class in category.txt")
+        if len(names) > 2:
+            raise UserError(f"{place}: has {len(names)} names; one or two belong there")
+        return names
+    line = line.strip()
+    readings = [[line]] if line in label_of else []
+    for name in label_of:
+        rest = line.removeprefix(name)
+        if rest != line and rest[:1].isspace() and rest.strip() in label_of:
+            readings.append([name, rest.strip()])
+    if not readings:
+        raise UserError(
+            f"{place}: '{shown(line)}' is not a class in category.txt, nor two of them; a tab between two "
+            "names decides where the first one ends"
+        )
+    if len(readings) > 1:
+        raise UserError(
+            f"{place}: '{shown(line)}' can be read in {len(readings)} ways; a tab between the two names "
+            "decides, or one after the name if it is a single one"
+        )
+    return readings[0]
 
 
 def _find_list(folder: Path, names: tuple[str, ...], option: str, given: str | None) -> Path:

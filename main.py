@@ -33,10 +33,10 @@ from dataset import (
     open_videos,
     read_excluded,
 )
-from datasets_video import describe_flips, return_dataset
+from datasets_video import NEVER, describe_flips, mirrored_labels, read_flip_pairs, return_dataset
 from engine import evaluate, train_one_epoch
 from models import TemporalModel
-from opts import describe_batch, evaluation_batch_size, parse_training_options
+from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
 from resnet_gst import load_2d_weights
 from transforms import evaluation_transform, training_transform
 from utils.checkpoint import check_categories, load_weights, read_pretrained
@@ -46,7 +46,7 @@ from utils.distributed import init_distributed
 from utils.metrics import DivergedError, averages, check_result, multiply_adds
 from utils.optim import make_optimizer
 from utils.precision import emulation_warning, evaluation_precision, training_precision
-from utils.run import Run, TrainState
+from utils.run import Run, TrainState, check_flips
 
 
 def main(args: Namespace) -> None:
@@ -92,7 +92,11 @@ def main(args: Namespace) -> None:
     how["excluded"] = excluded
     classes = f"{len(paths.categories)} classes"
     if not args.evaluate:
-        transform = training_transform(args.input_size, paths.categories)
+        given = dict.fromkeys(range(len(paths.categories)), NEVER) if args.no_flip else {}
+        if args.flip_pairs:
+            given = read_flip_pairs(args.flip_pairs, paths.categories)
+        mirrored = mirrored_labels(paths.categories, given)
+        transform = training_transform(args.input_size, mirrored)
         train_set = open_videos(paths, transform=transform, is_training=True, **how)
         log.info(f"{args.dataset}: {len(train_set.included)} training clips from {paths.source}, {classes}")
     val_set = open_videos(paths, transform=evaluation_transform(args.input_size), **how)
@@ -102,6 +106,7 @@ def main(args: Namespace) -> None:
     if saved:
         check_categories(saved, paths.categories, run.checkpoint)
         if not args.evaluate:
+            check_flips(mirrored, saved, paths.categories, run.checkpoint)
             check_same_list(train_set, saved.get("data"), run.checkpoint, "trained")
             check_same_list(val_set, saved.get("val_data"), run.checkpoint, "validated")
             was = before.get("source", paths.source)
@@ -149,7 +154,7 @@ def main(args: Namespace) -> None:
         log.info(f"{result}{val_set.coverage()}")
         check_result(result, run.checkpoint)
         return
-    for line in describe_flips(paths.categories):
+    for line in describe_flips(paths.categories, mirrored):
         log.info(line)
     log.info(f"precision: training in {precision}; validation in {validation}")
 
@@ -157,7 +162,7 @@ def main(args: Namespace) -> None:
     optimizer = make_optimizer(model, args)
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
     options = vars(args) | {"amp": precision.amp, "source": paths.source}
-    facts = {"arch": args.arch, "options": options, "categories": paths.categories}
+    facts = {"arch": args.arch, "options": options, "categories": paths.categories, "mirrored": mirrored}
     facts |= {"data": train_set.fingerprint(), "val_data": val_set.fingerprint()}
     facts |= {"excluded": sorted(excluded), "run": run.files.name, "num_devices": world.num_devices}
     state = TrainState(model, optimizer, scaler, world, facts)
@@ -169,6 +174,8 @@ def main(args: Namespace) -> None:
             f"resumed {run.checkpoint} at epoch {state.epoch}, step {state.step}, "
             f"best Prec@1 {state.best_prec1:.3f}{state.best_epoch}"
         )
+    elif recipe := describe_recipe(args):
+        log.info(recipe)
     log.info(describe_batch(args))
     sampler = ClipSampler(
         len(train_set),

@@ -37,8 +37,24 @@ example:
 
 # Backbones that nobody has trained on ImageNet.
 ARCHS_WITHOUT_WEIGHTS = ("resnet14", "resnet26")
-PUBLISHED_LR = 0.01
 PUBLISHED_BATCH_SIZE = 24
+# Data set -> what its published recipe changes in the defaults; the sources are in docs/TRAINING.md.
+RECIPES: dict[str, dict[str, Any]] = {
+    "somethingv1": {},
+    "somethingv2": {},
+    "diving48": {"batch_size": 12, "lr": 0.005, "lr_steps": [25]},
+}
+RECIPE_OPTIONS = (
+    "lr",
+    "lr_schedule",
+    "lr_steps",
+    "warmup_epochs",
+    "epochs",
+    "momentum",
+    "weight_decay",
+    "clip_gradient",
+    "dropout",
+)
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -94,7 +110,7 @@ def training_parser() -> argparse.ArgumentParser:
         "--lr",
         "--learning-rate",
         type=positive_float,
-        default=PUBLISHED_LR,
+        default=0.01,
         metavar="LR",
         help="learning rate",
     )
@@ -137,6 +153,13 @@ def training_parser() -> argparse.ArgumentParser:
         metavar="NORM",
         help="clip the gradient's norm at this value",
     )
+    recipe.add_argument(
+        "--flip_pairs",
+        metavar="FILE",
+        help="classes that are each other's mirror image, two names a line; a name alone is never mirrored; "
+        "the other classes follow left/right and clockwise/counterclockwise in their names",
+    )
+    recipe.add_argument("--no_flip", action="store_true", help="mirror no clips")
     recipe.add_argument(
         "--seed",
         type=number_type(int, 0, 2**63 - 1),
@@ -259,19 +282,62 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
         raise UserError(
             "--sync_bn and --freeze_bn: statistics that are frozen are the same everywhere; give one"
         )
+    if args.flip_pairs and args.no_flip:
+        raise UserError("--flip_pairs says which classes are mirrored, --no_flip that none is; give one")
     return args
+
+
+def describe_recipe(args: argparse.Namespace) -> str:
+    """For the log: where the options differ from the data set's published recipe; empty for nowhere.
+
+    A batch with the recipe's learning rate is left to `describe_batch`.
+    """
+    if args.dataset not in RECIPES:
+        return (
+            f"{args.dataset}: has no published recipe; the defaults are Something-Something's, "
+            "see docs/TRAINING.md"
+        )
+    published = _published(args.dataset)
+    changes = []
+    if args.batch_size * args.accumulate != published["batch_size"] and args.lr != published["lr"]:
+        together = f" with --accumulate {args.accumulate}" if args.accumulate > 1 else ""
+        changes.append(f"-b {published['batch_size']} (now {args.batch_size}{together})")
+    for name in RECIPE_OPTIONS:
+        value = getattr(args, name)
+        is_unused = name == "lr_steps" and args.lr_schedule != "step"
+        if value != published[name] and not is_unused:
+            changes.append(f"--{name} {_shell(published[name])} (now {_shell(value)})")
+    if not changes:
+        return ""
+    return f"{args.dataset}: its published recipe has {', '.join(changes)}; see docs/TRAINING.md"
+
+
+def _published(dataset: str) -> dict[str, Any]:
+    defaults = training_parser()
+    recipe = {name: defaults.get_default(name) for name in ("batch_size", *RECIPE_OPTIONS)}
+    return recipe | RECIPES.get(dataset, {})
+
+
+def _shell(value: Any) -> str:
+    """An option's value as it is typed."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def describe_batch(args: argparse.Namespace) -> str:
     """For the log: the clips of a step, the learning rate, and whether they fit each other."""
     clips = args.batch_size * args.accumulate
+    published = _published(args.dataset)
     text = f"{clips} clips a step"
     if args.accumulate > 1:
         text += f" ({args.accumulate} batches of {args.batch_size})"
     text += f", learning rate {args.lr:g}"
-    if clips != PUBLISHED_BATCH_SIZE and args.lr == PUBLISHED_LR:
-        linear = PUBLISHED_LR * clips / PUBLISHED_BATCH_SIZE
-        text += f", which was chosen for {PUBLISHED_BATCH_SIZE}: the linear rule would give --lr {linear:g}"
+    if clips != published["batch_size"] and args.lr == published["lr"]:
+        linear = args.lr * clips / published["batch_size"]
+        text += (
+            f", which was chosen for {published['batch_size']}: the linear rule would give --lr {linear:g}"
+        )
     return text
 
 

@@ -4,12 +4,12 @@ The label travels along because mirroring a clip can change its class. Randomnes
 caller's generator, so that a clip's augmentation depends on nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from datasets_video import flip_label_map, unflippable_labels
+from datasets_video import NEVER
 from utils.resize import Axis, resize_and_crop
 
 Frames = list[Image.Image]
@@ -120,19 +120,16 @@ class GroupRandomHorizontalFlip:
     """Mirror every second clip, and change its label where mirroring changes its class.
 
     Args:
-        target_transforms: `{label: label of the mirrored class}` (`datasets_video.flip_label_map`).
-        never: labels whose clips are not mirrored (`datasets_video.unflippable_labels`).
+        mirrored: what each label becomes, or `NEVER` (`datasets_video.mirrored_labels`).
     """
 
-    def __init__(self, target_transforms: dict[int, int], never: list[int]) -> None:
-        self.target_transforms = target_transforms
-        self.never = frozenset(never)
+    def __init__(self, mirrored: Sequence[int]) -> None:
+        self.mirrored = mirrored
 
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
-        if rng.random() >= 0.5 or label in self.never:
+        if rng.random() >= 0.5 or self.mirrored[label] == NEVER:
             return frames, label
-        mirrored = [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
-        return mirrored, self.target_transforms.get(label, label)
+        return [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames], self.mirrored[label]
 
 
 class Stack:
@@ -157,18 +154,14 @@ class Compose:
         return frames, label
 
 
-def training_transform(input_size: int, categories: list[str]) -> Compose:
+def training_transform(input_size: int, mirrored: Sequence[int]) -> Compose:
     """The published augmentation: multi-scale crop, horizontal flip with the label swap.
 
     Args:
         input_size: height and width of the result, in pixels.
-        categories: class names, which tell what mirroring does with each label.
+        mirrored: see `GroupRandomHorizontalFlip`.
     """
-    return Compose(
-        GroupMultiScaleCrop(input_size),
-        GroupRandomHorizontalFlip(flip_label_map(categories), unflippable_labels(categories)),
-        Stack(),
-    )
+    return Compose(GroupMultiScaleCrop(input_size), GroupRandomHorizontalFlip(mirrored), Stack())
 
 
 def evaluation_transform(input_size: int) -> Compose:

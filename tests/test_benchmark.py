@@ -153,7 +153,7 @@ def test_a_run_prints_its_table_and_writes_its_numbers(tmp_path):
     assert process.stderr == ""
     table = [line for line in process.stdout.splitlines() if line.startswith("| loader")]
     rows = json.loads(path.read_text())["rows"]
-    assert len(table) == len(rows) == 8  # two sizes of frames, evaluation and training, plain and fast
+    assert len(table) == len(rows) == 10  # v1 and v2, evaluation and training, TSN's and ours; v2 also as videos
     for plain, fast in zip(rows[::2], rows[1::2], strict=True):
         ratios = np.divide(plain["rounds"], fast["rounds"])
         assert plain["what"] == fast["what"]
@@ -183,7 +183,7 @@ def test_ctrl_c_keeps_the_rows_so_far(tmp_path):
     lines = output.read_text().splitlines()
     assert lines[-1].startswith("interrupted")
     rows = json.loads(numbers.read_text())["rows"]
-    assert 1 <= len([line for line in lines if line.startswith("| loader")]) == len(rows) < 8
+    assert 1 <= len([line for line in lines if line.startswith("| loader")]) == len(rows) < 10
 
 
 @pytest.mark.parametrize("option", [("--only", "nothing"), ("--rounds", "0"), ("--frames", "x")])

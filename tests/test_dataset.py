@@ -27,7 +27,7 @@ from dataset import (
     open_videos,
     read_list,
 )
-from datasets_video import return_dataset
+from datasets_video import mirrored_labels, return_dataset
 from transforms import Compose, GroupScale, Stack, evaluation_transform, training_transform
 from utils.cli import UserError
 
@@ -440,7 +440,7 @@ def test_folder_for_temporary_files_that_is_too_deep_for_workers_is_refused(trn_
 
 
 def random_dataset(root: Path, seed: int = 0) -> VideoDataSet:
-    transform = training_transform(32, list(CATEGORIES))
+    transform = training_transform(32, mirrored_labels(list(CATEGORIES)))
     return open_list(root, "train_videofolder.txt", random_shift=True, transform=transform, seed=seed)
 
 
@@ -737,7 +737,9 @@ def test_lists_of_a_data_set_are_opened_for_their_purpose(tmp_path):
     root = make_dataset(tmp_path, train=5, val=6, frames=4)
     paths = return_dataset("somethingv1", root)
     validation = open_videos(paths, 8, evaluation_transform(32))
-    training = open_videos(paths, 8, training_transform(32, paths.categories), is_training=True, seed=3)
+    training = open_videos(
+        paths, 8, training_transform(32, mirrored_labels(paths.categories)), is_training=True, seed=3
+    )
     assert [validation.record(index).path for index in range(len(validation))] == [
         "6",
         "7",

@@ -6,11 +6,13 @@ import pytest
 from synthetic import CATEGORIES, make_dataset
 
 from datasets_video import (
+    NEVER,
     check_template,
-    flip_label_map,
+    describe_flips,
+    mirrored_labels,
     read_categories,
+    read_flip_pairs,
     return_dataset,
-    unflippable_labels,
 )
 from utils.cli import UserError
 
@@ -42,19 +44,30 @@ OTHERS = [
 NAMES = [name for pair in PAIRS for name in pair] + OTHERS
 
 
+def swaps(names: list[str]) -> dict[int, int]:
+    """The labels that mirroring changes, and what into."""
+    mirrored = enumerate(mirrored_labels(names))
+    return {label: partner for label, partner in mirrored if partner not in (label, NEVER)}
+
+
+def never(names: list[str]) -> list[int]:
+    """The labels whose clips are not mirrored."""
+    return [label for label, partner in enumerate(mirrored_labels(names)) if partner == NEVER]
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_flip_label_map_follows_the_names_in_any_order(seed):
+def test_mirrored_classes_follow_the_names_in_any_order(seed):
     names = random.Random(seed).sample(NAMES, len(NAMES))
-    swaps = flip_label_map(names)
-    assert {names[a]: names[b] for a, b in swaps.items()} == dict(PAIRS) | {b: a for a, b in PAIRS}
-    assert unflippable_labels(names) == []
+    found = swaps(names)
+    assert {names[a]: names[b] for a, b in found.items()} == dict(PAIRS) | {b: a for a, b in PAIRS}
+    assert never(names) == []
 
 
 def test_adverb_right_is_no_direction():
     """'Pulling it right out' is what it is in a mirror, too: flipped, with its label."""
     name = "Plugging something into something but pulling it right out as you remove your hand"
-    assert flip_label_map([name, *CATEGORIES]) == {1: 3, 3: 1}
-    assert unflippable_labels([name, *CATEGORIES]) == []
+    assert swaps([name, *CATEGORIES]) == {1: 3, 3: 1}
+    assert never([name, *CATEGORIES]) == []
 
 
 @pytest.mark.parametrize(
@@ -64,32 +77,159 @@ def test_adverb_right_is_no_direction():
         ("Left hand up", "Right hand up"),
         ("turn-left", "turn-right"),
         ("moving_left", "moving_right"),
+        ("Swiping Left", "Swiping Right"),  # this and the next two: Jester
+        ("Sliding Two Fingers Left", "Sliding Two Fingers Right"),
+        ("Turning Hand Clockwise", "Turning Hand Counterclockwise"),
+        ("Turning Hand Clockwise", "Turning Hand CounterClockwise"),
+        ("turning clockwise", "turning anticlockwise"),
+        ("turn clockwise twice", "turn counter-clockwise twice"),
+        ("Clockwise turn", "Anti-Clockwise turn"),
+        ("Clockwise turn", "Counter clockwise turn"),
+        ("TURN CLOCKWISE", "TURN ANTI-CLOCKWISE"),
+        ("turn_clockwise_left", "turn_counterclockwise_right"),
+        ("hand_clockwise", "hand_anti_clockwise"),
+        ("Screwing it clockwise out", "Screwing it anticlockwise out"),
     ],
 )
 def test_ways_to_write_a_direction(name, partner):
-    assert flip_label_map([name, partner]) == {0: 1, 1: 0}
+    assert swaps([name, partner]) == {0: 1, 1: 0}
 
 
-@pytest.mark.parametrize("name", ["Using leftovers", "Brightening something", "Uprighting something"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Using leftovers",
+        "Brightening something",
+        "Uprighting something",
+        "Anticlockwisely",
+        "R\u0131ght",  # without a dot: the same as i where case is ignored, but not a letter of the word
+        "clockwi\u017fe",
+    ],
+)
 def test_words_that_contain_a_direction_are_none(name):
-    assert flip_label_map([name, "Opening something"]) == {}
-    assert unflippable_labels([name, "Opening something"]) == []
+    assert swaps([name, "Opening something"]) == {}
+    assert never([name, "Opening something"]) == []
 
 
 def test_direction_without_partner_is_never_flipped():
     names = ["Opening something", "Pushing something from left to right", "Turning something"]
-    assert flip_label_map(names) == {}
-    assert unflippable_labels(names) == [1]
+    assert swaps(names) == {}
+    assert never(names) == [1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Turn clockwise", "Turn counterclockwise", "Turn anticlockwise", "Stop"],  # which of the two?
+        ["Turn counterclockwise", "Turn anti-clockwise", "Turn counter-clockwise", "Stop"],
+        ["Turn clockwise", "turn counterclockwise", "TURN Clockwise", "Stop"],
+    ],
+)
+def test_without_one_clear_partner_nothing_is_mirrored(names):
+    assert mirrored_labels(names) == [NEVER, NEVER, NEVER, 3]
 
 
 @pytest.mark.parametrize("names", [["0", "1", "2"], ["0 1", "1 0"], ["07", "-"]])
 def test_names_without_letters_say_nothing_so_nothing_is_flipped(names):
-    assert flip_label_map(names) == {}
-    assert unflippable_labels(names) == list(range(len(names)))
+    assert swaps(names) == {}
+    assert never(names) == list(range(len(names)))
 
 
 def test_one_name_with_letters_is_no_list_of_numbers():
-    assert unflippable_labels(["1", "Opening something"]) == []
+    assert never(["1", "Opening something"]) == []
+
+
+# Which classes are mirrored, from a file.
+
+DIRECTIONS = [
+    "Nach links",
+    "Nach rechts",
+    "Turn left",
+    "Turn right",
+    "moveLeft",
+    "Wave",
+    "Wave twice",
+    "twice",
+]
+
+
+def flip_pairs(tmp_path, text, categories=DIRECTIONS):
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(text.encode())
+    return mirrored_labels(categories, read_flip_pairs(path, categories))
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("Nach links Nach rechts\n", [1, 0, 3, 2, 4, 5, 6, 7]),
+        ("\n  Nach rechts   Nach links \r\n\n", [1, 0, 3, 2, 4, 5, 6, 7]),
+        ("Nach links\tNach rechts\nmoveLeft\n", [1, 0, 3, 2, NEVER, 5, 6, 7]),
+        ("moveLeft\t\tTurn left", [0, 1, 4, NEVER, 2, 5, 6, 7]),  # 'Turn right' has lost its partner
+        ("Turn left Turn left", [0, 1, 2, NEVER, 4, 5, 6, 7]),
+        ("Turn left\tTurn left\nTurn right Turn right", list(range(8))),
+        ("Turn left\nWave\t", [0, 1, NEVER, NEVER, 4, NEVER, 6, 7]),
+        ("Wave\ttwice", [0, 1, 3, 2, 4, 7, 6, 5]),
+        ("Wave twice\t", [0, 1, 3, 2, 4, 5, NEVER, 7]),
+    ],
+)
+def test_the_file_decides_for_its_classes_and_the_names_for_the_others(tmp_path, text, mirrored):
+    assert flip_pairs(tmp_path, text) == mirrored
+
+
+def test_a_file_makes_names_without_letters_usable(tmp_path):
+    assert flip_pairs(tmp_path, "0 1\n", ["0", "1", "2"]) == [1, 0, NEVER]
+
+
+def test_a_class_in_the_file_leaves_the_others_one_clear_partner(tmp_path):
+    names = ["Turn clockwise", "Turn counterclockwise", "Turn anticlockwise"]
+    assert flip_pairs(tmp_path, "Turn anticlockwise\n", names) == [1, 0, NEVER]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Wave\n\nNach lnks\tNach rechts\n", ["line 3", "'Nach lnks'", "category.txt"]),
+        ("Wave\nNach links Nach rects", ["line 2", "'Nach links Nach rects'", "category.txt", "tab"]),
+        ("jump", ["line 1", "'jump'", "category.txt"]),
+        ("Wave twice", ["line 1", "'Wave twice'", "2 ways", "tab"]),
+        ("Wave twice twice", ["line 1", "'Wave twice twice'", "category.txt"]),
+        ("Wave\ttwice\tmoveLeft", ["line 1", "3 names"]),
+        ("Turn left\tTurn right\nWave\tTurn left", ["line 2", "'Turn left'", "on line 1"]),
+        ("Wave\nmoveLeft\nWave\n", ["line 3", "'Wave'", "on line 1"]),
+        (" \n\n", ["empty"]),
+        ("a" * 500, ["line 1", "a…'"]),
+    ],
+)
+def test_a_file_of_pairs_that_cannot_be_right_is_refused(tmp_path, text, words):
+    categories = DIRECTIONS if text != "Wave twice twice" else DIRECTIONS[:6]
+    with pytest.raises(UserError) as error:
+        flip_pairs(tmp_path, text, categories)
+    assert "\n" not in str(error.value)
+    for word in ("pairs.txt", *words):
+        assert word in str(error.value)
+
+
+def test_two_pairs_in_one_line_of_blanks_are_two_ways_to_read_it(tmp_path):
+    with pytest.raises(UserError, match=r"line 1: 'a a a' can be read in 2 ways; a tab"):
+        flip_pairs(tmp_path, "a a a", ["a", "a a"])
+
+
+def test_a_file_of_pairs_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"pairs\.txt: no such file"):
+        read_flip_pairs(tmp_path / "pairs.txt", DIRECTIONS)
+
+
+def test_the_log_names_at_most_ten_pairs_and_ten_classes():
+    names = [f"{n} {side}" for n in range(13) for side in ("left", "right")]
+    names += [f"{n} clockwise\x07" for n in range(11)] + ["wave"]
+    swaps, never, others = describe_flips(names, mirrored_labels(names))
+    assert swaps.startswith("horizontal flip: swaps '0 left' <-> '0 right', '1 left' <-> '1 right', ")
+    assert swaps.endswith("'9 left' <-> '9 right', and 3 more")
+    assert never.startswith(r"horizontal flip: never mirrors '0 clockwise\x07', '1 clockwise\x07', ")
+    assert never.endswith(r"'9 clockwise\x07', and 1 more")
+    assert "--flip_pairs FILE" in others
+    assert "--no_flip" in others
 
 
 # Files.

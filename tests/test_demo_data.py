@@ -11,7 +11,7 @@ import pytest
 from helpers import assert_one_line_error, call
 from PIL import Image
 
-from datasets_video import flip_label_map, return_dataset, unflippable_labels
+from datasets_video import mirrored_labels, return_dataset
 from tools import make_demo_data as demo
 
 SCRIPT = Path(demo.__file__)
@@ -89,8 +89,7 @@ def test_frames(clips):
 
 def test_categories(paths):
     assert paths.categories == sorted(paths.categories) == list(demo.CLASSES)
-    assert flip_label_map(paths.categories) == {4: 5, 5: 4}
-    assert unflippable_labels(paths.categories) == []
+    assert mirrored_labels(paths.categories) == [0, 1, 2, 3, 5, 4]
 
 
 def test_same_seed_same_bytes(twins):

@@ -150,9 +150,13 @@ def test_the_log_tells_the_run_in_plain_lines(finished):
     )
     assert next(lines) == "weights: random start"
     assert re.fullmatch(r"device: CPU, \d+ threads; batch of 5", next(lines))
-    assert next(lines) == "horizontal flip: swaps the labels 0 and 2"
+    assert next(lines) == f"horizontal flip: swaps '{CATEGORIES[0]}' <-> '{CATEGORIES[2]}'"
+    change = "--flip_pairs FILE or --no_flip changes this"
+    assert next(lines) == f"horizontal flip: all other classes keep their labels; {change}"
     precisions = "training in float32 (as published); validation in float32 (as published)"
     assert next(lines) == f"precision: {precisions}"
+    recipe = "somethingv1: its published recipe has --epochs 70 (now 2)"
+    assert next(lines) == f"{recipe}; see docs/TRAINING.md"
     batch = "5 clips a step, learning rate 0.01, which was chosen for 24"
     assert next(lines) == f"{batch}: the linear rule would give --lr 0.00208333"
     assert next(lines) == f"run {finished.name}, written below {finished.out}"
@@ -346,6 +350,7 @@ def test_the_checkpoint_has_what_is_published_and_what_a_resume_needs(finished):
     assert type(saved["best_prec1"]) is float
     assert saved["best_prec1"] == max(float(row["val_prec1"]) for row in rows)
     assert saved["categories"] == list(CATEGORIES)
+    assert saved["mirrored"] == [2, 1, 0, 3]
     assert saved["options"]["store_name"] == "first"
     momenta = [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]
     assert len(momenta) == len(list(TemporalModel(4, 4, backbone="resnet14").parameters()))
@@ -543,6 +548,7 @@ def test_a_resumed_run_says_where_it_continues(halves):
     ours, theirs = halves.resumed[start:], halves.log[second:]
     assert without_times(ours[:-1]) == without_times(theirs[:-1])
     assert "5 clips a step, learning rate 0.002" in halves.resumed  # --lr was given: no linear rule
+    assert [sum("published recipe" in line for line in log) for log in (halves.log, halves.resumed)] == [1, 0]
 
 
 def test_tensorboard_continues_at_the_right_step(halves):
@@ -632,6 +638,74 @@ def test_other_data_is_refused_on_resume(halves, tmp_path, file, change, words):
     process = call(*small_run(tmp_path / "data", tmp_path / "out", *more))
     assert_one_line_error(process, halves.half, *words)
     assert "parameters" not in process.stdout  # before a model is built
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (None, ["'Pulling something from left to right' mirrored to", f"'{CATEGORIES[2]}' (now never"]),
+        (f"{CATEGORIES[3]}\n", [f"'{CATEGORIES[3]}' mirrored to '{CATEGORIES[3]}' (now never mirrored)"]),
+        (
+            f"{CATEGORIES[1]}\t{CATEGORIES[3]}\n",
+            [f"'{CATEGORIES[1]}' mirrored to '{CATEGORIES[1]}' (now mirrored to '{CATEGORIES[3]}')"],
+        ),
+    ],
+    ids=["no_flip", "never", "a pair"],
+)
+def test_other_mirrored_classes_are_refused_on_resume(halves, tmp_path, pairs, words):
+    given = ["--no_flip"]
+    if pairs:
+        (tmp_path / "pairs.txt").write_text(pairs)
+        given = ["--flip_pairs", tmp_path / "pairs.txt"]
+    more = (*TWO_EPOCHS, "--epochs", 2, "--resume", halves.half, *given)
+    process = call(*small_run(halves.root, tmp_path / "out", *more))
+    assert_one_line_error(process, halves.half, *words, "--flip_pairs", "--no_flip")
+    assert "parameters" not in process.stdout  # before a model is built
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mirrored", [[1, 0], [2, 1, 0, 9], [2, 1, 0, -2], "left"])
+def test_mirrored_classes_that_a_checkpoint_cannot_have_are_refused(halves, tmp_path, mirrored):
+    torch.save(load(halves.half) | {"mirrored": mirrored}, tmp_path / "wrong.pth.tar")
+    more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "wrong.pth.tar")
+    process = call(*small_run(halves.root, tmp_path / "out", *more))
+    assert_one_line_error(process, "wrong.pth.tar", "its 'mirrored")
+
+
+def test_a_run_with_pairs_of_a_file_says_so_and_resumes(trn_root, tmp_path):
+    (tmp_path / "pairs.txt").write_text(f"{CATEGORIES[1]} {CATEGORIES[3]}\n{CATEGORIES[0]}\n")
+    given = ("-b", 5, "--flip_pairs", tmp_path / "pairs.txt")
+    lines = succeed(*small_run(trn_root, tmp_path / "out", *given))
+    assert f"horizontal flip: swaps '{CATEGORIES[1]}' <-> '{CATEGORIES[3]}'" in lines
+    assert f"horizontal flip: never mirrors '{CATEGORIES[0]}', '{CATEGORIES[2]}'" in lines
+    path = tmp_path / "out" / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
+    saved = load(path)
+    assert saved["mirrored"] == [-1, 3, -1, 1]
+    (tmp_path / "pairs.txt").rename(tmp_path / "renamed.txt")  # what it says matters, not its name
+    succeed(*small_run(trn_root, tmp_path / "out", *given[:3], tmp_path / "renamed.txt", "--resume", "auto"))
+    process = call(*small_run(trn_root, tmp_path / "out", "-b", 5, "--resume", "auto"))
+    assert_one_line_error(process, f"'{CATEGORIES[0]}' never mirrored (now mirrored to '{CATEGORIES[2]}')")
+    # One that does not say it, as those that were saved before.
+    torch.save({key: value for key, value in saved.items() if key != "mirrored"}, path)
+    succeed(*small_run(trn_root, tmp_path / "out", "-b", 5, "--resume", path))
+
+
+def test_clips_are_mirrored_as_the_options_say(halves, tmp_path):
+    (tmp_path / "pairs.txt").write_text("\n".join(CATEGORIES))  # each alone, so never mirrored
+    logs = []
+    for name, *given in (["none", "--no_flip"], ["file", "--flip_pairs", tmp_path / "pairs.txt"]):
+        lines = succeed(*small_run(halves.root, tmp_path, *TWO_EPOCHS, *given, "--store_name", name))
+        logs.append([line for line in without_times(lines) if line.startswith("Epoch")])
+    assert logs[0] == logs[1]
+    assert logs[0][0] not in without_times(halves.log)  # the same clips, some of them mirrored
+
+
+def test_a_class_that_a_file_of_pairs_does_not_have_is_one_line(tmp_path):
+    root = small_data(tmp_path)
+    (tmp_path / "pairs.txt").write_text("Jumping\n")
+    process = call(*small_run(root, tmp_path / "out", "--flip_pairs", tmp_path / "pairs.txt"))
+    assert_one_line_error(process, "pairs.txt, line 1", "'Jumping'")
     assert not (tmp_path / "out").exists()
 
 
@@ -825,23 +899,28 @@ def test_one_seed_gives_one_run_whatever_the_workers(trn_root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("categories", "words"),
+    ("categories", "more", "told"),
     [
         (
             ("Left turn", "Pushing something to the right", "Right turn", "c"),
-            ["labels 0 and 2", "not for these labels", "[1]"],
+            (),
+            [
+                "swaps 'Left turn' <-> 'Right turn'",
+                "never mirrors 'Pushing something to the right'",
+                "all other",
+            ],
         ),
-        (("a", "b", "c", "Holding"), ["swaps no labels"]),
-        (("0", "1", "2", "3"), ["swaps no labels", "not for these labels", "[0, 1, 2, 3]"]),
+        (("a", "b", "c", "Holding"), (), ["swaps no classes", "all other"]),
+        (("0", "1", "2", "3"), (), ["mirrors no class"]),
+        (("a", "b", "c", "Holding"), ("--no_flip",), ["mirrors no class"]),
     ],
 )
-def test_what_the_flip_does_with_the_classes_is_reported(tmp_path, categories, words):
+def test_what_the_flip_does_with_the_classes_is_reported(tmp_path, categories, more, told):
     root = small_data(tmp_path, categories=categories)
-    lines = succeed(*small_run(root, tmp_path / "out", "--epochs", 1))
-    told = "\n".join(line for line in lines if line.startswith("horizontal flip"))
-    for word in words:
-        assert word in told
-    assert ("not for" in told) == (len(words) > 1)
+    lines = succeed(*small_run(root, tmp_path / "out", *more))
+    lines = [line.removeprefix("horizontal flip: ") for line in lines if line.startswith("horizontal flip")]
+    assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
+    assert "--flip_pairs FILE" in lines[-1]
 
 
 # ---------------------------------------------------------------------------------------------------------

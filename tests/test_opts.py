@@ -13,6 +13,7 @@ from datasets_video import SOURCES
 from gst import ALPHAS, BETAS
 from models import TYPES
 from resnet_gst import BLOCKS
+from utils.cli import UserError
 
 REQUIRED = ["--dataset", "somethingv1", "--root_path", "data"]
 
@@ -143,6 +144,7 @@ WRONG = [
     ("--lr_steps", "--"),
     ("--val_list", ""),
     ("--exclude", ""),
+    ("--flip_pairs", ""),
     ("--root_path", ""),
     ("--pretrained", ""),
 ]
@@ -234,6 +236,62 @@ def test_help_is_grouped_and_ends_with_the_two_training_commands():
     small, large = (opts.training_parser().parse_args(words[2:]) for words in commands)
     assert (small.arch, small.alpha, small.beta, small.num_segments) == ("resnet50", 4, 2, 8)
     assert vars(large) == vars(small) | {"beta": 1}
+
+
+def test_flip_pairs_without_flips_is_refused():
+    with pytest.raises(UserError, match=r"--flip_pairs .*--no_flip"):
+        opts.parse_training_options([*REQUIRED, "--flip_pairs", "file", "--no_flip"])
+
+
+# What the log says of the recipe, and of the batch below it.
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words", "recipe", "linear"),
+    [
+        ("somethingv1", "", "", ""),
+        ("diving48", "-b 12 --lr 0.005 --lr_steps 25 -j 3 --seed 4", "", ""),
+        ("diving48", "-b 6 --accumulate 2 --lr 0.005 --lr_steps 25", "", ""),
+        (
+            "diving48",
+            "",
+            "-b 12 (now 24), --lr 0.005 (now 0.01), --lr_steps 25 (now 50 60)",
+            "",
+        ),
+        ("diving48", "--lr 0.005 --lr_steps 25", "", "chosen for 12: the linear rule would give --lr 0.01"),
+        ("somethingv2", "-b 12", "", "chosen for 24: the linear rule would give --lr 0.005"),
+        (
+            "somethingv2",
+            "-b 6 --accumulate 8 --lr 0.02 --dropout 0.5 --epochs 50",
+            "-b 24 (now 6 with --accumulate 8), --lr 0.01 (now 0.02), --epochs 70 (now 50), "
+            "--dropout 0.3 (now 0.5)",
+            "",
+        ),
+        (
+            "somethingv2",
+            "--lr_schedule cosine --lr_steps 5 --warmup_epochs 2 --momentum 0.8 --wd 0 --gd 40",
+            "--lr_schedule step (now cosine), --warmup_epochs 0 (now 2), --momentum 0.9 (now 0.8), "
+            "--weight_decay 0.0003 (now 0), --clip_gradient 20 (now 40)",
+            "",
+        ),
+    ],
+)
+def test_options_that_differ_from_the_published_recipe_are_named(dataset, words, recipe, linear):
+    args = opts.parse_training_options(["--dataset", dataset, "--root_path", "data", *words.split()])
+    told = f"{dataset}: its published recipe has {recipe}; see docs/TRAINING.md" if recipe else ""
+    assert opts.describe_recipe(args) == told
+    assert opts.describe_batch(args).partition(", which was ")[2] == linear
+    if not words:  # the page has the commands
+        page = (REPOSITORY / "docs" / "TRAINING.md").read_text(encoding="utf-8")
+        assert re.search(rf"^\| .*{dataset}", page, re.MULTILINE)
+
+
+def test_a_data_set_without_a_recipe_has_something_somethings():
+    args = opts.parse_training_options([*REQUIRED, "--lr", "0.3", "-b", "2"])
+    args.dataset = "mine"
+    told = opts.describe_recipe(args)
+    assert told.startswith("mine: has no published recipe")
+    assert "the defaults are Something-Something's" in told
 
 
 # What the programs call the parsed options.

@@ -10,7 +10,7 @@ from synthetic import CATEGORIES
 from video_files import cut, numbered_image, read_number, write_audio, write_video
 
 from dataset import ClipLoader, ClipSampler, VideoDataSet, open_videos, read_list
-from datasets_video import return_dataset
+from datasets_video import mirrored_labels, return_dataset
 from transforms import Compose, Stack, evaluation_transform, training_transform
 from utils.cli import UserError
 from utils.sources import FrameFolders, VideoFiles
@@ -66,7 +66,11 @@ def test_batches_from_videos_and_from_their_frames_are_the_same_bit_by_bit(own_r
     loaded = []
     for source, template, workers in (("frames", "{:05d}.png", 0), ("videos", None, 0), ("videos", None, 2)):
         paths = return_dataset("own", own_root, image_tmpl=template, source=source)
-        transform = training_transform(32, paths.categories) if is_training else evaluation_transform(32)
+        transform = (
+            training_transform(32, mirrored_labels(paths.categories))
+            if is_training
+            else evaluation_transform(32)
+        )
         clips = open_videos(paths, 4, transform, is_training=is_training, seed=3)
         sampler = ClipSampler(len(clips), 3, seed=3)
         loaded.append([clips.numpy() for clips, _ in ClipLoader(clips, sampler, workers)])

@@ -7,6 +7,7 @@ import pytest
 import torchvision.transforms as published
 from PIL import Image
 
+from datasets_video import NEVER, mirrored_labels
 from transforms import (
     Compose,
     GroupCenterCrop,
@@ -199,7 +200,7 @@ def test_crop_follows_the_generator():
 
 def test_flip_mirrors_every_frame_and_swaps_the_label():
     frames = noise(9, 6)
-    flip = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[])
+    flip = GroupRandomHorizontalFlip([0, 5, 2, 3, 4, 1])
     outcomes = Counter()
     generator = rng()
     for _ in range(400):
@@ -213,7 +214,7 @@ def test_flip_mirrors_every_frame_and_swaps_the_label():
 
 
 def test_flip_swaps_both_ways_and_leaves_other_labels():
-    flip = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[])
+    flip = GroupRandomHorizontalFlip([0, 5, 2, 3, 4, 1])
     generator = rng()
     frames = noise(4, 4)
     for label, expected in ((5, {5, 1}), (1, {1, 5}), (2, {2}), (0, {0})):
@@ -221,7 +222,7 @@ def test_flip_swaps_both_ways_and_leaves_other_labels():
 
 
 def test_label_that_swaps_with_nothing_is_still_mirrored():
-    flip = GroupRandomHorizontalFlip({}, never=[])
+    flip = GroupRandomHorizontalFlip(range(6))
     frames = noise(9, 6)
     generator = rng()
     results = {arrays(flip(frames, 2, generator)[0]).tobytes() for _ in range(40)}
@@ -229,7 +230,7 @@ def test_label_that_swaps_with_nothing_is_still_mirrored():
 
 
 def test_never_listed_labels_are_not_mirrored():
-    flip = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[3])
+    flip = GroupRandomHorizontalFlip([0, 5, 2, NEVER, 4, 1])
     frames = noise(9, 6)
     generator = rng()
     for _ in range(40):
@@ -251,7 +252,7 @@ def test_stack():
 
 
 def test_compose_hands_frames_and_label_on_in_order():
-    swap = GroupRandomHorizontalFlip({1: 5, 5: 1}, never=[])
+    swap = GroupRandomHorizontalFlip([0, 5, 2, 3, 4, 1])
     frames = noise(9, 6)
     generator = rng(1)
     once = [swap(frames, 1, generator) for _ in range(2)]
@@ -261,8 +262,19 @@ def test_compose_hands_frames_and_label_on_in_order():
     assert np.array_equal(arrays(result), arrays(frames)[:, :, :: -1 if flips == 1 else 1])
 
 
+def test_training_transform_flips_as_it_is_given():
+    frames = noise(60, 44)
+    generator = rng()
+    transform = training_transform(
+        32, mirrored_labels(CATEGORIES, {0: 2, 2: 0, 1: NEVER})
+    )  # and 5 has lost its partner
+    labels = [{transform(frames, label, generator)[1] for _ in range(30)} for label in range(len(CATEGORIES))]
+    assert labels[:3] == [{0, 2}, {1}, {0, 2}]
+    assert labels[5] == {5}
+
+
 def test_training_transform_crops_and_flips():
-    transform = training_transform(32, CATEGORIES)
+    transform = training_transform(32, mirrored_labels(CATEGORIES))
     frames = noise(60, 44)
     generator = rng()
     clips = [transform(frames, 1, generator) for _ in range(60)]
@@ -273,7 +285,7 @@ def test_training_transform_crops_and_flips():
     for seed in range(10):  # crop first, then flip, from the one generator
         generator = rng(seed)
         cropped, _ = GroupMultiScaleCrop(32)(frames, 1, generator)
-        expected, expected_label = GroupRandomHorizontalFlip({1: 5, 5: 1}, [3])(cropped, 1, generator)
+        expected, expected_label = GroupRandomHorizontalFlip([0, 5, 2, NEVER, 4, 1])(cropped, 1, generator)
         clip, label = transform(frames, 1, rng(seed))
         assert label == expected_label
         assert np.array_equal(clip, arrays(expected))

@@ -81,7 +81,6 @@ from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
 NUM_CLASS = 174
-CATEGORIES = [f"class {number}" for number in range(NUM_CLASS)]  # which mirroring leaves alone
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}
 SECONDS = {"loader": 60, "inference": 130, "training": 120, "end-to-end": 90}  # a section's budget
 WITH_MODELS = ("inference", "training", "end-to-end")
@@ -763,12 +762,12 @@ def loader_variant(
     count = 3 * batch_size
     batches = evaluation_batches(range(count), batch_size)
     if is_fast:
-        transform = training_transform(224, CATEGORIES) if is_training else evaluation_transform(224)
+        transform = training_transform(224, range(NUM_CLASS)) if is_training else evaluation_transform(224)
         loader = ClipLoader(open_clips(VideoDataSet, videos, transform, is_training, image_tmpl), batches, 0)
     else:
         steps: Sequence[Any] = (GroupScale(256), GroupCenterCrop(224))
         if is_training:
-            steps = (GroupMultiScaleCrop(224), GroupRandomHorizontalFlip({}, []))
+            steps = (GroupMultiScaleCrop(224), GroupRandomHorizontalFlip(range(NUM_CLASS)))
         loader = DataLoader(open_clips(TSNClips, videos, steps, is_training), batch_sampler=batches)
 
     def run() -> None:
@@ -862,7 +861,9 @@ def measure_worker_memory() -> None:
         lines = path.read_text().splitlines(keepends=True)
         for count in (2_000, V2_VIDEOS):
             path.write_text("".join(lines[number % len(lines)] for number in range(count)))
-            videos = open_clips(VideoDataSet, path, training_transform(224, CATEGORIES), is_training=True)
+            videos = open_clips(
+                VideoDataSet, path, training_transform(224, range(NUM_CLASS)), is_training=True
+            )
             loader = ClipLoader(videos, ClipSampler(count, 8, seed=0), 1)
             batches, sizes = iter(loader), []
             for batch in range(250):

@@ -114,6 +114,7 @@ class Saved(TypedDict, total=False):
     step: Count
     options: SavedOptions
     categories: list[str]
+    mirrored: list[Annotated[int, Field(ge=-1)]]  # what a label becomes in a mirror; -1: never mirrored
     data: Annotated[int, Field(ge=0, lt=2**32)]
     val_data: Annotated[int, Field(ge=0, lt=2**32)]
     excluded: list[str]

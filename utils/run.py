@@ -34,6 +34,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from datasets_video import NEVER
 from models import TemporalModel
 from utils.checkpoint import (
     HistoryRow,
@@ -45,7 +46,7 @@ from utils.checkpoint import (
     save_checkpoint,
     set_aside_newer,
 )
-from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log
+from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log, shown
 from utils.distributed import World
 from utils.files import read_text, write_atomically, write_texts
 from utils.metrics import ClipMeters, LossWatch, Result, averages
@@ -438,6 +439,33 @@ def check_recipe(args: Namespace, saved: dict[str, Any], path: Path) -> None:
     known = saved.get("epoch")
     if args.start_epoch is not None and known is not None and args.start_epoch != known:
         raise UserError(f"--start-epoch {args.start_epoch}: {path} continues at epoch {known}")
+
+
+def check_flips(mirrored: list[int], saved: dict[str, Any], categories: list[str], path: Path) -> None:
+    """Refuse to continue with other mirrored classes, by another `--flip_pairs` for example.
+
+    Args:
+        mirrored: what each label becomes when a clip is mirrored, as from `mirrored_labels`.
+        saved: the checkpoint to continue from; older ones do not say theirs.
+        categories: class names.
+        path: the checkpoint's file, for the message.
+
+    Raises:
+        UserError: names the first class that differs.
+    """
+    known = saved.get("mirrored", mirrored)
+    if len(known) != len(categories) or max(known) >= len(categories):
+        raise UserError(f"{path}: its 'mirrored' is not for the {len(categories)} classes that it has")
+    for name, before, now in zip(categories, known, mirrored, strict=True):
+        if before != now:
+            was, becomes = (
+                "never mirrored" if label == NEVER else f"mirrored to '{shown(categories[label])}'"
+                for label in (before, now)
+            )
+            raise UserError(
+                f"{path} was trained with '{shown(name)}' {was} (now {becomes}): "
+                "give the same --flip_pairs or --no_flip to continue from it"
+            )
 
 
 def describe_changes(args: Namespace, saved: dict[str, Any], num_devices: int) -> str:
