@@ -855,15 +855,15 @@ def measure_start() -> None:
 
 
 def measure_worker_memory() -> None:
-    """Tell the memory of a loader's worker, with few and with many records."""
+    """Tell the memory of a loader's worker, with few and with many records, and with video files."""
     with tempfile.TemporaryDirectory() as folder:
-        path = make_videos(Path(folder), FRAME_SIZES["v1"], 24)
+        path = make_videos(Path(folder), FRAME_SIZES["v1"], 24, encoded=True)
         lines = path.read_text().splitlines(keepends=True)
-        for count in (2_000, V2_VIDEOS):
+        for count, source in ((2_000, "frames"), (V2_VIDEOS, "frames"), (2_000, "videos")):
             path.write_text("".join(lines[number % len(lines)] for number in range(count)))
-            videos = open_clips(
-                VideoDataSet, path, training_transform(224, range(NUM_CLASS)), is_training=True
-            )
+            transform = training_transform(224, range(NUM_CLASS))
+            template = "{:05d}.jpg" if source == "frames" else None
+            videos = open_clips(VideoDataSet, path, transform, is_training=True, image_tmpl=template)
             loader = ClipLoader(videos, ClipSampler(count, 8, seed=0), 1)
             batches, sizes = iter(loader), []
             for batch in range(250):
@@ -874,7 +874,7 @@ def measure_worker_memory() -> None:
                     private = (line.split()[1] for line in lines_of if line.startswith("Private_Dirty"))
                     sizes.append(int(next(private)) * 1024 / 1e6)
             after = f"{sizes[0]:.0f} MB after 21 batches of 8, {sizes[1]:.0f} MB after 250"
-            print(f"a worker's own memory, {count} records: {after}", flush=True)
+            print(f"a worker's own memory, {count} records, {source}: {after}", flush=True)
             del batches, loader
 
 
