@@ -20,8 +20,9 @@ from transforms import evaluation_transform
 from utils.checkpoint import (
     ModelSpec,
     build_model,
-    check_categories,
+    describe_labels,
     describe_model,
+    find_labels,
     load_checkpoint,
     load_weights,
 )
@@ -64,7 +65,9 @@ def main(args: Namespace) -> None:
     paths = return_dataset(
         args.dataset, args.root_path, val_list=args.val_list, image_tmpl=args.image_tmpl, for_training=False
     )
-    check_categories(saved, paths.categories, args.weights)
+    labels = find_labels(saved, paths.categories, args.weights)
+    if line := describe_labels(labels, args.weights):
+        log.info(line)
     excluded = read_excluded(args.exclude) if args.exclude else []
     dataset = open_videos(
         paths,
@@ -75,6 +78,7 @@ def main(args: Namespace) -> None:
         max_num=args.max_num,
         excluded=excluded,
     )
+    dataset.labels = labels[dataset.labels]  # the model's stays as it is, and so does every digit
     if world.is_main:
         check_excluded(excluded, [dataset])
     loader = ClipLoader(
@@ -100,7 +104,9 @@ def main(args: Namespace) -> None:
     if args.save_scores and world.is_main:
         videos = [dataset.record(number).path for number in dataset.included]
         content = io.BytesIO()
-        np.savez(content, scores=result.scores, labels=result.labels, videos=videos)
+        # In the order of category.txt, whatever the checkpoint's is.
+        scores, own_labels = result.scores[:, labels], np.argsort(labels)[result.labels]
+        np.savez(content, scores=scores, labels=own_labels, videos=videos)
         try:
             write_atomically(Path(args.save_scores), content.getvalue())
         except OSError as error:
