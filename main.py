@@ -102,7 +102,7 @@ def main(args: Namespace) -> None:
         check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
     if saved and args.evaluate:
         labels = find_labels(saved, paths.categories, run.checkpoint)
-        val_set.labels = labels[val_set.labels]
+        val_set.labels = labels[val_set.labels]  # the model stays as it is, and so does every digit
         if line := describe_labels(labels, run.checkpoint):
             log.info(line)
     elif saved:
@@ -160,9 +160,7 @@ def main(args: Namespace) -> None:
     # Optimizer, and where a resumed run continues.
     optimizer = make_optimizer(model, args, args.lr_mult_new if has_new_classifier else 1.0)
     if args.lr_mult_new != 1 and not has_new_classifier:
-        log.info(
-            f"--lr_mult_new {args.lr_mult_new:g} has no effect: the classifier did not start from scratch"
-        )
+        log.info("--lr_mult_new has no effect: the classifier did not start from scratch")
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
     options = vars(args) | {"amp": precision.amp}
     facts = {"arch": args.arch, "options": options, "categories": paths.categories}

@@ -105,8 +105,8 @@ class TemporalModel(nn.Module):
         """The optimizer's parameter groups, with TSN-pytorch's names.
 
         Args:
-            classifier_lr_mult: factor on the classifier's learning rate. With 1 the groups are the published ones,
-                otherwise the classifier's weight and bias have groups of their own.
+            classifier_lr_mult: factor on the classifier's learning rate. With 1 the groups are the published
+                ones, otherwise the classifier's weight and bias have groups of their own.
 
         Returns:
             Groups with `params`, `lr_mult` and `decay_mult`, the factors on learning rate and weight decay.

@@ -78,7 +78,7 @@ def main(args: Namespace) -> None:
         max_num=args.max_num,
         excluded=excluded,
     )
-    dataset.labels = labels[dataset.labels]  # the model's stays as it is, and so does every digit
+    dataset.labels = labels[dataset.labels]  # the model stays as it is, and so does every digit
     if world.is_main:
         check_excluded(excluded, [dataset])
     loader = ClipLoader(
