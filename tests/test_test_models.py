@@ -411,7 +411,7 @@ def test_the_order_of_the_classes_does_not_change_a_digit(evaluate, tmp_path, fo
     root = make_dataset(tmp_path / "data", train=0, val=6, frames=5, size=(36, 32), categories=names)
     size = ("--num_segments", 4, "--input_size", 32, "-b", 4)
 
-    def results(name: str, *more: object) -> tuple[list[str], dict[str, np.ndarray]]:
+    def results(name: str) -> tuple[list[str], dict[str, np.ndarray]]:
         file = tmp_path / f"{name}.npz"
         lines = evaluate(*size, "--save_scores", file, weights=tmp_path / "a.pth", root=root)
         with np.load(file) as saved:
