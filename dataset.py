@@ -322,6 +322,18 @@ def read_excluded(path: str | Path) -> list[str]:
     return [line for line in lines if line]
 
 
+def renumber(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Give labels other numbers, as for a checkpoint with another order of the classes.
+
+    The labels change, not the model, whose results so stay the same to the last digit.
+
+    Args:
+        labels: of clips; -1 stays.
+        numbers: for each label the other one.
+    """
+    return np.where(labels < 0, labels, numbers[labels])
+
+
 def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> None:
     """Warn of names to leave out that no list has, such as those with a misprint."""
     found = np.concatenate([dataset.paths[dataset.is_excluded] for dataset in videos])

@@ -52,6 +52,10 @@ VIDEO_SUFFIXES = (".webm", ".mp4", ".mkv", ".avi", ".mov")
 TRAIN_LISTS = ("train_videofolder.txt", "train.txt")
 VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 
+# Class names whose order is known: Something-Something's as in the released checkpoints, and Diving48's
+# as in its vocabulary.
+CATEGORIES = Path(__file__).resolve().parent / "categories"
+
 # As published: in a shorter video nothing moves.
 MIN_FRAMES = 3
 # What a line of a list may hold: bytes of a folder's path (Linux' PATH_MAX), digits of a number.
@@ -218,6 +222,50 @@ def read_categories(path: Path) -> list[str]:
             raise UserError(f"{path}, line {number}: '{shown(name)}' is already on line {first_seen[name]}")
         first_seen[name] = number
     return names
+
+
+def released_categories() -> list[str]:
+    """Something-Something's class names, in the order of the checkpoints that the authors released."""
+    return read_categories(CATEGORIES / "something.txt")
+
+
+def match_categories(names: list[str], others: list[str]) -> list[int] | None:
+    """Find the classes of one list in another list of the same classes, in whatever order.
+
+    Brackets do not count: some lists of Something-Something have them around each `[something]`.
+
+    Returns:
+        For each of `names` its place in `others`; None if they are not the same classes.
+    """
+    if names == others:
+        return list(range(len(names)))
+    place = {without_brackets(name): number for number, name in enumerate(others)}
+    plain = [without_brackets(name) for name in names]
+    if len(plain) != len(others) or len(set(plain)) != len(plain) or set(plain) != place.keys():
+        return None
+    return [place[name] for name in plain]
+
+
+def without_brackets(name: str) -> str:
+    """A class's name without square brackets."""
+    return name.replace("[", "").replace("]", "")
+
+
+def describe_order(categories: list[str]) -> str:
+    """Say that these are well-known classes in an order of their own; empty if that is not so."""
+    orders = {
+        "something.txt": "Something-Something's, but not in the released checkpoints' order",
+        "diving48.txt": "Diving48's, but not in its vocabulary's order",
+    }
+    for file, whose in orders.items():
+        places = match_categories(categories, read_categories(CATEGORIES / file))
+        if places is None or places == sorted(places):
+            continue
+        same = sum(place == label for label, place in enumerate(places))
+        is_bracketed = any("[" in name for name in categories) and categories == sorted(categories)
+        how = "sorted with brackets, " if is_bracketed else ""
+        return f"the classes are {whose} ({how}{same} of {len(places)} in the same place)"
+    return ""
 
 
 def check_name(name: str) -> str:

@@ -32,14 +32,31 @@ from dataset import (
     evaluation_batches,
     open_videos,
     read_excluded,
+    renumber,
 )
-from datasets_video import NEVER, describe_flips, mirrored_labels, read_flip_pairs, return_dataset
+from datasets_video import (
+    NEVER,
+    describe_flips,
+    match_categories,
+    mirrored_labels,
+    read_flip_pairs,
+    return_dataset,
+)
 from engine import evaluate, train_one_epoch
 from models import TemporalModel
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
 from resnet_gst import load_2d_weights
 from transforms import evaluation_transform, training_transform
-from utils.checkpoint import check_categories, load_weights, read_pretrained
+from utils.checkpoint import (
+    check_categories,
+    class_names,
+    describe_labels,
+    describe_model,
+    find_labels,
+    load_start,
+    load_weights,
+    read_pretrained,
+)
 from utils.cli import UserError, log, run_program, shown
 from utils.deploy import compile_model, to_channels_last
 from utils.distributed import init_distributed
@@ -103,17 +120,19 @@ def main(args: Namespace) -> None:
     log.info(f"{args.dataset}: {len(val_set.included)} validation clips from {paths.source}, {classes}")
     if world.is_main:
         check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
-    if saved:
+    if saved and args.evaluate:
+        labels = find_labels(saved, paths.categories, run.checkpoint)
+        val_set.labels = renumber(val_set.labels, labels)
+        if line := describe_labels(labels, run.checkpoint):
+            log.info(line)
+    elif saved:
         check_categories(saved, paths.categories, run.checkpoint)
-        if not args.evaluate:
-            check_flips(mirrored, saved, paths.categories, run.checkpoint)
-            check_same_list(train_set, saved.get("data"), run.checkpoint, "trained")
-            check_same_list(val_set, saved.get("val_data"), run.checkpoint, "validated")
-            was = before.get("source", paths.source)
-            if was != paths.source and world.is_main:
-                log.warning(
-                    f"warning: the run continues on other pixels: clips from {paths.source} (were {was})"
-                )
+        check_flips(mirrored, saved, paths.categories, run.checkpoint)
+        check_same_list(train_set, saved.get("data"), run.checkpoint, "trained")
+        check_same_list(val_set, saved.get("val_data"), run.checkpoint, "validated")
+        was = before.get("source", paths.source)
+        if was != paths.source and world.is_main:
+            log.warning(f"warning: the run continues on other pixels: clips from {paths.source} (were {was})")
     val_batch = evaluation_batch_size(
         None, min(args.batch_size, before.get("batch_size", args.batch_size)), len(world.devices)
     )
@@ -138,12 +157,16 @@ def main(args: Namespace) -> None:
         f"{num_parameters / 1e6:.2f} M parameters, {multiply_adds(model) / 1e9:.1f} G multiply-adds, "
         f"{args.num_segments} frames of {args.input_size} x {args.input_size}"
     )
+    has_new_classifier = True
     if saved:
         load_weights(model, saved["state_dict"], run.checkpoint)
+        has_new_classifier = saved.get("new_classifier", False)
     elif args.pretrained == "none":
         log.info("weights: random start")
-    elif world.is_main:  # the others get them from it
-        load_pretrained(model, args)
+    else:  # the other processes get them from the main one
+        has_new_classifier = world.share(
+            load_pretrained(model, args, paths.categories) if world.is_main else None
+        )
     model.to(world.device)
     if args.channels_last or world.device.type == "cpu":
         to_channels_last(model, world.device)
@@ -159,12 +182,15 @@ def main(args: Namespace) -> None:
     log.info(f"precision: training in {precision}; validation in {validation}")
 
     # Optimizer, and where a resumed run continues.
-    optimizer = make_optimizer(model, args)
+    optimizer = make_optimizer(model, args, args.lr_mult_new if has_new_classifier else 1.0)
+    if args.lr_mult_new != 1 and not has_new_classifier:
+        log.info("--lr_mult_new has no effect: the classifier did not start from scratch")
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
     options = vars(args) | {"amp": precision.amp, "source": paths.source}
     facts = {"arch": args.arch, "options": options, "categories": paths.categories, "mirrored": mirrored}
     facts |= {"data": train_set.fingerprint(), "val_data": val_set.fingerprint()}
     facts |= {"excluded": sorted(excluded), "run": run.files.name, "num_devices": world.num_devices}
+    facts["new_classifier"] = has_new_classifier
     state = TrainState(model, optimizer, scaler, world, facts)
     state.epoch = args.start_epoch or 0
     if saved:
@@ -246,19 +272,47 @@ def main(args: Namespace) -> None:
         log.info(f"best checkpoint, Prec@1 {state.best_prec1:.3f}{state.best_epoch}: {run.files.best}")
 
 
-def load_pretrained(model: TemporalModel, args: Namespace) -> None:
-    """Start from a 2D ResNet's weights.
+def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]) -> bool:
+    """Start from a 2D ResNet's weights, or from another checkpoint's.
+
+    Args:
+        model: changed in place.
+        args: `pretrained`, and what describes the model.
+        categories: the data set's class names.
+
+    Returns:
+        Whether the classifier starts from scratch.
 
     Raises:
         UserError: they cannot be loaded, or do not fit.
     """
-    source, weights = read_pretrained(args.pretrained, args.arch)
-    try:
-        loaded, kept = load_2d_weights(model.base_model, weights)
-    except ValueError as error:
-        raise UserError(f"{source} {error}: it must be a 2D {args.arch}'s state dict") from None
-    temporal = sum(".Tconv." in name for name in kept)
-    log.info(f"{source}: {len(loaded)} tensors loaded, not {temporal} Tconv.weight and the classifier")
+    source, start = read_pretrained(args.pretrained, args.arch)
+    if not any(name.startswith("base_model.") for name in start["state_dict"]):
+        try:
+            loaded, kept = load_2d_weights(model.base_model, start["state_dict"])
+        except ValueError as error:
+            raise UserError(
+                f"{source} {error}: it must be a 2D {args.arch}'s state dict or a checkpoint of GST"
+            ) from None
+        temporal = sum(".Tconv." in name for name in kept)
+        log.info(f"{source}: {len(loaded)} tensors loaded, not {temporal} Tconv.weight and the classifier")
+        return True
+    spec = describe_model(start, source)
+    names = [name for name in ("type", "arch", "alpha", "beta") if getattr(spec, name) != getattr(args, name)]
+    if names:
+        values = ", ".join(f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in names)
+        options = " ".join(f"--{name} {getattr(spec, name)}" for name in names)
+        raise UserError(f"--pretrained {source} is a model with {values}: give {options}")
+    known = class_names(start, source)
+    places = match_categories(categories, known) if known else None
+    load_start(model, start, places, source)
+    if places is None:
+        why = "its classes are not those of category.txt" if known else "the file does not name its classes"
+        log.info(f"{source}: backbone loaded; the classifier starts from scratch, since {why}")
+    else:
+        order = "" if places == sorted(places) else ", in another order"
+        log.info(f"{source}: backbone and classifier loaded, since the classes are the same{order}")
+    return places is None
 
 
 if __name__ == "__main__":

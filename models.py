@@ -76,6 +76,11 @@ class TemporalModel(nn.Module):
         self.new_fc = classifier if dropout > 0 else None
 
     @property
+    def classifier(self) -> nn.Linear:
+        """The layer that makes logits of a frame's features, whatever its name is."""
+        return self.base_model.fc if self.new_fc is None else self.new_fc
+
+    @property
     def crop_size(self) -> int:
         """Side of the square that the network sees, in pixels (TSN-pytorch's name for it)."""
         return self.input_size
@@ -96,8 +101,12 @@ class TemporalModel(nn.Module):
             logits = self.new_fc(logits)
         return logits.view(-1, self.num_segments, logits.shape[-1]).mean(dim=1)
 
-    def get_optim_policies(self) -> list[dict]:
+    def get_optim_policies(self, classifier_lr_mult: float = 1.0) -> list[dict]:
         """The optimizer's parameter groups, with TSN-pytorch's names.
+
+        Args:
+            classifier_lr_mult: factor on the classifier's learning rate. With 1 the groups are the published
+                ones, otherwise the classifier's weight and bias have groups of their own.
 
         Returns:
             Groups with `params`, `lr_mult` and `decay_mult`, the factors on learning rate and weight decay.
@@ -109,8 +118,12 @@ class TemporalModel(nn.Module):
         linear_weights: list[nn.Parameter] = []
         biases: list[nn.Parameter] = []
         norm: list[nn.Parameter] = []
+        classifier = self.classifier
+        has_own_rate = classifier_lr_mult != 1
         for module in self.modules():
             parameters = list(module.parameters(recurse=False))
+            if module is classifier and has_own_rate:
+                continue
             if isinstance(module, nn.Conv3d):
                 conv_weights += parameters
             elif isinstance(module, nn.Linear):
@@ -120,13 +133,18 @@ class TemporalModel(nn.Module):
                 norm += parameters
             elif parameters:
                 raise TypeError(f"no parameter group for {type(module).__name__}")
-        groups = (
+        groups = [
             ("first_conv_weight", conv_weights[:3], 1, 1),
             ("first_conv_bias", [], 2, 0),  # no convolution has one; kept for the published layout
             ("normal_weight", conv_weights[3:] + linear_weights, 1, 1),
             ("normal_bias", biases, 2, 0),
             ("BN scale/shift", norm, 1, 0),
-        )
+        ]
+        if has_own_rate:
+            groups += [
+                ("classifier_weight", [classifier.weight], classifier_lr_mult, 1),
+                ("classifier_bias", [classifier.bias], 2 * classifier_lr_mult, 0),
+            ]
         return [
             {"name": name, "params": params, "lr_mult": lr_mult, "decay_mult": decay_mult}
             for name, params, lr_mult, decay_mult in groups

@@ -73,8 +73,9 @@ def training_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--pretrained",
         metavar="imagenet|none|FILE",
-        help="start from torchvision's ImageNet weights, from random ones, or from a file with a 2D ResNet's "
-        "weights (default: imagenet; none for resnet14 and resnet26, which have no such weights)",
+        help="start from torchvision's ImageNet weights, from random ones, or from a file: a 2D ResNet's "
+        "weights, or a checkpoint of GST, whose classifier is loaded too if its classes are the data set's "
+        "(default: imagenet; none for resnet14 and resnet26, which have no such weights)",
     )
     recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
     recipe.add_argument(
@@ -113,6 +114,14 @@ def training_parser() -> argparse.ArgumentParser:
         default=0.01,
         metavar="LR",
         help="learning rate",
+    )
+    recipe.add_argument(
+        "--lr_mult_new",
+        type=positive_float,
+        default=1.0,
+        metavar="N",
+        help="factor on the learning rate of a classifier that starts from scratch; no effect on one that "
+        "--pretrained has loaded",
     )
     recipe.add_argument(
         "--lr_schedule",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded
+from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded, renumber
 from datasets_video import return_dataset
 from engine import evaluate
 from opts import evaluation_batch_size, testing_parser
@@ -20,8 +20,9 @@ from transforms import evaluation_transform
 from utils.checkpoint import (
     ModelSpec,
     build_model,
-    check_categories,
+    describe_labels,
     describe_model,
+    find_labels,
     load_checkpoint,
     load_weights,
 )
@@ -70,7 +71,9 @@ def main(args: Namespace) -> None:
         source=args.source,
         preferred=options.get("source", "frames"),
     )
-    check_categories(saved, paths.categories, args.weights)
+    labels = find_labels(saved, paths.categories, args.weights)
+    if line := describe_labels(labels, args.weights):
+        log.info(line)
     excluded = read_excluded(args.exclude) if args.exclude else []
     dataset = open_videos(
         paths,
@@ -82,6 +85,7 @@ def main(args: Namespace) -> None:
         excluded=excluded,
         may_lack_labels=True,
     )
+    dataset.labels = renumber(dataset.labels, labels)
     if world.is_main:
         check_excluded(excluded, [dataset])
     loader = ClipLoader(
@@ -108,7 +112,9 @@ def main(args: Namespace) -> None:
     if args.save_scores and world.is_main:
         videos = [dataset.record(number).path for number in dataset.included]
         content = io.BytesIO()
-        np.savez(content, scores=result.scores, labels=result.labels, videos=videos)
+        # In the order of category.txt, whatever the checkpoint's is.
+        scores, own_labels = result.scores[:, labels], renumber(result.labels, np.argsort(labels))
+        np.savez(content, scores=scores, labels=own_labels, videos=videos)
         try:
             write_atomically(Path(args.save_scores), content.getvalue())
         except OSError as error:

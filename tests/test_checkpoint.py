@@ -13,20 +13,25 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from helpers import Hostile, files_limited_to
 
+from datasets_video import released_categories
 from models import TemporalModel
 from utils import checkpoint
 from utils.checkpoint import (
     all_checkpoints,
     check_categories,
     damaged_checkpoints,
+    describe_labels,
     describe_model,
+    find_labels,
     load_checkpoint,
     load_newest,
+    load_start,
     load_weights,
     read_pretrained,
     read_tensors,
@@ -203,6 +208,7 @@ def full_content() -> dict[str, object]:
     row |= {"val_loss": 2.5, "val_prec1": 20.0, "val_prec5": 60.0, "val_mean_class": 19.5}
     options = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 8, "input_size": 32}
     options |= {"batch_size": 4, "amp": "bf16", "lr_steps": [50, 60], "gpus": None, "root_path": "/data"}
+    options |= {"lr_mult_new": 10.0}
     return {
         "epoch": 1,
         "arch": "resnet14",
@@ -215,6 +221,7 @@ def full_content() -> dict[str, object]:
         "val_data": 456,
         "excluded": ["a video"],
         "num_devices": 1,
+        "new_classifier": True,
         "run": "GST_somethingv1",
         "optimizer": {"state": momentum, "param_groups": [{"params": [0, 1], "lr": 0.01}]},
         "scaler": {"scale": 65536.0, "growth_interval": 2000},
@@ -302,6 +309,8 @@ WRONG_VALUES = {
     "options.batch_size": [0, "24", 1.5],
     "options.amp": ["int8", 16, None],
     "options.lr_steps": [50, [0], ["50"]],
+    "options.lr_mult_new": [0.0, -1.0, "10", float("inf")],
+    "new_classifier": [1, "yes", None],
     "options.root_path": [torch.ones(1), [torch.ones(1)]],
     "categories": [[1, 2], "Up"],
     "data": [-1, 2**32, 1.0],
@@ -562,9 +571,84 @@ def test_categories_must_be_the_same_in_number_names_and_order():
     assert "'Right' as class 3, but category.txt has 'Away'" in message
     message = refusal(check_categories, saved, ["Up", "Left", "Down", "Right"], "a.pth")
     assert "'Down' as class 1, but category.txt has 'Left'" in message
+    message = refusal(check_categories, saved, ["[Up]", "Down", "Left", "Right"], "a.pth")
+    assert "'Up' as class 0, but category.txt has '[Up]'" in message  # a run keeps the names that it has
     for wrong in (names[:3], [*names, "Away"], []):
         message = refusal(check_categories, saved | {"categories": wrong}, names, "a.pth")
         assert message.startswith("a.pth")
+
+
+def test_to_train_further_a_released_checkpoint_needs_its_order_too():
+    names = released_categories()
+    saved = {"state_dict": gst_state(174)}
+    check_categories(saved, names, "a.pth")
+    check_categories(saved, [name.replace("something", "[something]") for name in names], "a.pth")
+    check_categories(saved, [f"Thing {number}" for number in range(174)], "a.pth")  # nothing says which
+    message = refusal(check_categories, saved, [names[0], names[2], names[1], *names[3:]], "a.pth")
+    assert f"'{names[1]}' as class 1, but category.txt has '{names[2]}'" in message
+
+
+def test_the_labels_of_a_checkpoint_are_found_by_name():
+    names = ["Up", "Holding something", "Left", "Right"]
+    saved = {"state_dict": gst_state(4), "categories": names}
+    assert find_labels(saved, names, "a.pth").tolist() == [0, 1, 2, 3]
+    assert find_labels(saved, ["Right", "Up", "Holding [something]", "Left"], "a.pth").tolist() == [
+        3,
+        0,
+        1,
+        2,
+    ]
+    # Without names, only 174 classes may be known ones.
+    assert find_labels({"state_dict": gst_state(4)}, names[::-1], "a.pth").tolist() == [0, 1, 2, 3]
+    released, known = {"state_dict": gst_state(174)}, released_categories()
+    assert find_labels(released, known[::-1], "a.pth").tolist() == list(range(174))[::-1]
+    assert find_labels(released, [*known[1:], "other"], "a.pth").tolist() == list(range(174))
+    for others, words in (
+        # Named is a class that category.txt does not have, not one that has another place there.
+        (["Right", "Up", "Holding nothing", "Left"], "'Holding something' as class 1"),
+        (["Up", "[Left]", "Holding [something]", "Away"], "'Right' as class 3, but category.txt has 'Away'"),
+        (names[:3], "is for 4 classes, but category.txt has 3"),
+    ):
+        assert words in refusal(find_labels, saved, others, "a.pth")
+    message = refusal(find_labels, saved | {"categories": names[:3]}, names, "a.pth")
+    assert message == "a.pth: names 3 categories, but its classifier has 4"
+    assert describe_labels(np.array([0, 1, 2]), "a.pth") == ""
+    assert "a.pth in another order (1 of 3 in the same place)" in describe_labels(
+        np.array([0, 2, 1]), "a.pth"
+    )
+
+
+@pytest.mark.parametrize("had_dropout", [0, 0.5])
+@pytest.mark.parametrize("dropout", [0, 0.5])
+@pytest.mark.parametrize("places", [None, [2, 0, 1]], ids=["other classes", "same classes"])
+def test_a_start_takes_the_backbone_and_the_classifier_of_the_same_classes(places, dropout, had_dropout):
+    other = TemporalModel(3, 4, backbone="resnet14", dropout=had_dropout)
+    model = TemporalModel(3, 4, backbone="resnet14", dropout=dropout)
+    own = copy.deepcopy(model.classifier.state_dict())
+    torch.nn.init.normal_(other.classifier.bias)
+    load_start(model, {"state_dict": other.state_dict()}, places, "a.pth")
+    backbone, wanted = model.base_model.state_dict(), other.base_model.state_dict()
+    for name, value in wanted.items():
+        if not name.startswith("fc."):
+            assert torch.equal(backbone[name], value), name
+    for name, value in other.classifier.state_dict().items():
+        expected = own[name] if places is None else value[places]
+        assert torch.equal(model.classifier.state_dict()[name], expected)
+
+
+def test_a_start_that_does_not_fit_is_refused():
+    model = TemporalModel(3, 4, backbone="resnet14")
+    before = copy.deepcopy(model.state_dict())
+    state_dict = TemporalModel(3, 4, backbone="resnet14").state_dict()
+    bias, weight = "new_fc.bias", "base_model.layer2.0.conv1.weight"
+    for changed, name in (
+        ({name: value for name, value in state_dict.items() if name != bias}, bias),
+        (state_dict | {bias: torch.ones(5)}, bias),
+        (state_dict | {weight: torch.ones(5)}, weight),
+        (state_dict | {"more": torch.ones(5)}, "more"),
+    ):
+        assert name in refusal(load_start, model, {"state_dict": changed}, [0, 1, 2], "a.pth")
+        assert_same_tensors(model.state_dict(), before)
 
 
 def test_writing_replaces_a_file_in_one_step(tmp_path):
@@ -718,9 +802,9 @@ def test_imagenet_weights_come_from_torchvisions_cache(torch_home, arch, prefix)
     tensors = {key: torch.rand((), generator=generator).expand(shape) for key, shape in shapes.items()}
     torch.save(tensors, torch_home / name)
     assert (torch_home / name).stat().st_size < 1e6
-    source, weights = read_pretrained("imagenet", arch)
+    source, start = read_pretrained("imagenet", arch)
     assert name in source
-    assert_same_tensors(weights, tensors)
+    assert_same_tensors(start["state_dict"], tensors)
     assert [file.name for file in torch_home.iterdir()] == [name]
 
 
@@ -742,8 +826,10 @@ def test_code_in_the_cache_is_not_run(torch_home, tmp_path):
 def test_weights_to_start_from_may_be_any_file(tmp_path):
     path = tmp_path / "mine.pth"
     torch.save(STATE, path)
-    source, weights = read_pretrained(str(path), "resnet14")
+    source, start = read_pretrained(str(path), "resnet14")
     assert source == str(path)
-    assert_same_tensors(weights, STATE)
+    assert_same_tensors(start["state_dict"], STATE)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in STATE.items()}, "epoch": 3}, path)
+    assert_same_tensors(read_pretrained(str(path), "resnet14")[1]["state_dict"], STATE)
     assert "no such file" in refusal(read_pretrained, str(tmp_path / "none.pth"), "resnet50")
     assert "is not a checkpoint" in refusal(read_tensors, checkpoint.__file__)

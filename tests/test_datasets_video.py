@@ -1,17 +1,22 @@
 """Where lists, frames and categories are found, and which labels mirroring exchanges."""
 
+import itertools
 import random
 
 import pytest
 from synthetic import CATEGORIES, make_dataset
 
+from datasets_video import CATEGORIES as CATEGORY_FILES
 from datasets_video import (
     NEVER,
     check_template,
     describe_flips,
+    describe_order,
+    match_categories,
     mirrored_labels,
     read_categories,
     read_flip_pairs,
+    released_categories,
     return_dataset,
 )
 from utils.cli import UserError
@@ -363,6 +368,50 @@ def test_a_template_must_end_as_the_format_asks():
 
 
 # Categories.
+
+
+def bracketed(names):
+    return [name.replace("something", "[something]") for name in names]
+
+
+def test_the_same_classes_are_found_in_any_order_with_or_without_brackets():
+    others = random.Random(0).sample(NAMES, len(NAMES))
+    for names, known in itertools.product((NAMES, bracketed(NAMES)), (others, bracketed(others))):
+        places = match_categories(names, known)
+        assert [others[place] for place in places] == NAMES
+    assert match_categories(NAMES, NAMES) == list(range(len(NAMES)))
+    for names in (NAMES[1:], [*NAMES, "more"], [*NAMES[1:], "other"], [*NAMES[1:], NAMES[1]], []):
+        assert match_categories(names, NAMES) is None
+        assert match_categories(NAMES, names) is None
+    # Where brackets alone tell two classes apart, nothing says which is which.
+    assert match_categories(["a", "[a]"], ["a", "[a]"]) == [0, 1]
+    assert match_categories(["[a]", "a"], ["a", "[a]"]) is None
+
+
+@pytest.mark.parametrize(("file", "count"), [("something.txt", 174), ("diving48.txt", 48)])
+def test_the_well_known_classes_are_all_there(file, count):
+    names = read_categories(CATEGORY_FILES / file)
+    assert len(names) == len(set(names)) == count
+    assert names == sorted(names)
+    parts = [name.split("_") for name in names]
+    assert file == "something.txt" or {len(part) for part in parts} == {4}
+
+
+def test_well_known_classes_in_an_order_of_their_own_are_reported():
+    something, dives = (read_categories(CATEGORY_FILES / f"{name}.txt") for name in ("something", "diving48"))
+    assert something == released_categories()
+    for names in (something, bracketed(something), dives, something[1:], NAMES, ["Up", "Down"]):
+        assert describe_order(names) == ""
+    sorted_with_brackets = sorted(bracketed(something))
+    assert describe_order(sorted_with_brackets) == (
+        "the classes are Something-Something's, but not in the released checkpoints' order "
+        "(sorted with brackets, 120 of 174 in the same place)"
+    )
+    third = [*something[1:], something[0]]
+    assert describe_order(third).endswith("order (0 of 174 in the same place)")
+    assert "Diving48's, but not in its vocabulary's order (46 of 48" in describe_order(
+        [dives[1], dives[0], *dives[2:]]
+    )
 
 
 def test_categories_keep_their_order(tmp_path):

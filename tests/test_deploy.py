@@ -23,7 +23,7 @@ from torch import nn
 import models
 import opts
 import test_models
-from engine import to_input
+from engine import freeze_batch_norm, to_input
 from gst import GSTBottleneck
 from models import TemporalModel
 from utils.cli import UserError, run_program
@@ -417,6 +417,25 @@ def test_a_compiled_model_has_the_logits_gradients_and_masks_of_an_eager_one(com
     assert list(compiled.state_dict()) == list(model.state_dict())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_frozen_batch_norm_stays_frozen_when_compiled(compiler):
+    model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
+    nn.init.constant_(model[1].running_mean, 0.5)
+    compiled = copy.deepcopy(model)
+    compile_model(compiled)
+    clips = torch.randn(2, 3, 2, 8, 8)
+    found = []
+    for network in (model, compiled):
+        network.train()
+        freeze_batch_norm(network)
+        logits = network(clips)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(parameter.grad for parameter in network.parameters())])
+        assert torch.equal(network[1].running_mean, torch.full((4,), 0.5))
+        assert torch.equal(network[1].num_batches_tracked, torch.tensor(0))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def command(root, out, *more):

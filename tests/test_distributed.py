@@ -16,6 +16,8 @@ from helpers import assert_one_line_error, call, run
 from resume_harness import NAME, ONE_THREAD, training_options, what_is_left
 from synthetic import make_dataset
 
+from models import TemporalModel
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -24,10 +26,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_process(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of other classes to start from."""
+    path = tmp_path_factory.mktemp("start") / "start.pth"
+    torch.manual_seed(3)
+    model = TemporalModel(5, 4, backbone="resnet14")
+    torch.nn.init.constant_(model.base_model.bn1.running_mean, 0.1)
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_process(
+    root: Path, start: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[float]]:
     """Where a run in one process writes, and the losses of its 5 steps and one of a single clip."""
     out = tmp_path_factory.mktemp("one")
-    return out, losses_of(root, out, 1, *EPOCH)
+    return out, losses_of(root, out, 1, *EPOCH, *FASTER, "--pretrained", start)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +60,8 @@ def alone(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
 STABLE = ("-b", "8", "--lr", "0.0001", "--input_size", "64")
 # Without batch norm's own statistics, what several processes compute is what one computes.
 EPOCH = ("--epochs", "1", "--dropout", "0", "--freeze_bn", "--save-freq", "1000", *STABLE)
+# So much faster that the losses differ where one process alone does it.
+FASTER = ("--lr_mult_new", "100")
 
 
 def losses_of(root: Path, out: Path, processes: int, *more: object) -> list[float]:
@@ -56,13 +73,20 @@ def losses_of(root: Path, out: Path, processes: int, *more: object) -> list[floa
     return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", done[0].stdout, re.MULTILINE)]
 
 
-def test_two_processes_train_like_one(root, one_process, tmp_path):
+def test_two_processes_train_like_one(root, start, one_process, tmp_path):
+    """Here they start from a checkpoint, which the first process alone reads."""
     _, expected = one_process
     assert len(expected) == 6
-    found = losses_of(root, tmp_path, 2, *EPOCH)
+    found = losses_of(root, tmp_path, 2, *EPOCH, *FASTER, "--pretrained", start)
     # The 6th batch has one clip, which two processes cannot share: it is left out.
     assert len(found) == 5
     np.testing.assert_allclose(found, expected[:5], rtol=0, atol=1e-4 + 0.5e-4)  # four decimals are logged
+    saved = torch.load(tmp_path / "checkpoint" / f"{NAME}_checkpoint.pth.tar", weights_only=True)
+    assert saved["new_classifier"] is True
+    assert saved["optimizer"]["param_groups"][-1]["name"] == "classifier_bias"
+    for name, value in torch.load(start, weights_only=True).items():
+        if "running" in name or "num_batches" in name:  # frozen
+            assert torch.equal(saved["state_dict"][name], value), name
 
 
 def test_accumulating_gives_the_step_of_a_larger_batch(tmp_path):

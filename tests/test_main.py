@@ -34,6 +34,7 @@ from torchvision import transforms
 
 import opts
 from dataset import ClipSampler
+from datasets_video import released_categories
 from models import TemporalModel
 from utils.deploy import to_channels_last
 from utils.optim import load_optimizer, make_optimizer
@@ -575,6 +576,7 @@ CHANGES = [
     ("batch-size", 6),
     ("accumulate", 2),
     ("lr", 0.003),
+    ("lr_mult_new", 2.0),
     ("lr_schedule", "cosine"),
     ("lr_steps", 2),
     ("warmup_epochs", 1.0),
@@ -734,6 +736,38 @@ def test_a_released_checkpoint_can_be_evaluated_and_trained_further(halves, tmp_
     assert type(saved["best_prec1"]) is float  # not the tensor that came in
 
 
+def test_a_checkpoint_from_before_the_rate_of_new_classifiers_is_resumed(halves, tmp_path):
+    saved = load(halves.half)
+    del saved["options"]["lr_mult_new"], saved["new_classifier"]
+    torch.save(saved, tmp_path / "old.pth.tar")
+    more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "old.pth.tar", "--lr_mult_new", 9)
+    lines = succeed(*small_run(halves.root, tmp_path / "out", *more))
+    assert "--lr_mult_new has no effect: the classifier did not start from scratch" in lines
+    one, other = (
+        load(out / "checkpoint" / f"{NAME}_checkpoint.pth.tar") for out in (halves.whole, tmp_path / "out")
+    )
+    for key in ("state_dict", "optimizer", "history"):
+        assert_same(one[key], other[key])
+
+
+def test_evaluate_maps_labels_by_name_and_a_resumed_run_does_not(halves, tmp_path):
+    more = (*TWO_EPOCHS, "--resume", halves.half)
+    expected = results_of(succeed(*small_run(halves.root, tmp_path, *more, "--evaluate")))
+    shutil.copytree(halves.root, tmp_path / "data")
+    order = [2, 0, 3, 1]
+    names = [CATEGORIES[label].replace("something", "[something]") for label in order]
+    home = tmp_path / "data" / "somethingv1"
+    (home / "category.txt").write_text("\n".join(names))
+    for file in (home / "val_videofolder.txt", home / "train_videofolder.txt"):
+        lines = [line.rsplit(" ", 1) for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{start} {order.index(int(label))}\n" for start, label in lines))
+    lines = succeed(*small_run(tmp_path / "data", tmp_path, *more, "--evaluate"))
+    assert sum("labels are mapped by name" in line for line in lines) == 1
+    assert results_of(lines) == expected
+    process = call(*small_run(tmp_path / "data", tmp_path / "out", *more, "--epochs", 2))
+    assert_one_line_error(process, halves.half, f"'{CATEGORIES[0]}' as class 0", names[0])
+
+
 def test_a_bare_state_dict_continues_at_the_epoch_that_is_given(halves, tmp_path):
     torch.save(load(halves.half)["state_dict"], tmp_path / "bare.pth")
     more = (*TWO_EPOCHS, "--epochs", 2, "--resume", tmp_path / "bare.pth", "--start-epoch", 1)
@@ -817,6 +851,137 @@ def test_a_pretrained_file_that_does_not_fit_is_refused(tmp_path, trn_root, faul
     process = call(*small_run(trn_root, tmp_path / "out", "--pretrained", path))
     assert_one_line_error(process, path)
     assert not (tmp_path / "out").exists()
+
+
+def filled_checkpoint(path, categories, is_released=False, **kwargs):
+    """Save a checkpoint of a small GST, no tensor as it is initialised with seed 0; give the model."""
+    torch.manual_seed(7)
+    model = TemporalModel(len(categories), 4, backbone="resnet14", input_size=32, **kwargs)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and ("running" in name or ".bn" in name):
+            torch.nn.init.uniform_(tensor, 0.9, 1.1)
+    torch.nn.init.normal_(model.classifier.bias)
+    state_dict = model.state_dict()
+    content = {"state_dict": state_dict, "epoch": 40, "best_prec1": 99.0, "arch": "resnet14"}
+    if is_released:
+        content["state_dict"] = {f"module.{name}": value for name, value in state_dict.items()}
+    else:
+        options = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 8, "lr": 0.3}
+        content |= {"options": options, "categories": list(categories), "step": 5, "history": []}
+    torch.save(content, path)
+    return model
+
+
+# With next to no gradient, the weights that a run starts with are still there at its end.
+STILL = ("-b", 8, "--gd", 1e-30, "--weight_decay", 0, "--freeze_bn")
+
+
+def started_from(path, root, out, *more):
+    """Start from a file; give what the line about it says, and the run's only checkpoint."""
+    lines = succeed(*small_run(root, out, "--pretrained", path, *STILL, *more))
+    told = [line for line in lines if line.startswith(f"{path}: ")]
+    assert len(told) == 1, lines
+    assert not any("resumed" in line for line in lines)
+    saved = load(out / "checkpoint" / f"{NAME}_checkpoint.pth.tar")
+    assert (saved["epoch"], len(saved["history"])) == (1, 1)
+    assert saved["best_prec1"] == saved["history"][0]["val_prec1"]  # not that of the file
+    return told[0].removeprefix(f"{path}: "), saved
+
+
+def assert_backbone(state_dict, model):
+    for name, value in model.state_dict().items():
+        if name.startswith("base_model.") and not name.startswith("base_model.fc."):
+            torch.testing.assert_close(state_dict[name], value, rtol=0, atol=1e-20, msg=name)
+
+
+@pytest.mark.parametrize("is_released", [False, True], ids=["own", "released"])
+def test_a_run_starts_from_a_checkpoint_of_other_classes(trn_root, tmp_path, is_released):
+    names = ["Up", "Down", "Left", "Right", "Away"][: 4 if is_released else 5]
+    model = filled_checkpoint(tmp_path / "start.pth", names, is_released)
+    told, saved = started_from(tmp_path / "start.pth", trn_root, tmp_path / "out", "--lr_mult_new", 10)
+    assert "backbone loaded; the classifier starts from scratch" in told
+    why = "does not name its classes" if is_released else "its classes are not those of category.txt"
+    assert told.endswith(why)
+    assert_backbone(saved["state_dict"], model)
+    torch.manual_seed(0)
+    new = TemporalModel(4, 4, backbone="resnet14", input_size=32).classifier
+    torch.testing.assert_close(saved["state_dict"]["new_fc.weight"], new.weight.data, rtol=0, atol=1e-20)
+    assert saved["new_classifier"] is True
+    groups = {group["name"]: group["lr"] for group in saved["optimizer"]["param_groups"]}
+    assert groups["normal_weight"] == pytest.approx(0.01)
+    assert groups["classifier_weight"] == pytest.approx(0.1)
+    assert groups["classifier_bias"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("had_dropout", "dropout"), [(0.3, 0), (0, 0.3)])
+def test_a_run_starts_with_the_classifier_of_the_same_classes(trn_root, tmp_path, had_dropout, dropout):
+    order = [2, 0, 3, 1]
+    names = [CATEGORIES[label].replace("something", "[something]") for label in order]
+    model = filled_checkpoint(tmp_path / "start.pth", names, dropout=had_dropout)
+    more = ("--dropout", dropout, "--lr_mult_new", 10)
+    told, saved = started_from(tmp_path / "start.pth", trn_root, tmp_path / "out", *more)
+    assert told == "backbone and classifier loaded, since the classes are the same, in another order"
+    assert_backbone(saved["state_dict"], model)
+    head = "new_fc" if dropout else "base_model.fc"
+    for name, value in model.classifier.state_dict().items():
+        ours = saved["state_dict"][f"{head}.{name}"]
+        torch.testing.assert_close(ours[order], value, rtol=0, atol=1e-20)
+    assert saved["new_classifier"] is False
+    rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([0.01, 0.02, 0.01, 0.02, 0.01])
+    assert "lr_mult_new has no effect" in (tmp_path / "out" / "log" / f"{NAME}.log").read_text()
+
+
+def test_a_released_file_of_174_classes_has_those_of_something_something(tmp_path):
+    names = released_categories()
+    model = filled_checkpoint(tmp_path / "start.pth", names, is_released=True)
+    bracketed = sorted(name.replace("something", "[something]") for name in names)
+    root = small_data(tmp_path / "data", categories=bracketed)
+    told, saved = started_from(tmp_path / "start.pth", root, tmp_path / "out")
+    assert told == "backbone and classifier loaded, since the classes are the same, in another order"
+    places = [names.index(name.replace("[", "").replace("]", "")) for name in bracketed]
+    assert places != sorted(places)
+    weight = model.classifier.weight.data[places]
+    torch.testing.assert_close(saved["state_dict"]["new_fc.weight"], weight, rtol=0, atol=1e-20)
+    assert saved["categories"] == bracketed
+
+
+def test_a_start_of_another_model_is_refused_with_what_to_give(trn_root, tmp_path):
+    path = tmp_path / "start.pth"
+    large = {"alpha": 8, "beta": 1}
+    filled_checkpoint(path, CATEGORIES, is_released=True, **large)
+    process = call(*small_run(trn_root, tmp_path / "out", "--pretrained", path))
+    told = "is a model with alpha 8 (now 4), beta 1 (now 2): give --alpha 8 --beta 1"
+    assert_one_line_error(process, f"--pretrained {path} {told}")
+    filled_checkpoint(path, CATEGORIES)
+    process = call(*small_run(trn_root, tmp_path / "out", "--pretrained", path, "--arch", "resnet26"))
+    assert_one_line_error(
+        process, f"--pretrained {path}", "arch resnet14 (now resnet26): give --arch resnet14"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fine_tuned_run_is_resumed_without_the_file_it_started_from(trn_root, tmp_path):
+    """With batch norm frozen, in bf16, and a rate of its own for the classifier: to the last bit."""
+    path = tmp_path / "start.pth"
+    model = filled_checkpoint(path, ["Up", "Down"])
+    more = ("--pretrained", path, "--freeze_bn", "--amp", "bf16", "--lr_mult_new", 10, "-b", 8)
+    for out, epochs in ((tmp_path / "whole", 2), (tmp_path / "parts", 1)):
+        assert call(*small_run(trn_root, out, *more, "--epochs", epochs)).returncode == 0
+    path.unlink()
+    process = call(*small_run(trn_root, tmp_path / "parts", *more, "--epochs", 2, "--resume", "auto"))
+    assert process.returncode == 0, process.stderr
+    one, other = (
+        load(tmp_path / name / "checkpoint" / f"{NAME}_checkpoint.pth.tar") for name in ("whole", "parts")
+    )
+    for key in ("state_dict", "optimizer", "history", "new_classifier"):
+        assert_same(one[key], other[key])
+    assert other["new_classifier"] is True
+    start = {name: value for name, value in model.state_dict().items() if "fc." not in name}
+    changed = {name for name, value in start.items() if not torch.equal(other["state_dict"][name], value)}
+    statistics = {name for name in start if "running" in name or "num_batches" in name}
+    assert not changed & statistics
+    assert "base_model.conv1.weight" in changed
 
 
 def test_without_network_imagenet_weights_are_not_silently_left_out(trn_root, tmp_path):

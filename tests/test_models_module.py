@@ -169,6 +169,21 @@ def test_every_parameter_is_in_one_group(dropout):
     }
 
 
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_a_classifier_with_a_rate_of_its_own_has_groups_of_its_own(dropout):
+    model = small(dropout=dropout)
+    *others, weight, bias = model.get_optim_policies(classifier_lr_mult=5.0)
+    published = model.get_optim_policies()
+    head = model.new_fc or model.base_model.fc
+    assert (weight["lr_mult"], weight["decay_mult"]) == (5, 1)
+    assert (bias["lr_mult"], bias["decay_mult"]) == (10, 0)
+    assert [*map(id, weight["params"] + bias["params"])] == [id(head.weight), id(head.bias)]
+    for group, before in zip(others, published, strict=True):
+        wanted = [id(p) for p in before["params"] if p is not head.weight and p is not head.bias]
+        assert [*map(id, group["params"])] == wanted
+        assert group | {"params": before["params"]} == before
+
+
 def test_module_that_no_group_is_meant_for_is_refused():
     model = small()
     model.base_model.layer1[0].extra = nn.PReLU()

@@ -122,6 +122,8 @@ WRONG = [
     ("--lr", "0"),
     ("--lr", "nan"),
     ("--lr", "inf"),
+    ("--lr_mult_new", "0"),
+    ("--lr_mult_new", "-2"),
     ("--lr_schedule", "linear"),
     ("--lr_steps", "0"),
     ("--warmup_epochs", "-1"),

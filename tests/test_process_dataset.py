@@ -17,7 +17,7 @@ from PIL import Image
 from video_files import write_video
 
 from dataset import read_list
-from datasets_video import read_categories
+from datasets_video import read_categories, released_categories
 from utils.annotations import read_annotations, read_test_list
 from utils.files import write_texts
 
@@ -276,6 +276,35 @@ def test_check_changes_nothing(tmp_path: Path) -> None:
     assert "100904\tthe list says 3 frames, the folder has 2" in done.stdout
     assert "7 problems, 0 notes" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == state
+
+
+def test_an_order_that_is_not_the_released_one_is_noted(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    annotations = annotate_v1(tmp_path / "csv")
+    names = released_categories()
+    (annotations / "something-something-v1-labels.csv").write_text("".join(f"{name}\n" for name in names))
+    for part in ("train", "validation"):
+        lines = (annotations / f"something-something-v1-{part}.csv").read_text().splitlines()
+        lines = [f"{line.partition(';')[0]};{names[5]}\n" for line in lines]
+        (annotations / f"something-something-v1-{part}.csv").write_text("".join(lines))
+    bracketed = sorted(name.replace("something", "[something]") for name in names)
+    done = process(tmp_path, "somethingv1", "--annotations", annotations)
+    assert (done.returncode, "note" in done.stdout.replace("0 notes", "")) == (0, False)
+    for order, how in ((bracketed, "sorted with brackets, 120"), ([*names[1:], names[0]], "0")):
+        (home / "category.txt").write_text("".join(f"{name}\n" for name in order))
+        note = (
+            "note\tcategory.txt\t-\tthe classes are Something-Something's, but not in the released "
+            f"checkpoints' order ({how} of 174 in the same place)\n"
+        )
+        done = process(tmp_path, "somethingv1", "--check")
+        assert done.returncode == 0
+        assert note in done.stdout
+        assert "0 problems, 1 notes" in done.stdout
+        # Making lists puts the sorted names in its place, and says what was there.
+        done = process(tmp_path, "somethingv1", "--annotations", annotations)
+        assert note in done.stdout
+        assert (home / "process_report.txt").read_text() == note
+        assert read_categories(home / "category.txt") == names
 
 
 def test_check_reads_the_authors_lists_too(authors_root: Path) -> None:

@@ -18,6 +18,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 import opts
 import test_models
+from datasets_video import released_categories
 from models import TemporalModel
 from utils.cli import run_program
 
@@ -379,15 +380,67 @@ def test_other_categories_than_the_checkpoints_are_refused(refuse, evaluate, tmp
     for names, words in (
         ([*CATEGORIES, "Doing nothing"], ("4 classes", "category.txt has 5")),
         ([left, holding, right, "Throwing"], (f"'{dropping}'", "'Throwing'", "class 3")),
-        ([right, holding, left, dropping], (f"'{left}'", f"'{right}'", "class 0")),
+        ([dropping, holding, left, "Throwing"], (f"'{right}'", "class 2", f"'{left}'")),
     ):
         file.write_text("\n".join(names) + "\n")
         message = refuse(root=root)
         for word in (str(weights), *words):
             assert word in message
-    # A released checkpoint knows the number alone.
+    # A released checkpoint of four classes knows their number alone.
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     evaluate("--input_size", 32, root=root, weights=tmp_path / "bare.pth")
+
+
+def reorder(root: Path, names: Sequence[str], order: Sequence[int]) -> None:
+    """Give the classes another order, and renumber the validation list: class `order[n]` becomes `n`."""
+    home = root / "somethingv1"
+    (home / "category.txt").write_text("".join(f"{names[label]}\n" for label in order))
+    lines = [line.split() for line in (home / "val_videofolder.txt").read_text().splitlines()]
+    lines = [f"{video} {frames} {order.index(int(label))}\n" for video, frames, label in lines]
+    (home / "val_videofolder.txt").write_text("".join(lines))
+
+
+@pytest.mark.parametrize("form", ["released", "own"])
+def test_the_order_of_the_classes_does_not_change_a_digit(evaluate, tmp_path, form):
+    names = released_categories()
+    model = filled_model(174, seed=2, num_segments=4)
+    content = wrapped(model, categories=names)
+    if form == "released":
+        state_dict = {f"module.{name}": value for name, value in model.state_dict().items()}
+        content = {"epoch": 3, "arch": "resnet14", "state_dict": state_dict, "best_prec1": torch.tensor(50.0)}
+    torch.save(content, tmp_path / "a.pth")
+    root = make_dataset(tmp_path / "data", train=0, val=6, frames=5, size=(36, 32), categories=names)
+    size = ("--num_segments", 4, "--input_size", 32, "-b", 4)
+
+    def results(name: str) -> tuple[list[str], dict[str, np.ndarray]]:
+        file = tmp_path / f"{name}.npz"
+        lines = evaluate(*size, "--save_scores", file, weights=tmp_path / "a.pth", root=root)
+        with np.load(file) as saved:
+            return lines, dict(saved)
+
+    # Labels that make the three accuracies different.
+    best = (-results("any")[1]["scores"]).argsort(1)
+    labels = [best[0, 0], best[1, 0], best[2, 0], best[3, 3], best[4, 9], best[5, 9]]
+    lines = "".join(f"{number} 5 {label}\n" for number, label in enumerate(labels, start=1))
+    (root / "somethingv1" / "val_videofolder.txt").write_text(lines)
+    expected, saved = results("sorted")
+    assert RESULT.fullmatch(expected[-1]).group(1, 2) == ("50.000", "66.667")
+    assert not any("another order" in line for line in expected)
+
+    bracketed = [name.replace("something", "[something]") for name in names]
+    by_brackets = sorted(range(174), key=bracketed.__getitem__)
+    third = np.random.default_rng(0).permutation(174).tolist()
+    sorted_list = (root / "somethingv1" / "val_videofolder.txt").read_text()
+    for way, (own, order) in enumerate([(bracketed, by_brackets), (names, by_brackets), (names, third)]):
+        (root / "somethingv1" / "val_videofolder.txt").write_text(sorted_list)
+        reorder(root, own, order)
+        lines, found = results(f"{way}")
+        assert sum("in another order" in line and "mapped by name" in line for line in lines) == 1
+        assert lines[-1] == expected[-1]
+        assert lines[-3] == expected[-3]  # mean class accuracy
+        # The scores are those of category.txt's classes.
+        np.testing.assert_array_equal(found["scores"], saved["scores"][:, order])
+        assert [order[label] for label in found["labels"]] == saved["labels"].tolist() == labels
 
 
 def test_missing_videos_stop_it_or_are_reported_in_the_result_line(refuse, evaluate, tmp_path):

@@ -30,7 +30,16 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets_video import LAYOUTS, MIN_FRAMES, TRAIN_LISTS, VAL_LISTS, check_name, return_dataset
+from datasets_video import (
+    LAYOUTS,
+    MIN_FRAMES,
+    TRAIN_LISTS,
+    VAL_LISTS,
+    check_name,
+    describe_order,
+    read_categories,
+    return_dataset,
+)
 from utils.annotations import (
     TEST_LIST,
     TRAIN_LIST,
@@ -156,6 +165,8 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
         check_writable_file(folder / name)
     categories, annotated = read_annotations(args.dataset, Path(args.annotations))
     lists, findings = examine(args.dataset, annotated, frames, args.workers)
+    order = _order_notes(folder / "category.txt")  # of the one that is replaced
+    findings += order
     total = sum(map(len, annotated.values()))
     problems = [finding for finding in findings if finding.kind == "problem"]
     report = {folder / REPORT_FILE: "".join(f"{finding}\n" for finding in findings)}
@@ -175,6 +186,8 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
         texts[folder / name] = "".join(_line(video) for video in videos)
     changes = {path: _change(path, text) for path, text in texts.items()}
     _write(folder, report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
+    for note in order:
+        print(note)
     print(f"{folder / 'category.txt'}: {len(categories)} classes, {changes[folder / 'category.txt']}")
     for name, videos in lists.items():
         of = f" of {len(annotated[name])}" if len(videos) < len(annotated[name]) else ""
@@ -207,6 +220,7 @@ def check_lists(args: argparse.Namespace, frames: Path) -> int:
     if TEST_LIST in present:
         lists[TEST_LIST] = read_test_list(frames.parent / TEST_LIST)
     usable, findings = examine(args.dataset, lists, frames, args.workers, args.decode_all)
+    findings += _order_notes(frames.parent / "category.txt")
     for finding in findings:
         print(finding)
     for name, videos in lists.items():
@@ -370,6 +384,15 @@ def _unlisted(frames: Path, listed: set[str]) -> list[Finding]:
         if is_folder:
             findings.append(Finding("note", "-", path.name, "folder without a label"))
     return findings
+
+
+def _order_notes(path: Path) -> list[Finding]:
+    """A note if a category.txt that is there has well-known classes in an order of its own."""
+    try:
+        what = describe_order(read_categories(path))
+    except UserError:  # there is none, or a better one takes its place
+        return []
+    return [Finding("note", path.name, "-", what)] if what else []
 
 
 def _has_clips(videos: list[Video]) -> bool:

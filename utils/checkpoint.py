@@ -16,11 +16,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from datasets_video import SOURCES
+from datasets_video import SOURCES, match_categories, released_categories, without_brackets
 from gst import ALPHAS, BETAS
 from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES, TemporalModel
 from resnet_gst import BLOCKS
@@ -79,6 +80,7 @@ class SavedOptions(TypedDict, total=False):
     lr_schedule: Literal["step", "cosine"]
     lr_steps: list[Positive]
     warmup_epochs: NonNegative
+    lr_mult_new: Annotated[float, Field(gt=0)]
     momentum: Share
     weight_decay: NonNegative
     clip_gradient: NonNegative
@@ -119,6 +121,7 @@ class Saved(TypedDict, total=False):
     val_data: Annotated[int, Field(ge=0, lt=2**32)]
     excluded: list[str]
     num_devices: Positive
+    new_classifier: bool
     run: str
     optimizer: _Optimizer
     scaler: dict[str, NonNegative]
@@ -382,24 +385,21 @@ def _check_momentum(content: dict[str, Any], path: str | Path) -> None:
     _check_finite(momentum, path)
 
 
-def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """Get a 2D ResNet's weights to start from.
+def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
+    """Get weights to start from: a 2D ResNet's, or a checkpoint's of GST.
 
     Args:
         choice: 'imagenet' for torchvision's `IMAGENET1K_V1`, from its cache or the network; or a file.
         arch: which ResNet, for 'imagenet'.
 
     Returns:
-        Where they came from, and the state dict.
+        Where they came from, and what `load_checkpoint` gives.
 
     Raises:
         UserError: they cannot be had.
     """
     if choice != "imagenet":
-        tensors = read_tensors(choice)
-        _check_tensors(tensors, choice)
-        _check_finite(tensors, choice)
-        return choice, tensors
+        return choice, load_checkpoint(choice)
     import torchvision  # takes a second, which most runs can do without
 
     weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
@@ -417,7 +417,7 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, torch.Tensor
                 f"fetch {weights.url} and put it at {cached}, "
                 "or give --pretrained FILE, or --pretrained none for a random start"
             ) from None
-    return f"ImageNet weights {cached.name}", read_tensors(cached)
+    return f"ImageNet weights {cached.name}", load_checkpoint(cached)
 
 
 def describe_model(saved: dict[str, Any], path: str | Path) -> ModelSpec:
@@ -518,8 +518,102 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
         raise UserError(f"{path}: its tensors cannot be copied ({reason})") from None
 
 
+def load_start(
+    model: TemporalModel, saved: dict[str, Any], places: list[int] | None, path: str | Path
+) -> None:
+    """Start a model from another checkpoint: its backbone, and its classifier if the classes are the same.
+
+    Args:
+        model: changed in place. It may have dropout where the checkpoint has none, or the other way round.
+        saved: what `load_checkpoint` gave.
+        places: for each class of the model its place in the checkpoint's classifier; None to leave the
+            model's classifier as it is initialised.
+        path: the checkpoint's file, for messages.
+
+    Raises:
+        UserError: a tensor does not fit.
+    """
+    head = "new_fc." if describe_model(saved, path).has_dropout else "base_model.fc."
+    own_head = "base_model.fc." if model.new_fc is None else "new_fc."
+    state_dict = {name: value for name, value in saved["state_dict"].items() if not name.startswith(head)}
+    own_classifier = model.classifier.state_dict()
+    for name, own in own_classifier.items():
+        value = own if places is None else saved["state_dict"].get(f"{head}{name}")
+        if value is not None:
+            state_dict[f"{own_head}{name}"] = value
+    load_weights(model, state_dict, path)
+    if places is not None:
+        with torch.no_grad():
+            for parameter in model.classifier.parameters():
+                parameter.copy_(parameter[places])
+
+
+def class_names(saved: dict[str, Any], path: str | Path) -> list[str] | None:
+    """The names of a checkpoint's classes, in the order of its classifier.
+
+    Args:
+        saved: what `load_checkpoint` gave. A released one has no names; with 174 classes it has
+            Something-Something's, sorted.
+        path: its file, for the message.
+
+    Returns:
+        None if nothing says them.
+
+    Raises:
+        UserError: it has another number of names than of classes.
+    """
+    num_class = describe_model(saved, path).num_class
+    if "categories" not in saved:
+        released = released_categories()
+        return released if len(released) == num_class else None
+    if len(saved["categories"]) != num_class:
+        raise UserError(
+            f"{path}: names {len(saved['categories'])} categories, but its classifier has {num_class}"
+        )
+    return saved["categories"]
+
+
+def find_labels(saved: dict[str, Any], categories: list[str], path: str | Path) -> np.ndarray:
+    """Find out which outputs of a checkpoint's classifier are a data set's classes, to evaluate it.
+
+    Args:
+        saved: what `load_checkpoint` gave.
+        categories: the data set's class names, in any order.
+        path: the checkpoint's file, for messages.
+
+    Returns:
+        For each label of the data set the checkpoint's.
+
+    Raises:
+        UserError: the classes differ in number or, where the checkpoint knows them, in names.
+    """
+    num_class = describe_model(saved, path).num_class
+    if num_class != len(categories):
+        raise UserError(f"{path} is for {num_class} classes, but category.txt has {len(categories)}")
+    names = class_names(saved, path)
+    places = match_categories(categories, names) if names else None
+    if places is None and "categories" in saved:
+        known = {without_brackets(name) for name in categories}
+        unknown = [label for label, name in enumerate(names) if without_brackets(name) not in known]
+        differing = [label for label, name in enumerate(names) if name != categories[label]]
+        raise _other_class(path, names, categories, (unknown or differing)[0])
+    # Without names in it, a checkpoint of 174 other classes may be right.
+    return np.array(range(num_class) if places is None else places)
+
+
+def describe_labels(labels: np.ndarray, path: str | Path) -> str:
+    """A line for the log where `find_labels` found the classes in another order; empty for the same one."""
+    same = int((labels == np.arange(len(labels))).sum())
+    if same == len(labels):
+        return ""
+    return (
+        f"category.txt has the classes of {path} in another order "
+        f"({same} of {len(labels)} in the same place): labels are mapped by name"
+    )
+
+
 def check_categories(saved: dict[str, Any], categories: list[str], path: str | Path) -> None:
-    """Check that a checkpoint's classes are the data set's.
+    """Check that a checkpoint's classes are the data set's, in the same order, to train it further.
 
     Args:
         saved: what `load_checkpoint` gave.
@@ -529,14 +623,13 @@ def check_categories(saved: dict[str, Any], categories: list[str], path: str | P
     Raises:
         UserError: they differ in number or, where the checkpoint knows them, in names or order.
     """
-    num_class = describe_model(saved, path).num_class
-    if num_class != len(categories):
-        raise UserError(f"{path} is for {num_class} classes, but category.txt has {len(categories)}")
-    known = saved.get("categories", categories)
-    if len(known) != num_class:
-        raise UserError(f"{path}: names {len(known)} categories, but its classifier has {num_class}")
-    for label, (old, new) in enumerate(zip(known, categories, strict=True)):
-        if old != new:
-            raise UserError(
-                f"{path} has '{shown(old)}' as class {label}, but category.txt has '{shown(new)}'"
-            )
+    labels = find_labels(saved, categories, path)
+    names = saved.get("categories", categories)
+    for label, (old, new) in enumerate(zip(names, categories, strict=True)):
+        if labels[label] != label or old != new:
+            raise _other_class(path, class_names(saved, path), categories, label)
+
+
+def _other_class(path: str | Path, names: list[str], categories: list[str], label: int) -> UserError:
+    old, new = shown(names[label]), shown(categories[label])
+    return UserError(f"{path} has '{old}' as class {label}, but category.txt has '{new}'")

@@ -63,7 +63,7 @@ STEP_OPTIONS = (
     "weight_decay",
     "clip_gradient",
 )
-RATE_OPTIONS = ("lr", "lr_schedule", "lr_steps", "warmup_epochs")
+RATE_OPTIONS = ("lr", "lr_schedule", "lr_steps", "warmup_epochs", "lr_mult_new")
 RECIPE = (*MODEL_OPTIONS, *STEP_OPTIONS, *RATE_OPTIONS, "seed", "amp")
 
 
