@@ -129,9 +129,9 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
 def count_frames(video: Path) -> int:
     """Count the frames that `decode` would yield, but decode the first one only.
 
-    A packet holds one frame that is shown, in any order. Not counted are those that only help to decode others: before
-    the start that an mp4's edit list sets, and VP8's invisible frames. (VP9's share a packet with a frame that
-    is shown.) Whether all packets can be decoded is not known then.
+    A packet holds one frame that is shown, in any order. Those that only help to decode others are not
+    counted: what lies before the start that an mp4's edit list sets, and VP8's invisible frames. (VP9's share
+    a packet with a frame that is shown.) Whether all packets can be decoded is not known then.
 
     Raises:
         VideoError: as `decode`, as far as the first frame and the length of the file tell.
