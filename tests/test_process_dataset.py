@@ -927,6 +927,7 @@ def test_csv_of_own_data(tmp_path: Path) -> None:
         (CSV + "../3,Up,train\n", ["line 6: the name is not that of a folder inside"]),
         (CSV + '"up/3,Up,train\n', ["line 6: is not CSV"]),
         (CSV + "up/3,Sideways,test\n", ["line 6: the class 'Sideways' is not in", "category.txt"]),
+        (CSV.replace("up/2", "up/clip 2"), ["line 5: 'up/clip 2' ends in a number", "rename the video"]),
         (CSV.replace("validation", "test"), ["no line has the split 'val'"]),
         (CSV.replace("train", "val").replace("valing", "val"), ["no line has the split 'train'"]),
         ("video,label\nup/0,Up\nup/1,Up\ndown/0,Down\n", ["line 4: the class 'Down' has a single video"]),
@@ -965,5 +966,8 @@ def test_own_data_that_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text(CSV)
     done = process(root, "own", *options, "--annotations", tmp_path / "my.csv", "--seed", 1)
     assert_one_line_error(done, "--seed", "has a column 'split'")
+    (tmp_path / "my.csv").write_text("video,label,split\nup/1,,test\n")
+    done = process(root, "own", *options, "--annotations", tmp_path / "my.csv")
+    assert_one_line_error(done, root / "own/category.txt", "no such file; videos without labels need")
     assert not root.exists()
     assert_one_line_error(process(root, "own"), root / "own", "no such folder")

@@ -22,7 +22,6 @@ from utils.video import (
     to_image,
 )
 
-
 TIMES = [0, 1, 2, 7, 8, 20, 21, 30, 31, 40, 50, 51]
 
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -248,8 +249,9 @@ def read_csv(path: Path) -> list[OwnVideo]:
         raise UserError(f"{path}, line {reader.line_num}: is not CSV ({error})") from None
     if not videos:
         raise UserError(f"{path}: is empty; it holds a line 'video,label' for each video, below that header")
-    for word in ("train", "val") if "split" in header else ():
-        if _SPLITS[word] not in (video.list_name for video in videos):
+    lists = {video.list_name for video in videos}
+    for name, word, other in ((TRAIN_LIST, "train", VAL_LIST), (VAL_LIST, "val", TRAIN_LIST)):
+        if name not in lists and other in lists:
             raise UserError(f"{path}: no line has the split '{word}'; without that column the split is drawn")
     return videos
 
@@ -271,6 +273,10 @@ def make_lists(
     """
     if categories is None:
         categories = sorted({video.category for video in videos if video.category})
+        if not categories:
+            raise UserError(
+                f"{file}: no such file; videos without labels need one with the checkpoint's classes"
+            )
     label_of = {name: label for label, name in enumerate(categories)}
     for video in videos:
         if video.category and video.category not in label_of:
@@ -285,10 +291,14 @@ def make_lists(
         chosen = [video for video in videos if video.list_name == name]
         # A list has labels or not.
         is_labelled = all(video.category for video in chosen)
-        if chosen:
-            lists[name] = [
-                Video(video.name, label_of[video.category] if is_labelled else None) for video in chosen
-            ]
+        for video in chosen:
+            if not is_labelled and re.search(r"\s[0-9]+$", video.name):
+                raise UserError(
+                    f"{video.where}: '{shown(video.name)}' ends in a number, which a list without labels "
+                    "cannot tell from the number of frames; rename the video, or label all test videos"
+                )
+            label = label_of[video.category] if is_labelled else None
+            lists.setdefault(name, []).append(Video(video.name, label))
     return categories, lists
 
 
