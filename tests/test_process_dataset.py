@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, finish, run
+from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, finish
 from PIL import Image
 from video_files import cut, remux, write_audio, write_video
 
@@ -419,7 +419,10 @@ def test_bad_options(tmp_path: Path) -> None:
 
 
 def test_from_videos_to_an_accuracy(tmp_path: Path) -> None:
-    """As the README has it: downloaded files, two tools, training, evaluation; nothing by hand."""
+    """As the README has it: downloaded files, two tools, training, evaluation; nothing by hand.
+
+    With real processes: test_own_data.py.
+    """
     source, root, out = tmp_path / "20bn-something-something-v2", tmp_path / "data", tmp_path / "runs"
     source.mkdir()
     annotations = annotate_v2(tmp_path)
@@ -434,10 +437,10 @@ def test_from_videos_to_an_accuracy(tmp_path: Path) -> None:
         [TOOL, "--check", *options],
         ["main.py", *options, *training],
     ):
-        done = run(program, *arguments)
+        done = call(program, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
     (best,) = (out / "checkpoint").glob("*_best.pth.tar")
-    done = run("test_models.py", "--weights", best, *options)
+    done = call("test_models.py", "--weights", best, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("Testing Results: Prec@1 ")
 
@@ -767,13 +770,8 @@ def test_class_folders_of_videos(tmp_path: Path) -> None:
     assert {name: label for name, (_, label) in now["val"].items() if "left" not in name} == {
         name: 2 - 2 * label for name, (_, label) in lists["val"].items()
     }
-    drawn = {frozenset(now["val"])}
-    for seed in range(1, 5):
-        assert process(tmp_path / "data", "own", "--seed", seed, "--val_fraction", 0.99).returncode == 0
-        train = own_lists(home)["train"]
-        assert sorted(name.partition("/")[0] for name in train) == ["down", "left", "up"]
-        drawn.add(frozenset(train))
-    assert len(drawn) > 3
+    assert process(tmp_path / "data", "own", "--seed", 1, "--val_fraction", 0.99).returncode == 0
+    assert sorted(own_lists(home)["train"]) == ["down/1", "left/1", "up/0"]  # with seed 0: 2, 2 and 4
 
     done = process(tmp_path / "data", "own", "--videos", tmp_path)
     assert_one_line_error(done, "has no videos but folders such as")
