@@ -199,17 +199,16 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     is_named = args.dataset in LAYOUTS
     drawn = {"--val_fraction": args.val_fraction, "--seed": args.seed}
-    making = {"--annotations": args.annotations, "--videos": args.videos, "--skip_missing": args.skip_missing}
-    if args.check and (
-        given := [
-            name for name, value in (making | drawn).items() if value is not None and value is not False
-        ]
-    ):
-        raise UserError(f"--check: only looks at the lists that are there; leave out {' and '.join(given)}")
+    drawn = [name for name, value in drawn.items() if value is not None]
+    if args.check:
+        made = {"--annotations": args.annotations, "--videos": args.videos}
+        made |= {"--skip_missing": args.skip_missing}
+        if given := [name for name, value in made.items() if value] + drawn:
+            raise UserError(f"--check: looks at the lists that are there; leave out {' and '.join(given)}")
     if is_named and not args.check and not args.annotations:
         raise UserError("--annotations: needed to make lists (to check those that are there: --check)")
-    if is_named and (given := [name for name, value in drawn.items() if value is not None]):
-        raise UserError(f"{given[0]}: is for own data; the annotations of {args.dataset} have its lists")
+    if is_named and drawn:
+        raise UserError(f"{drawn[0]}: is for own data; the annotations of {args.dataset} have its lists")
     return args
 
 
@@ -572,17 +571,17 @@ def _unlisted(source: str, place: Path, listed: set[str]) -> list[Finding]:
     known = {name.split("/")[0] for name in listed}
     findings = []
     for path in sorted(place.iterdir()):
-        if path.name in known or path.name.startswith("."):
+        name = path.stem if source == "videos" and path.suffix in _SUFFIXES else path.name
+        if name in known or name.startswith("."):
             continue
         try:
-            kind = stat.S_IFMT(path.stat().st_mode)
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
         except OSError as error:  # such as a loop of symbolic links
             findings.append(Finding("note", "-", path.name, f"cannot be looked into ({error.strerror})"))
             continue
-        if kind == stat.S_IFDIR:
-            findings.append(Finding("note", "-", path.name, "folder without a label"))
-        elif source == "videos" and path.stem not in known and path.suffix in _SUFFIXES:
-            findings.append(Finding("note", "-", path.name, "video without a label"))
+        if is_folder or name != path.name:
+            thing = "folder" if is_folder else "video"
+            findings.append(Finding("note", "-", path.name, f"{thing} without a label"))
     return findings
 
 
