@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import dataset
 from datasets_video import check_folder, check_name, read_categories
-from utils.annotations import Video, read_annotations, read_test_list
+from utils.annotations import OwnVideo, Video, make_lists, read_annotations, read_test_list
 from utils.cli import UserError
 
 
@@ -24,6 +24,34 @@ def test_v1_sorts_its_classes(tmp_path):
         "val_videofolder.txt": [Video("8", 0)],
         "test_videofolder.txt": [Video("9", None)],
     }
+
+
+def test_jester_is_read_like_v1(tmp_path):
+    texts = {"labels": "Thumb Up\nNo gesture\n", "train": "7;Thumb Up\n", "validation": "8;No gesture\n"}
+    for part, text in texts.items():
+        (tmp_path / f"jester-v1-{part}.csv").write_text(text)
+    categories, lists = read_annotations("jester", tmp_path)
+    assert categories == ["No gesture", "Thumb Up"]
+    assert lists == {"train_videofolder.txt": [Video("7", 1)], "val_videofolder.txt": [Video("8", 0)]}
+
+
+def test_the_draw_depends_on_seed_and_names_alone(tmp_path):
+    def draw(names, seed=0, fraction=0.25):
+        videos = [OwnVideo(name, name[0], "a file") for name in names]
+        _, lists = make_lists(videos, None, tmp_path, fraction, seed)
+        return {video.folder for video in lists["val_videofolder.txt"]}
+
+    names = [f"{letter}/{number}" for letter in "ab" for number in range(40)]
+    drawn = draw(names)
+    assert [sum(name[0] == letter for name in drawn) for letter in "ab"] == [10, 10]
+    assert draw(names[::-1]) == drawn
+    assert draw([name for name in names if name[0] == "b"]) == {name for name in drawn if name[0] == "b"}
+    assert draw(names, seed=1) != drawn
+    assert drawn < draw(names, fraction=0.5)
+    assert len(draw(names, fraction=0.999)) == 78
+    assert len(draw(names, fraction=0.001)) == 2
+    # What a seed draws must stay the same from version to version.
+    assert draw([f"a/{number}" for number in range(8)]) == {"a/2", "a/7"}
 
 
 def test_v2_keeps_its_numbers_and_needs_no_test_list(tmp_path):

@@ -211,12 +211,13 @@ def test_dataset_places_and_names_the_frames(tmp_path: Path) -> None:
     source = tmp_path / "videos"
     source.mkdir()
     write_video(source / "7.webm", 2)
-    for dataset in ("somethingv2", "diving48"):
+    for dataset in ("somethingv2", "diving48", "my data"):
         process = run(TOOL, "--videos", source, "--dataset", dataset, "--root_path", tmp_path)
         assert process.returncode == 0, process.stderr
     frames = tmp_path / "somethingv2/20bn-something-something-v2-frames/7"
     assert sorted(path.name for path in frames.iterdir()) == ["000001.jpg", "000002.jpg"]
     assert (tmp_path / "diving48/frames/7/00002.jpg").is_file()
+    assert (tmp_path / "my data/frames/7/00002.jpg").is_file()
 
 
 def make_broken(folder: Path) -> dict[str, str]:
@@ -623,6 +624,7 @@ def test_files_are_closed(videos: Path, tmp_path: Path) -> None:
         (["--videos", "{one}", "--out", "{one}/pipe"], ["--out", "{one}/pipe", "not a folder"]),
         (["--videos", "{one}"], ["--dataset", "--root_path", "--out"]),
         (["--videos", "{one}", "--dataset", "diving48"], ["--root_path"]),
+        (["--videos", "{one}", "--dataset", "../x", "--root_path", "{new}"], ["--dataset", "not a path"]),
         (["--videos", "{one}", "--out", "{new}", "--dataset", "diving48"], ["--out"]),
         (["--videos", "{one}", "--out", "{new}", "--root_path", "{new}"], ["--root_path"]),
         (["--videos", "{one}", "--out", "{one}"], ["{one}", "holds the videos"]),

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, finish, run
+from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, finish
 from PIL import Image
-from video_files import write_video
+from video_files import cut, remux, write_audio, write_video
 
 from dataset import read_list
 from datasets_video import read_categories, released_categories
 from utils.annotations import read_annotations, read_test_list
 from utils.files import write_texts
+from utils.video import decode
 
 TOOL = "tools/process_dataset.py"
 FRAMES = {
@@ -96,6 +97,14 @@ def annotate_diving48(folder: Path, ends: dict[str, int], start: int = 0) -> Pat
     return folder
 
 
+def write_videos(folder: Path, videos: dict[str, int], **how: object) -> Path:
+    """Write videos, from their file names and numbers of frames."""
+    for name, count in videos.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(folder / name, count, width=48, height=32, **how)
+    return folder
+
+
 V1_FOLDERS = {"100": 5, "7": 4, "55": 3, "9": 6, "8": 3}
 V2_FOLDERS = {"78687": 5, "42326": 4, "100904": 3, "74225": 6, "116154": 7, "1420": 3, "3344": 8}
 
@@ -153,6 +162,19 @@ def test_diving48_and_its_ranges(tmp_path: Path) -> None:
     ]
     # A list that stops before the folder does is in order here.
     assert process(tmp_path, "diving48", "--check").returncode == 0
+
+
+def test_jester_from_videos_has_v1s_annotations(tmp_path: Path) -> None:
+    home, annotations = tmp_path / "jester", annotate_v1(tmp_path / "csv")
+    for path in annotations.iterdir():
+        path.rename(path.with_name(path.name.replace("something-something", "jester")))
+    write_videos(tmp_path / "clips", {f"{name}.webm": count for name, count in V1_FOLDERS.items()})
+    done = process(tmp_path, "jester", "--annotations", annotations, "--videos", tmp_path / "clips")
+    assert done.returncode == 0, done.stderr
+    assert (home / "videos").resolve() == (tmp_path / "clips").resolve()
+    assert texts(home)["category.txt"] == "Bending something\nHolding something\nTurning something\n"
+    assert texts(home)["train_videofolder.txt"] == "100 5 1\n7 4 2\n"
+    assert texts(home)["test_videofolder.txt"] == "9 6\n8 3\n"
 
 
 def test_diving48_cannot_start_in_the_middle(tmp_path: Path) -> None:
@@ -406,12 +428,18 @@ def test_bad_annotations_of_the_others(tmp_path: Path) -> None:
 
 
 def test_bad_options(tmp_path: Path) -> None:
+    assert_one_line_error(process(tmp_path, "somethingv1", "--check"), "somethingv1: no such folder")
+    (tmp_path / "somethingv1").mkdir()
     assert_one_line_error(
         process(tmp_path, "somethingv1", "--check"), FRAMES["somethingv1"][0], "no such folder"
     )
     home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
     assert_one_line_error(process(tmp_path, "somethingv1"), "--annotations")
-    assert_one_line_error(process(tmp_path, "somethingv1", "--check", "--annotations", tmp_path), "--check")
+    done = process(tmp_path, "somethingv1", "--check", "--annotations", tmp_path, "--seed", 0)
+    assert_one_line_error(done, "--check", "leave out --annotations and --seed")
+    done = process(tmp_path, "somethingv1", "--annotations", tmp_path, "--seed", 1)
+    assert_one_line_error(done, "--seed: is for own data")
+    assert_one_line_error(process(tmp_path, "a/b", "--check"), "--dataset", "not a path")
     assert_one_line_error(process(tmp_path, "somethingv1", "--check"), "category.txt")
     assert_one_line_error(process(tmp_path, "somethingv1", "--annotations", tmp_path), "v1-labels.csv")
     (home / "train.txt").touch()
@@ -420,7 +448,10 @@ def test_bad_options(tmp_path: Path) -> None:
 
 
 def test_from_videos_to_an_accuracy(tmp_path: Path) -> None:
-    """As the README has it: downloaded files, two tools, training, evaluation; nothing by hand."""
+    """As the README has it: downloaded files, two tools, training, evaluation; nothing by hand.
+
+    With real processes: test_own_data.py.
+    """
     source, root, out = tmp_path / "20bn-something-something-v2", tmp_path / "data", tmp_path / "runs"
     source.mkdir()
     annotations = annotate_v2(tmp_path)
@@ -435,10 +466,10 @@ def test_from_videos_to_an_accuracy(tmp_path: Path) -> None:
         [TOOL, "--check", *options],
         ["main.py", *options, *training],
     ):
-        done = run(program, *arguments)
+        done = call(program, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
     (best,) = (out / "checkpoint").glob("*_best.pth.tar")
-    done = run("test_models.py", "--weights", best, *options)
+    done = call("test_models.py", "--weights", best, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("Testing Results: Prec@1 ")
 
@@ -632,11 +663,13 @@ def test_the_excluded_videos_can_be_cut_out(tmp_path: Path) -> None:
     assert finish(["sh", "-c", command]).stdout == "b c\n"
 
 
-def test_decode_all_is_part_of_a_check(tmp_path: Path) -> None:
-    make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+def test_decode_all_while_lists_are_made(tmp_path: Path) -> None:
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    (home / FRAMES["somethingv1"][0] / "100/00003.jpg").write_bytes(b"")
     annotations = annotate_v1(tmp_path / "csv")
+    assert process(tmp_path, "somethingv1", "--annotations", annotations).returncode == 0
     done = process(tmp_path, "somethingv1", "--annotations", annotations, "--decode_all")
-    assert_one_line_error(done, "--decode_all", "--check")
+    assert_one_line_error(done, "1 problems", "00003.jpg cannot be decoded")
 
 
 def whole_state(folder: Path) -> dict[Path, bytes | int]:
@@ -707,3 +740,261 @@ def test_a_list_that_main_would_refuse_is_not_written(tmp_path: Path) -> None:
         (home / f"{name}.txt").write_text(text)
     done = process(tmp_path, "somethingv1", "--check")
     assert_one_line_error(done, home / "val_videofolder.txt", "none of its videos has 3 frames")
+
+
+OWN = {
+    **{f"up/{number}.mp4": 3 + number for number in range(5)},
+    **{f"down/{number}.webm": 4 + number for number in range(3)},
+}
+
+
+def own_lists(home: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """The training and the validation list: name -> frames and label."""
+    lists = {}
+    for part in ("train", "val"):
+        text = (home / f"{part}_videofolder.txt").read_text()
+        fields = [line.rsplit(" ", 2) for line in text.splitlines()]
+        lists[part] = {name: (int(count), int(label)) for name, count, label in fields}
+    return lists
+
+
+def problems(done: subprocess.CompletedProcess, home: Path) -> dict[str, str]:
+    """What the report says of each video that has a problem."""
+    assert_one_line_error(done, "process_report.txt", "no list was written")
+    lines = [line.split("\t") for line in (home / "process_report.txt").read_text().splitlines()]
+    return {name: what for kind, _, name, what in lines if kind == "problem"}
+
+
+def test_class_folders_of_videos(tmp_path: Path) -> None:
+    """Categories, the draw, counted frames, notes, and what is in place already."""
+    videos = write_videos(tmp_path / "clips", OWN)
+    (videos / "up/.hidden.mp4").touch()
+    (videos / "up/notes.txt").write_text("not a video")
+    (videos / "loose.mp4").touch()
+    home = tmp_path / "data/own"
+    done = process(tmp_path / "data", "own", "--videos", videos)
+    assert done.returncode == 0, done.stderr
+    assert (home / "videos").readlink() == videos
+    assert texts(home)["category.txt"] == "down\nup\n"
+    lists = own_lists(home)
+    counts = {name.partition(".")[0]: (count, int(name[0] == "u")) for name, count in OWN.items()}
+    assert lists["train"] | lists["val"] == counts
+    assert len(lists["train"]) == 6  # 2 + 4
+    assert [name.partition("/")[0] for name in lists["val"]] == ["down", "up"]
+    assert texts(home)["process_report.txt"].splitlines() == [
+        "note\t-\tloose.mp4\tvideo without a label",
+        "note\t-\tup/notes.txt\tis not a video",
+    ]
+    before = texts(home)
+    assert process(tmp_path / "data", "own").returncode == 0  # from the folder in place
+    assert texts(home) == before
+    assert process(tmp_path / "data", "own", "--check").returncode == 0
+
+    # The draw is the seed's and the names', whatever else there is; a fraction leaves each side one video.
+    write_videos(videos, {"left/1.mkv": 4, "left/2.mkv": 4})
+    (home / "category.txt").write_text("up\nleft\ndown\n")
+    assert process(tmp_path / "data", "own").returncode == 0
+    assert texts(home)["category.txt"] == "up\nleft\ndown\n"
+    now = own_lists(home)
+    assert {name: label for name, (_, label) in now["val"].items() if "left" not in name} == {
+        name: 2 - 2 * label for name, (_, label) in lists["val"].items()
+    }
+    assert process(tmp_path / "data", "own", "--seed", 1, "--val_fraction", 0.99).returncode == 0
+    assert sorted(own_lists(home)["train"]) == ["down/1", "left/1", "up/0"]  # with seed 0: 2, 2 and 4
+
+    done = process(tmp_path / "data", "own", "--videos", tmp_path)
+    assert_one_line_error(done, "has no videos but folders such as")
+    other = write_videos(tmp_path / "other", {"up/1.mp4": 3, "up/2.mp4": 3})
+    done = process(tmp_path / "data", "own", "--videos", other)
+    assert_one_line_error(done, home / "videos", "already exists and is not", other)
+    write_videos(videos, {"sideways/1.mkv": 4, "sideways/2.mkv": 4})
+    done = process(tmp_path / "data", "own")
+    assert_one_line_error(done, home / "videos/sideways", "'sideways' is not in", home / "category.txt")
+
+
+def test_videos_that_cannot_be_used_are_named_with_the_reason(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "clips", OWN | {"up/cut.webm": 12, "up/twice.mp4": 3, "up/twice.mkv": 3})
+    cut(videos / "up/cut.webm", 0.7)
+    (videos / "up/empty.mp4").touch()
+    (videos / "up/text.mp4").write_text("not a video at all\n" * 20)
+    write_audio(videos / "down/song.mp4")
+    os.mkfifo(videos / "down/pipe.mov")
+    write_videos(videos, {"down/old.mpg": 5}, codec="mpeg2video")
+    home = tmp_path / "own"
+    done = process(tmp_path, "own", "--videos", videos)
+    found = problems(done, home)
+    for name, what in {
+        "up/cut": "cut.webm: truncated: ",
+        "up/empty": "empty.mp4: empty file",
+        "up/text": "text.mp4: not a video, or damaged at its beginning",
+        "up/twice": "twice.mkv and twice.mp4 would have the same name; rename one",
+        "down/song": "song.mp4: no video stream",
+        "down/pipe": "pipe.mov: cannot be read (is a named pipe, not a file)",
+        "down/old": "old.mpg is not one of .webm, .mp4, .mkv, .avi, .mov; convert it, or extract",
+    }.items():
+        assert found.pop(name).startswith(what)
+    assert not found
+    assert not (home / "category.txt").exists()
+    done = process(tmp_path, "own", "--skip_missing")
+    assert done.returncode == 0, done.stderr
+    lists = own_lists(home)
+    assert sorted(lists["train"] | lists["val"]) == sorted(name.partition(".")[0] for name in OWN)
+
+
+def test_check_compares_videos_with_the_lists(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "clips", OWN)
+    assert process(tmp_path, "own", "--videos", videos).returncode == 0
+    write_videos(videos, {"up/1.mp4": 3, "up/3.mp4": 9, "new.mp4": 3})
+    (videos / "down/1.webm").unlink()
+    done = process(tmp_path, "own", "--check")
+    assert done.returncode == 1
+    found = {tuple(line.split("\t")[2:]) for line in done.stdout.splitlines() if "\t" in line}
+    assert found == {
+        ("up/1", "the list says 4 frames, the video has 3"),
+        ("up/3", "the list says 6 frames, the video has 9"),
+        ("down/1", "no video (.webm, .mp4, .mkv, .avi, .mov)"),
+        ("new.mp4", "video without a label"),
+    }
+
+
+def test_a_sample_is_decoded_and_with_decode_all_every_video(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "clips", {f"{name}/{i:02d}.mp4": 3 for name in "ab" for i in range(51)})
+    # Spoilt where decoding comes last; demuxing sees nothing.
+    for name in ("a/00", "b/50"):
+        write_video(videos / f"{name}.mp4", 12)
+        data = bytearray((videos / f"{name}.mp4").read_bytes())
+        end = len(data) - 40
+        data[end - 300 : end] = bytes(300)
+        (videos / f"{name}.mp4").write_bytes(data)
+    done = process(tmp_path, "own", "--videos", videos)
+    found = problems(done, tmp_path / "own")
+    assert list(found) == ["a/00"]
+    assert found["a/00"].startswith("00.mp4: damaged or truncated after frame ")
+    done = process(tmp_path, "own", "--videos", videos, "--decode_all")
+    assert sorted(problems(done, tmp_path / "own")) == ["a/00", "b/50"]
+
+
+def test_packets_that_are_no_frames(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "clips", OWN | {"up/vp9.webm": 12})
+    remux(videos / "up/vp9.webm", videos / "up/strange.avi", hides_key_frames=True)
+    decoded = sum(1 for _ in decode(videos / "up/strange.avi"))
+    found = problems(process(tmp_path, "own", "--videos", videos), tmp_path / "own")
+    told = f"strange.avi: has 12 frames by its packets, but {decoded} when decoded; --decode_all counts"
+    assert found["up/strange"].startswith(told)
+    assert decoded < 12
+    done = process(tmp_path, "own", "--decode_all")
+    assert done.returncode == 0, done.stderr
+    lists = own_lists(tmp_path / "own")
+    assert (lists["train"] | lists["val"])["up/strange"] == (decoded, 1)
+
+
+def test_frames_of_own_data(tmp_path: Path) -> None:
+    home = tmp_path / "own"
+    for name, count in OWN.items():
+        folder = home / "frames" / name.partition(".")[0]
+        folder.mkdir(parents=True)
+        for number in range(1, count + 1):
+            Image.new("RGB", (32, 32)).save(folder / f"{number:05d}.jpg")
+    (home / "frames/up/extra.txt").touch()
+    done = process(tmp_path, "own")
+    assert done.returncode == 0, done.stderr
+    lists = own_lists(home)
+    assert {name: count for name, (count, _) in (lists["train"] | lists["val"]).items()} == {
+        name.partition(".")[0]: count for name, count in OWN.items()
+    }
+    assert texts(home)["process_report.txt"] == "note\t-\tup/extra.txt\tis not a video\n"
+    # With the videos as well: their classes, but these frames, unless the source is given.
+    videos = write_videos(tmp_path / "clips", OWN | {"up/new.mp4": 3})
+    done = process(tmp_path, "own", "--videos", videos)
+    assert problems(done, home) == {"up/new": "no folder"}
+    assert process(tmp_path, "own", "--source", "videos").returncode == 0
+    assert "up/new" in own_lists(home)["train"] | own_lists(home)["val"]
+
+
+CSV = "video,label,split\nup/0.mp4,Up,train\nup/1,Up,validation\ndown/0.webm,Down,training\nup/2,,test\n"
+
+
+def test_csv_of_own_data(tmp_path: Path) -> None:
+    videos, home, file = write_videos(tmp_path / "clips", OWN), tmp_path / "own", tmp_path / "my.csv"
+    file.write_text(CSV)
+    done = process(tmp_path, "own", "--videos", videos, "--annotations", file)
+    assert done.returncode == 0, done.stderr
+    now = texts(home)
+    assert now["category.txt"] == "Down\nUp\n"
+    assert now["train_videofolder.txt"] == "up/0 3 1\ndown/0 4 0\n"
+    assert now["val_videofolder.txt"] == "up/1 4 1\n"
+    assert now["test_videofolder.txt"] == "up/2 5\n"
+    assert process(tmp_path, "own", "--check").returncode == 0
+    # Labels that are known are kept.
+    file.write_text(CSV.replace("up/2,,", "up/2,Up,"))
+    assert process(tmp_path, "own", "--annotations", file).returncode == 0
+    assert texts(home)["test_videofolder.txt"] == "up/2 5 1\n"
+    assert process(tmp_path, "own", "--check").returncode == 0
+    # Without a split, it is drawn; the order of a category.txt that is there is kept.
+    (home / "category.txt").write_text("Up\nDown\n")
+    file.write_text("video,label\n" + "".join(f"{name},{name.split('/')[0].title()}\n" for name in OWN))
+    assert process(tmp_path, "own", "--annotations", file, "--val_fraction", 0.5).returncode == 0
+    assert sorted(label for _, label in own_lists(home)["val"].values()) == [0, 0, 1, 1]
+    file.write_text(CSV + "up/none,Up,val\n")
+    done = process(tmp_path, "own", "--annotations", file)
+    assert problems(done, home)["up/none"].startswith("no video")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["is empty"]),
+        ("video,label,split\n", ["is empty"]),
+        ("up/0,Up\n", ["line 1: the header must be 'video,label' or", "not 'up/0,Up'"]),
+        ("video;label\nup/0;Up\n", ["line 1: the header"]),
+        (CSV + "up/3,Up\n", ["line 6: has 2 fields, not 3"]),
+        (CSV + "up/0.mp4,Up,val\n", ["line 6: 'up/0' is already in line 2"]),
+        (CSV + "up/3,Up,dev\n", ["line 6: 'dev' is not a split (train, training, val"]),
+        (CSV + "up/3,,train\n", ["line 6: the name is blank"]),
+        (CSV + "../3,Up,train\n", ["line 6: the name is not that of a folder inside"]),
+        (CSV + '"up/3,Up,train\n', ["line 6: is not CSV"]),
+        (CSV + "up/3,Sideways,test\n", ["line 6: the class 'Sideways' is not in", "category.txt"]),
+        (CSV.replace("up/2", "up/clip 2"), ["line 5: 'up/clip 2' ends in a number", "rename the video"]),
+        (CSV.replace("validation", "test"), ["no line has the split 'val'"]),
+        (CSV.replace("train", "val").replace("valing", "val"), ["no line has the split 'train'"]),
+        ("video,label\nup/0,Up\nup/1,Up\ndown/0,Down\n", ["line 4: the class 'Down' has a single video"]),
+    ],
+)
+def test_csv_that_is_refused(text: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "own/videos").mkdir(parents=True)
+    (tmp_path / "own/category.txt").write_text("Up\nDown\n")
+    (tmp_path / "my.csv").write_text(text)
+    done = process(tmp_path, "own", "--annotations", tmp_path / "my.csv")
+    assert_one_line_error(done, tmp_path / "my.csv", *words)
+    assert texts(tmp_path / "own") == {"category.txt": "Up\nDown\n"}
+
+
+def test_own_data_that_is_refused(tmp_path: Path) -> None:
+    videos, root = tmp_path / "clips", tmp_path / "data"
+    options = ["--videos", videos]
+    assert_one_line_error(process(root, "own", *options), "--videos", videos, "is not a folder")
+    write_videos(videos, {"1.mp4": 3})
+    assert_one_line_error(process(root, "own", *options), videos, "no folders of classes", "CLASS/VIDEO")
+    write_videos(videos, {"up/1.mp4": 3, "up/2.mp4": 3, "down/1.mp4": 3})
+    done = process(root, "own", *options)
+    assert_one_line_error(done, videos / "down", "'down' has a single video, 'down/1'", "add videos")
+    (videos / "down/1.mp4").rename(videos / "down/1.txt")
+    (videos / "down/1.txt").write_text("no video")
+    assert_one_line_error(process(root, "own", *options), videos / "down", "has no videos;")
+    (videos / "down/sub").mkdir()
+    done = process(root, "own", *options)
+    assert_one_line_error(done, "down: has no videos but folders such as 'sub'", "train or val")
+    shutil.rmtree(videos / "down")
+    (videos / "up/2.mp4").rename(videos / "up/a\tb.mp4")
+    assert_one_line_error(process(root, "own", *options), "a\\tb.mp4: the name holds a control", "rename it")
+    for fraction in (0, 1, "x"):
+        done = process(root, "own", *options, "--val_fraction", fraction)
+        assert_one_line_error(done, "--val_fraction", "is not a number above 0 and below 1")
+    (tmp_path / "my.csv").write_text(CSV)
+    done = process(root, "own", *options, "--annotations", tmp_path / "my.csv", "--seed", 1)
+    assert_one_line_error(done, "--seed", "has a column 'split'")
+    (tmp_path / "my.csv").write_text("video,label,split\nup/1,,test\n")
+    done = process(root, "own", *options, "--annotations", tmp_path / "my.csv")
+    assert_one_line_error(done, root / "own/category.txt", "no such file; videos without labels need")
+    assert not root.exists()
+    assert_one_line_error(process(root, "own"), root / "own", "no such folder")

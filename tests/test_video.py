@@ -8,18 +8,86 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
-from video_files import cut, make_strange, write_blank, write_video
+from video_files import cut, make_strange, remux, write_audio, write_blank, write_video
 
 from utils.video import (
     MAX_PIXELS,
     MAX_REPEATS,
     VideoError,
     check_length,
+    count_frames,
     decode,
     is_video,
     resample,
     to_image,
 )
+
+TIMES = [0, 1, 2, 7, 8, 20, 21, 30, 31, 40, 50, 51]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *[
+            (name, {})
+            for name in ("b_frames.mp4", "b_frames.mkv", "b_frames.mov", "vp9.webm", "b_frames.avi")
+        ],
+        *[(name, {"times": TIMES}) for name in ("varying.mp4", "varying.webm", "varying.avi")],
+        *[(f"old.{suffix}", {"codec": "mpeg4"}) for suffix in ("avi", "mp4")],
+        ("interlaced.mkv", {"codec": "mpeg2video"}),
+    ],
+)
+def test_frames_are_counted_without_decoding(name, how, tmp_path):
+    write_video(tmp_path / name, 12, **how)
+    assert count_frames(tmp_path / name) == sum(1 for _ in decode(tmp_path / name)) == 12
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "target"),
+    [("a.webm", "libvpx", "b.webm"), ("a.webm", "libvpx-vp9", "b.mkv"), ("a.webm", "libvpx-vp9", "b.mp4")],
+)
+def test_invisible_frames_do_not_count(source, codec, target, tmp_path):
+    write_video(tmp_path / source, 24, codec=codec)
+    remux(tmp_path / source, tmp_path / target, hides_key_frames=True)
+    decoded = sum(1 for _ in decode(tmp_path / target))
+    assert count_frames(tmp_path / target) == decoded < 24
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_frames_before_the_start_of_an_edit_list_do_not_count(name, tmp_path):
+    write_video(tmp_path / "whole.mp4", 36)
+    remux(tmp_path / "whole.mp4", tmp_path / name, shift=1)
+    assert count_frames(tmp_path / name) == sum(1 for _ in decode(tmp_path / name)) == 24
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "audio only", "text", "first frame", "no frame"])
+def test_counting_refuses_what_decoding_refuses(how, tmp_path):
+    path = tmp_path / "a.mkv"
+    write_video(path, 12)
+    if how == "truncated":
+        cut(path, 0.7)
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "audio only":
+        write_audio(path)
+    elif how == "text":
+        path.write_text("not a video\n" * 50)
+    elif how == "first frame":
+        write_video(tmp_path / "a.mp4", 12)
+        path = tmp_path / "a.mp4"
+        data = path.read_bytes()
+        start = data.index(b"mdat") + 4
+        path.write_bytes(data[:start] + bytes(len(data) - start))
+    else:
+        write_video(tmp_path / "whole.mp4", 12)
+        path = tmp_path / "a.mp4"
+        remux(tmp_path / "whole.mp4", path, shift=100)
+    reasons = []
+    for read in (count_frames, lambda path: list(decode(path))):
+        with pytest.raises(VideoError) as caught:
+            read(path)
+        reasons.append(str(caught.value))
+    assert reasons[0] == reasons[1]
 
 
 def frame_at(pts: int | None, shade: int = 0) -> av.VideoFrame:

@@ -91,6 +91,33 @@ def write_video(
         container.mux(stream.encode())
 
 
+def remux(source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool = False) -> None:
+    """Copy the encoded frames of a video into another container.
+
+    Args:
+        source: the video.
+        target: of its suffix's container.
+        shift: seconds by which all times become earlier; an mp4 then starts in the middle, by its edit list.
+        hides_key_frames: of VP8 and VP9: mark them as invisible, as encoders do with some that only help to
+            predict others. (libavformat puts VP9's into a packet with the next one, but in an avi.)
+    """
+    with av.open(str(source)) as container, av.open(str(target), "w") as copy:
+        stream = container.streams.video[0]
+        copied = copy.add_stream_from_template(stream)
+        show_frame = 0x10 if stream.codec_context.name == "vp8" else 0x02
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            content = bytearray(packet)
+            if hides_key_frames and packet.is_keyframe:
+                content[0] &= ~show_frame
+            changed = av.Packet(bytes(content))
+            changed.is_keyframe, changed.time_base = packet.is_keyframe, packet.time_base
+            changed.pts, changed.dts = (int(at - shift / packet.time_base) for at in (packet.pts, packet.dts))
+            changed.stream = copied
+            copy.mux(changed)
+
+
 def write_blank(path: Path, width: int, height: int, codec: str, pix_fmt: str) -> None:
     """Write a video of one black frame, which may be huge."""
     with av.open(str(path), "w") as container:

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from av.video.reformatter import VideoReformatter
 
-from datasets_video import LAYOUTS, check_folder, check_template
+from datasets_video import check_folder, check_template, dataset_name, layout
 from utils.cli import (
     Parser,
     UserError,
@@ -83,9 +83,12 @@ Something-Something v2 (.webm):
 Diving48 (.mp4):
   python tools/extract_frames.py --videos rgb --dataset diving48 --root_path data
 
-Something-Something v1 comes as frames, there is nothing to extract.
+Something-Something v1 and Jester come as frames, there is nothing to extract.
 
-Any other folder of videos:
+Own data, in a folder for each class (my_videos/CLASS/VIDEO) or as a CSV says:
+  python tools/extract_frames.py --videos my_videos --dataset my_data --root_path data
+
+Into any other folder:
   python tools/extract_frames.py --videos my_videos --out my_frames --short_side 256
 
 After that, tools/process_dataset.py makes the lists. To stop, press Ctrl-C; the same command
@@ -128,13 +131,14 @@ class Found(NamedTuple):
 
 def main() -> int:
     args = parse_args()
-    out = Path(args.root_path) / args.dataset / LAYOUTS[args.dataset][0] if args.dataset else Path(args.out)
+    names = layout(args.dataset)
+    out = Path(args.root_path) / args.dataset / names.frames if args.dataset else Path(args.out)
     settings = Settings(
         short_side=args.short_side,
         native=args.native,
         quality=args.quality,
         fps=str(args.fps) if args.fps else None,
-        image_tmpl=LAYOUTS[args.dataset][1] if args.dataset else args.image_tmpl or "{:05d}.jpg",
+        image_tmpl=args.image_tmpl or names.template,
     )
     source, found = look_up(Path(args.videos))
     check_writable_folder(out, "--out" if args.out else "")
@@ -183,8 +187,10 @@ def parse_args() -> argparse.Namespace:
     )
     where.add_argument(
         "--dataset",
-        choices=["somethingv2", "diving48"],
-        help="place and name the frames as main.py expects them of this data set",
+        metavar="NAME",
+        type=dataset_name,
+        help="place and name the frames as main.py expects them of this data set: somethingv2, diving48 or a "
+        "name of yours",
     )
     where.add_argument(
         "--root_path",

@@ -1,17 +1,19 @@
-"""Make the lists that `main.py` finds by itself from a data set's annotations and frame folders.
+"""Make the lists that `main.py` finds by itself from a data set's annotations, and its frames or videos.
 
 Into `<root_path>/<dataset>/`:
 
-    category.txt            a class a line; Something-v1: sorted, as TRN-pytorch's script does;
-                            v2: in the order of the numbers in labels.json; Diving48: the vocabulary's
-    train_videofolder.txt   folder  frames  label
+    category.txt            a class a line; Something-v1 and Jester: sorted, as TRN-pytorch's script does;
+                            v2: in the order of the numbers in labels.json; Diving48: the vocabulary's;
+                            own data: sorted, or as they are in the file in place
+    train_videofolder.txt   name  frames  label
     val_videofolder.txt
-    test_videofolder.txt    folder  frames: no one outside knows the labels of these videos
-    process_report.txt      kind <tab> list <tab> folder <tab> what, for all that was noticed
+    test_videofolder.txt    name  frames: no one outside knows the labels of these videos
+    process_report.txt      kind <tab> list <tab> name <tab> what, for all that was noticed
 
-The numbers of frames are those of the folders. Diving48's annotations give the first and the last
+The numbers of frames are those of the frame folders, or of the videos, where the packets are counted and a
+sample is decoded to compare. Diving48's annotations give the first and the last
 frame of each video too. A list cannot say where to start, so that a start other than 0 is a
-problem; a folder that continues after the end is cut there by its number of frames; a folder
+problem; a video that continues after the end is cut there by its number of frames; one
 that ends earlier is noted. (A difference of one does not count: it depends on whether the end
 is meant to be included.)
 
@@ -22,21 +24,28 @@ import argparse
 import os
 import stat
 import sys
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets_video import (
     LAYOUTS,
     MIN_FRAMES,
+    SOURCES,
     TRAIN_LISTS,
     VAL_LISTS,
+    VIDEO_SUFFIXES,
     check_name,
+    dataset_name,
     describe_order,
+    find_dataset,
+    find_source,
+    layout,
     read_categories,
     return_dataset,
 )
@@ -46,14 +55,19 @@ from utils.annotations import (
     VAL_LIST,
     Lists,
     Video,
+    make_lists,
     read_annotations,
+    read_class_folders,
+    read_csv,
     read_test_list,
 )
 from utils.cli import (
     Parser,
     UserError,
     check_writable_file,
+    check_writable_folder,
     cores,
+    non_negative_int,
     number_type,
     run_program,
     shown,
@@ -62,19 +76,28 @@ from utils.cli import (
 from utils.files import write_texts
 from utils.images import ImageError, open_image, read_image
 from utils.pool import progress_bar, worker_pool
+from utils.video import VideoError, count_frames, decode, is_video
 
 REPORT_FILE = "process_report.txt"
 
+# So many videos are decoded to their ends, to know that counting packets is counting frames.
+_SAMPLE = 50
+
 _EPILOG = """\
-After unpacking and, for the last two, extracting the frames:
+Own data, in a folder for each class (my_videos/CLASS/VIDEO), or with a CSV; then main.py can train on it:
+  python tools/process_dataset.py --dataset my_data --root_path data --videos my_videos
+  python tools/process_dataset.py --dataset my_data --root_path data --videos my_videos --annotations my.csv
+
+After unpacking and, unless clips are to come straight from videos, extracting the frames:
   python tools/process_dataset.py --dataset somethingv1 --root_path data --annotations .
   python tools/process_dataset.py --dataset somethingv2 --root_path data --annotations labels
   python tools/process_dataset.py --dataset diving48 --root_path data --annotations .
+  python tools/process_dataset.py --dataset jester --root_path data --annotations .
 
 Before a long training, or with lists from elsewhere:
   python tools/process_dataset.py --dataset somethingv2 --root_path data --check
 
-The same, but every frame is read as training does; then a file of the videos to leave out:
+The same, but every frame is read as in training; then a file of the videos to leave out:
   python tools/process_dataset.py --dataset somethingv2 --root_path data --check --decode_all > check.txt
   grep '^problem' check.txt | cut -f3 | sort -u > exclude.txt
 """
@@ -100,16 +123,21 @@ class Finding(NamedTuple):
 def main() -> int:
     args = parse_args()
     folder = Path(args.root_path) / args.dataset
-    frames = folder / LAYOUTS[args.dataset][0]
-    if not frames.is_dir():
-        raise UserError(f"{frames}: no such folder; the frame folders of {args.dataset} belong there")
-    return check_lists(args, frames) if args.check else make_lists(args, folder, frames)
+    if args.check:
+        return check_lists(args, *find_source(find_dataset(args.dataset, args.root_path), args.source))
+    return write_lists(args, folder)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser("Make, or check, the lists of a data set whose frame folders are in place.", _EPILOG)
+    parser = Parser("Make, or check, the lists of a data set whose frames or videos are in place.", _EPILOG)
     data = parser.add_argument_group("the data")
-    data.add_argument("--dataset", choices=sorted(LAYOUTS), required=True, help="the name main.py has for it")
+    data.add_argument(
+        "--dataset",
+        metavar="NAME",
+        type=dataset_name,
+        required=True,
+        help=f"the name main.py has for it: {', '.join(sorted(LAYOUTS))}, or a name of yours for own data",
+    )
     data.add_argument(
         "--root_path",
         metavar="DIR",
@@ -117,21 +145,45 @@ def parse_args() -> argparse.Namespace:
         help="the folder that holds a folder for each data set, as for main.py",
     )
     data.add_argument(
-        "--annotations",
+        "--videos",
         metavar="DIR",
-        help="the folder that holds the downloaded annotation files, under their own names",
+        help="a folder of videos, to which the data set's folder gets a link. For own data without "
+        "--annotations it holds a folder for each class (DIR/CLASS/VIDEO); without --videos, the data set's "
+        "own folder of frames or videos does",
+    )
+    data.add_argument(
+        "--source",
+        choices=SOURCES,
+        help="count the frames of frame folders or of video files "
+        "(default: whichever is there; frames if both are, as main.py)",
+    )
+    data.add_argument(
+        "--annotations",
+        metavar="DIR|FILE",
+        help="the folder that holds the downloaded annotation files, under their own names; for own data, a "
+        "CSV with the header video,label or video,label,split (train, val or test)",
+    )
+    data.add_argument(
+        "--val_fraction",
+        metavar="F",
+        type=number_type(float, 0, 1, above=True, below=True),
+        help="own data without a split: the share of each class that is drawn for validation (default: 0.2)",
+    )
+    data.add_argument(
+        "--seed", metavar="N", type=non_negative_int, help="likewise: seed of that draw (default: 0)"
     )
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--check",
         action="store_true",
-        help="check the lists that are there against the frame folders, and change nothing",
+        help="check the lists that are there against the frames or videos, and change nothing",
     )
     run.add_argument(
         "--decode_all",
         action="store_true",
-        help="with --check: read every frame of every listed video completely, as training does, and name "
-        "each that cannot be read or has another size than the first of its folder",
+        help="read every frame of every listed video completely, as training does, and name each that cannot "
+        "be read or has another size than the first of its folder; of videos, count the decoded frames "
+        f"(default: the first and last frame; of videos the first, and all of a sample of {_SAMPLE})",
     )
     run.add_argument(
         "--skip_missing",
@@ -143,28 +195,45 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         type=number_type(int, 1, 1024),
         default=cores(),
-        help="processes that look into the folders (default: one per core, here %(default)s)",
+        help="processes that look into the frames or videos (default: one per core, here %(default)s)",
     )
     args = parser.parse_args()
-    if args.check and (args.annotations or args.skip_missing):
-        raise UserError("--check: looks at the lists only; leave out --annotations and --skip_missing")
-    if args.decode_all and not args.check:
-        raise UserError("--decode_all: only together with --check")
-    if not args.check and not args.annotations:
+    is_named = args.dataset in LAYOUTS
+    drawn = {"--val_fraction": args.val_fraction, "--seed": args.seed}
+    drawn = [name for name, value in drawn.items() if value is not None]
+    if args.check:
+        made = {"--annotations": args.annotations, "--videos": args.videos}
+        made |= {"--skip_missing": args.skip_missing}
+        if given := [name for name, value in made.items() if value] + drawn:
+            raise UserError(f"--check: looks at the lists that are there; leave out {' and '.join(given)}")
+    if is_named and not args.check and not args.annotations:
         raise UserError("--annotations: needed to make lists (to check those that are there: --check)")
+    if is_named and drawn:
+        raise UserError(f"{drawn[0]}: is for own data; the annotations of {args.dataset} have its lists")
     return args
 
 
-def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
-    """Read the annotations, look into the folders, write the lists."""
+def write_lists(args: argparse.Namespace, folder: Path) -> int:
+    """Read the annotations, look into the frames or videos, write the lists."""
     for name in (*TRAIN_LISTS[1:], *VAL_LISTS[1:]):
         if (folder / name).exists():
             raise UserError(f"{folder / name}: main.py would find two lists; move this one away")
     # Before the work, and so that none is replaced if another cannot be.
     for name in ("category.txt", TRAIN_LIST, VAL_LIST, TEST_LIST, REPORT_FILE):
-        check_writable_file(folder / name)
-    categories, annotated = read_annotations(args.dataset, Path(args.annotations))
-    lists, findings = examine(args.dataset, annotated, frames, args.workers)
+        if folder.is_dir():
+            check_writable_file(folder / name)
+    if args.videos and not Path(args.videos).is_dir():
+        raise UserError(f"--videos {args.videos}: is not a folder")
+    source, place = _find_place(args, folder)
+    if args.dataset in LAYOUTS:
+        categories, annotated = read_annotations(args.dataset, Path(args.annotations))
+        others = []
+    else:
+        categories, annotated, others = read_own(args, folder, source, place)
+    if args.videos:
+        link_videos(Path(args.videos), folder)
+    lists, findings = examine(args.dataset, annotated, source, place, args.workers, args.decode_all)
+    findings += [Finding("note", "-", name, "is not a video") for name in others]
     order = _order_notes(folder / "category.txt")  # of the one that is replaced
     findings += order
     total = sum(map(len, annotated.values()))
@@ -188,6 +257,7 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     _write(folder, report | {path: text for path, text in texts.items() if changes[path] != "unchanged"})
     for note in order:
         print(note)
+    print(f"{source}: {place}")
     print(f"{folder / 'category.txt'}: {len(categories)} classes, {changes[folder / 'category.txt']}")
     for name, videos in lists.items():
         of = f" of {len(annotated[name])}" if len(videos) < len(annotated[name]) else ""
@@ -196,53 +266,104 @@ def make_lists(args: argparse.Namespace, folder: Path, frames: Path) -> int:
     return 0
 
 
-def check_lists(args: argparse.Namespace, frames: Path) -> int:
-    """Compare the lists that are there with the folders; print all that is wrong."""
+def read_own(
+    args: argparse.Namespace, folder: Path, source: str, place: Path
+) -> tuple[list[str], Lists, list[str]]:
+    """Read the class folders or the CSV of own data.
+
+    Returns:
+        The class names, the videos of each list, and names of what lies among them but is no video.
+    """
+    others: list[str] = []
+    if args.annotations:
+        videos = read_csv(Path(args.annotations))
+        if videos[0].list_name and (args.val_fraction is not None or args.seed is not None):
+            option = "--seed" if args.val_fraction is None else "--val_fraction"
+            raise UserError(f"{option}: {args.annotations} has a column 'split', so nothing is drawn")
+    elif args.videos:
+        videos, others = read_class_folders(Path(args.videos), "videos")
+    else:
+        videos, others = read_class_folders(place, source)
+    file = folder / "category.txt"
+    known = read_categories(file) if os.path.lexists(file) else None
+    fraction = 0.2 if args.val_fraction is None else args.val_fraction
+    return *make_lists(videos, known, file, fraction, args.seed or 0), others
+
+
+def _find_place(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
+    """What the frames are counted in: one of `SOURCES`, and its folder."""
+    frames = folder / layout(args.dataset).frames
+    if args.videos and args.source != "frames" and (args.source or not frames.is_dir()):
+        return "videos", Path(args.videos)
+    return find_source(find_dataset(args.dataset, args.root_path), args.source)
+
+
+def link_videos(videos: Path, folder: Path) -> None:
+    """Make the data set's folder of videos a link to `videos`, unless it is that already.
+
+    Raises:
+        UserError: it is another folder, or cannot be made.
+    """
+    link = folder / layout(folder.name).videos
+    if os.path.lexists(link):
+        if not link.exists() or not link.samefile(videos):
+            raise UserError(
+                f"{link}: already exists and is not {videos}; move it away, or leave --videos out to use it"
+            )
+        return
+    check_writable_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(videos.resolve())
+
+
+def check_lists(args: argparse.Namespace, source: str, place: Path) -> int:
+    """Compare the lists that are there with the frames or videos; print all that is wrong."""
     # torch, which comes with it, takes seconds; only this needs it.
     from dataset import read_list
 
-    present = [
-        name for name in (*TRAIN_LISTS, *VAL_LISTS, TEST_LIST) if os.path.lexists(frames.parent / name)
-    ]
+    folder = place.parent
+    present = [name for name in (*TRAIN_LISTS, *VAL_LISTS, TEST_LIST) if os.path.lexists(folder / name)]
     for name in present:
-        if not (frames.parent / name).is_file():
-            raise UserError(f"{frames.parent / name}: is not a file")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: is not a file")
     has_train_list = any(name in present for name in TRAIN_LISTS)
-    paths = return_dataset(args.dataset, args.root_path, for_training=has_train_list)
-    lists = {
-        path.name: [
-            Video(record.path, record.label, record.num_frames)
-            for record in read_list(path, len(paths.categories))
-        ]
-        for path in (paths.train_list, paths.val_list)
-        if path
-    }
+    paths = return_dataset(args.dataset, args.root_path, for_training=has_train_list, source=source)
+
+    def read(path: Path, may_lack_labels: bool = False) -> list[Video]:
+        records = read_list(path, len(paths.categories), may_lack_labels)
+        return [Video(record.path, record.label, record.num_frames) for record in records]
+
+    lists = {path.name: read(path) for path in (paths.train_list, paths.val_list) if path}
     if TEST_LIST in present:
-        lists[TEST_LIST] = read_test_list(frames.parent / TEST_LIST)
-    usable, findings = examine(args.dataset, lists, frames, args.workers, args.decode_all)
-    findings += _order_notes(frames.parent / "category.txt")
+        path = folder / TEST_LIST
+        # The test videos of the others never have labels, and may have any name.
+        lists[TEST_LIST] = read_test_list(path) if args.dataset in LAYOUTS else read(path, True)
+    usable, findings = examine(args.dataset, lists, source, place, args.workers, args.decode_all)
+    findings += _order_notes(folder / "category.txt")
     for finding in findings:
         print(finding)
+    print(f"{source}: {place}")
     for name, videos in lists.items():
-        print(f"{frames.parent / name}: {len(videos)} videos")
+        print(f"{folder / name}: {len(videos)} videos")
     problems = sum(finding.kind == "problem" for finding in findings)
     print(f"{problems} problems, {len(findings) - problems} notes")
     empty = next((name for name in lists if not _has_clips(usable[name])), None)
     if empty and not problems:
-        raise UserError(f"{frames.parent / empty}: none of its videos has {MIN_FRAMES} frames")
+        raise UserError(f"{folder / empty}: none of its videos has {MIN_FRAMES} frames")
     # The findings are what this is run for: lost ones must not pass for none.
     return 1 if problems or sys.stdout.is_lost else 0
 
 
 def examine(
-    dataset: str, lists: Lists, frames: Path, workers: int, decode_all: bool = False
+    dataset: str, lists: Lists, source: str, place: Path, workers: int, decode_all: bool
 ) -> tuple[Lists, list[Finding]]:
-    """Look into the frame folder of every video, in parallel.
+    """Look into the frame folder or the file of every video, in parallel.
 
     Args:
-        dataset: a key of `LAYOUTS`.
+        dataset: its name.
         lists: list name -> videos, as annotated or listed.
-        frames: the folder that holds the frame folders.
+        source: one of `SOURCES`.
+        place: the folder that holds the frame folders or videos.
         workers: number of processes.
         decode_all: read every listed frame.
 
@@ -253,7 +374,11 @@ def examine(
     listed: dict[str, int | None] = {}
     for video in (video for videos in lists.values() for video in videos):
         listed[video.folder] = max(video.frames or 0, listed.get(video.folder) or 0) or None
-    looked = look_into(listed, frames, LAYOUTS[dataset][1], workers, decode_all)
+    if source == "frames":
+        look = partial(look_into_folder, place, layout(dataset).template, decode_all)
+        looked = look_into(look, {name: (name, count) for name, count in listed.items()}, workers)
+    else:
+        looked = look_into_videos(place, list(listed), workers, decode_all)
     usable: Lists = {name: [] for name in lists}
     findings = []
     seen: dict[str, str] = {}
@@ -263,36 +388,114 @@ def examine(
             if video.folder in seen:
                 problems = [f"is already in {seen[video.folder]}"]
             seen.setdefault(video.folder, name)
-            use, kind, what = _frames_to_use(dataset, video, found)
+            use, kind, what = _frames_to_use(dataset, source, video, found)
             findings += [Finding("problem", name, video.folder, problem) for problem in problems]
             # Where the frames cannot be counted, the reason has been told.
             if kind and found:
                 findings.append(Finding(kind, name, video.folder, what))
             if not problems and kind != "problem":
                 usable[name].append(video._replace(frames=use))
-    return usable, findings + _unlisted(frames, set(seen))
+    return usable, findings + _unlisted(source, place, set(seen))
 
 
 def look_into(
-    listed: dict[str, int | None], frames: Path, template: str, workers: int, decode_all: bool
+    look: Callable[..., tuple[int, list[str]]], jobs: dict[str, tuple[Any, Any]], workers: int
 ) -> dict[str, tuple[int, list[str]]]:
-    """Count the frames of each folder and check them; see `look_into_folder`."""
+    """Call `look` in processes.
+
+    Args:
+        look: `look_into_folder` or `look_into_video`, but for their last two arguments.
+        jobs: name of a video -> these arguments.
+        workers: number of processes.
+    """
     looked = {}
     # In chunks: a message between two processes takes as long as looking into a folder.
-    chunk = 4 if decode_all else 32
-    look = partial(look_into_folder, frames, template, decode_all)
+    chunk = min(32, -(-len(jobs) // (4 * workers)) or 1)
     try:
-        with worker_pool(workers) as pool, progress_bar(len(listed)) as bar:
+        with worker_pool(workers) as pool, progress_bar(len(jobs)) as bar:
             with uninterrupted():
-                results = pool.map(look, listed, listed.values(), chunksize=chunk)
+                results = pool.map(look, *zip(*jobs.values(), strict=True), chunksize=chunk)
             # Closed at the end, as by Ctrl-C, it takes back what no process has begun.
             with closing(results):
-                for folder, result in zip(listed, results, strict=True):
-                    looked[folder] = result
+                for name, result in zip(jobs, results, strict=True):
+                    looked[name] = result
                     bar.update()
     except BrokenProcessPool:
         raise UserError("--workers: a process was ended from outside (out of memory?); try fewer") from None
     return looked
+
+
+def look_into_videos(
+    place: Path, names: list[str], workers: int, decode_all: bool
+) -> dict[str, tuple[int, list[str]]]:
+    """Find the file of each video, count its frames and check it; see `look_into_video`."""
+    files_of = cache(_files_of)
+    looked: dict[str, tuple[int, list[str]]] = {}
+    files: dict[str, Path] = {}
+    for name in names:
+        folder, _, stem = f"{place}/{name}".rpartition("/")
+        there = files_of(folder).get(stem, [])
+        usable = [file for file in there if Path(file).suffix in _SUFFIXES]
+        if len(usable) == 1:
+            files[name] = Path(folder, usable[0])
+        elif usable:
+            looked[name] = 0, [f"{' and '.join(map(shown, usable))} would have the same name; rename one"]
+        else:
+            looked[name] = 0, [_no_video(folder, there)]
+    order, size = sorted(files), min(_SAMPLE, len(files))
+    sample = {order[i * len(order) // size] for i in range(size)}
+    jobs = {name: (decode_all or name in sample, file) for name, file in files.items()}
+    return looked | look_into(partial(look_into_video, decode_all), jobs, workers)
+
+
+# As utils/sources.py looks for them.
+_SUFFIXES = [*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)]
+
+
+def _files_of(folder: str) -> dict[str, list[str]]:
+    """The names in a folder by what comes before their suffixes."""
+    names: dict[str, list[str]] = {}
+    try:
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - names, of a folder with 220,000
+            names.setdefault(Path(name).stem, []).append(name)
+    except OSError:
+        pass
+    return names
+
+
+def _no_video(folder: str, there: list[str]) -> str:
+    paths = (Path(folder, name) for name in there)
+    other = next((path.name for path in paths if not path.is_dir() and is_video(path)), None)
+    if other:
+        return (
+            f"{shown(other)} is not one of {', '.join(VIDEO_SUFFIXES)}; convert it, or extract the frames "
+            "(tools/extract_frames.py)"
+        )
+    return f"no video ({', '.join(VIDEO_SUFFIXES)})"
+
+
+def look_into_video(decode_all: bool, is_decoded: bool, file: Path) -> tuple[int, list[str]]:
+    """Count the frames of a video file, and check that it is complete and its first frame can be decoded.
+
+    Args:
+        decode_all: count the frames by decoding them.
+        is_decoded: decode them all, and compare their number with that of the packets.
+        file: the video.
+
+    Returns:
+        Their number, 0 if the file cannot be used, and what is wrong with it.
+    """
+    try:
+        decoded = sum(1 for _ in decode(file)) if is_decoded else None
+        count = decoded if decode_all else count_frames(file)
+    except VideoError as error:
+        return 0, [f"{shown(file.name)}: {error}"]
+    if decoded not in (None, count):
+        return 0, [
+            f"{shown(file.name)}: has {count} frames by its packets, but {decoded} when decoded; "
+            "--decode_all counts by decoding"
+        ]
+    return count, []
 
 
 def look_into_folder(
@@ -368,21 +571,23 @@ def _read_all(folder: str, names: list[str]) -> list[str]:
     return problems
 
 
-def _unlisted(frames: Path, listed: set[str]) -> list[Finding]:
-    """Find the folders that stand in no list."""
+def _unlisted(source: str, place: Path, listed: set[str]) -> list[Finding]:
+    """Find the folders, and the videos, that stand in no list."""
     # A listed name may be a path.
-    known = {folder.split("/")[0] for folder in listed}
+    known = {name.split("/")[0] for name in listed}
     findings = []
-    for path in sorted(frames.iterdir()):
-        if path.name in known or path.name.startswith("."):
+    for path in sorted(place.iterdir()):
+        name = path.stem if source == "videos" and path.suffix in _SUFFIXES else path.name
+        if name in known or name.startswith("."):
             continue
         try:
             is_folder = stat.S_ISDIR(path.stat().st_mode)
         except OSError as error:  # such as a loop of symbolic links
             findings.append(Finding("note", "-", path.name, f"cannot be looked into ({error.strerror})"))
             continue
-        if is_folder:
-            findings.append(Finding("note", "-", path.name, "folder without a label"))
+        if is_folder or name != path.name:
+            thing = "folder" if is_folder else "video"
+            findings.append(Finding("note", "-", path.name, f"{thing} without a label"))
     return findings
 
 
@@ -400,8 +605,9 @@ def _has_clips(videos: list[Video]) -> bool:
     return any(video.frames >= MIN_FRAMES for video in videos)
 
 
-def _frames_to_use(dataset: str, video: Video, found: int) -> tuple[int, str, str]:
-    """How many of a folder's `found` frames to list, and what the report says of it: kind and text."""
+def _frames_to_use(dataset: str, source: str, video: Video, found: int) -> tuple[int, str, str]:
+    """How many of the `found` frames to list, and what the report says of it: kind and text."""
+    thing = "folder" if source == "frames" else "video"
     if video.start > 0:
         return (
             0,
@@ -409,15 +615,15 @@ def _frames_to_use(dataset: str, video: Video, found: int) -> tuple[int, str, st
             f"starts at frame {video.start}, which a list cannot say; cut the video there",
         )
     if video.frames is not None and found < video.frames:
-        return 0, "problem", f"the list says {video.frames} frames, the folder has {found}"
+        return 0, "problem", f"the list says {video.frames} frames, the {thing} has {found}"
     if video.frames is not None and found > video.frames:
-        # Only the lists of Diving48 may stop before the folder does.
+        # Only the lists of Diving48 may stop before the video does.
         kind = "note" if dataset == "diving48" else "problem"
-        return video.frames, kind, f"the list says {video.frames} frames, the folder has {found}"
+        return video.frames, kind, f"the list says {video.frames} frames, the {thing} has {found}"
     if video.end is not None and found > video.end + 1:
-        return video.end, "note", f"the folder has {found} frames, the annotation ends at {video.end}"
+        return video.end, "note", f"the {thing} has {found} frames, the annotation ends at {video.end}"
     if video.end is not None and found < video.end - 1:
-        return found, "note", f"the folder has {found} of the annotation's {video.end} frames"
+        return found, "note", f"the {thing} has {found} of the annotation's {video.end} frames"
     return found, "", ""
 
 

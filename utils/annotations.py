@@ -1,9 +1,14 @@
-"""Read the annotation files that the data sets' pages offer: class names, and the videos of each list."""
+"""Read annotations: the files that the data sets' pages offer; for own data class folders or a CSV."""
 
+import csv
+import hashlib
+import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -22,11 +27,13 @@ from pydantic import (
 from datasets_video import MAX_DIGITS, MAX_NAME, TRAIN_LISTS, VAL_LISTS, check_folder, check_name
 from utils.cli import UserError, shown
 from utils.files import read_text
+from utils.video import SUFFIXES, is_video
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 
 # Where the annotations of each release are, below the folder of the annotations.
 _V1_NAMES = ("something-something-v1-{}.csv",)
+_JESTER_NAMES = ("jester-v1-{}.csv",)
 _V2_NAMES = ("something-something-v2-{}.json", "labels/{}.json", "{}.json")
 _DIVING_NAMES = ("Diving48_V2_{}.json",)
 _DIVING_VOCABULARY = "Diving48_vocab.json"
@@ -36,8 +43,8 @@ class Video(NamedTuple):
     """A video as an annotation or a list has it.
 
     Attributes:
-        folder: name of its frame folder.
-        label: None in a test list.
+        folder: name of its frame folder, or of its file without the suffix.
+        label: None if it is not known, as in a test list.
         frames: how many the list gives; None in an annotation.
         start: first frame (from 0) that the annotation gives.
         end: the frame after the last, likewise.
@@ -52,6 +59,28 @@ class Video(NamedTuple):
 
 # List name -> its videos.
 Lists = dict[str, list[Video]]
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), TRAIN_LIST),
+    **dict.fromkeys(("val", "valid", "validation"), VAL_LIST),
+    "test": TEST_LIST,
+}
+
+
+class OwnVideo(NamedTuple):
+    """A video of own data.
+
+    Attributes:
+        name: as in `Video.folder`.
+        category: name of its class; empty if it is not known.
+        where: where that is said, for messages.
+        list_name: None if the lists are to be drawn.
+    """
+
+    name: str
+    category: str
+    where: str
+    list_name: str | None = None
 
 
 def _number_as_text(value: Any) -> Any:
@@ -125,7 +154,187 @@ def read_annotations(dataset: str, folder: Path) -> tuple[list[str], Lists]:
     Raises:
         UserError: a file is missing, cannot be read, or does not fit the others.
     """
-    return {"somethingv1": _read_v1, "somethingv2": _read_v2, "diving48": _read_diving48}[dataset](folder)
+    readers = {
+        "somethingv1": partial(_read_v1, _V1_NAMES),
+        "somethingv2": _read_v2,
+        "diving48": _read_diving48,
+        "jester": partial(_read_v1, _JESTER_NAMES),
+    }
+    return readers[dataset](folder)
+
+
+def read_class_folders(top: Path, source: str) -> tuple[list[OwnVideo], list[str]]:
+    """Look for the videos in a folder for each class, the convention of UCF101 and torchvision.
+
+    Args:
+        top: holds `<class>/<video>`; what is hidden does not count.
+        source: one of `datasets_video.SOURCES`: whether a video is a file or a frame folder.
+
+    Returns:
+        The videos, and the names of what lies among them but is none.
+
+    Raises:
+        UserError: there are no class folders, one has no videos, or a name cannot stand in a list.
+    """
+    videos, others = [], []
+    folders = [path for path in _visible(top) if path.is_dir()]
+    for folder in folders:
+        _check_path(folder, check_name, folder.name)
+        names: dict[
+            str, None
+        ] = {}  # two files of one name are one video, which whoever looks into it refuses
+        below = []
+        for path in _visible(folder):
+            is_folder = path.is_dir()
+            if is_folder:
+                below.append(path.name)
+            if is_folder if source == "frames" else not is_folder and is_video(path):
+                stem = path.name if is_folder else path.stem
+                names[_check_path(path, check_folder, f"{folder.name}/{stem}")] = None
+            else:
+                others.append(f"{folder.name}/{path.name}")
+        if not names:
+            what = "frame folders" if source == "frames" else "videos"
+            levels = f" but folders such as '{shown(below[0])}'" if below else ""
+            raise UserError(
+                f"{shown(folder)}: has no {what}{levels}; expected is {shown(top)}/CLASS/VIDEO, without a "
+                "level such as train or val in between (a split of your own: --annotations FILE.csv)"
+            )
+        videos += [OwnVideo(name, folder.name, shown(folder)) for name in names]
+    if not folders:
+        raise UserError(
+            f"{top}: has no folders of classes; expected is {top}/CLASS/VIDEO, or give --annotations FILE.csv"
+        )
+    return videos, others
+
+
+def read_csv(path: Path) -> list[OwnVideo]:
+    """Read a CSV with the header `video,label` or `video,label,split`.
+
+    Raises:
+        UserError: it cannot be read, or a line is something else.
+    """
+    reader = csv.reader(io.StringIO(_text(path)), strict=True)
+    videos: list[OwnVideo] = []
+    seen: dict[str, int] = {}
+    header: list[str] = []
+    try:
+        for row in reader:
+            fields, where = [field.strip() for field in row], f"{path}, line {reader.line_num}"
+            if not any(fields):
+                continue
+            if not header:
+                if fields not in (["video", "label"], ["video", "label", "split"]):
+                    raise UserError(
+                        f"{where}: the header must be 'video,label' or 'video,label,split', "
+                        f"not '{shown(','.join(row))}'"
+                    )
+                header = fields
+                continue
+            if len(fields) != len(header):
+                raise UserError(f"{where}: has {len(fields)} fields, not {len(header)} like the header")
+            name, label, *split = fields
+            if split and split[0] not in _SPLITS:
+                raise UserError(f"{where}: '{shown(split[0])}' is not a split ({', '.join(_SPLITS)})")
+            list_name = _SPLITS[split[0]] if split else None
+            name = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
+            _check_field(path, reader.line_num, check_folder, name)
+            if label or list_name != TEST_LIST:
+                _check_field(path, reader.line_num, check_name, label)
+            if name in seen:
+                raise UserError(f"{where}: '{shown(name)}' is already in line {seen[name]}")
+            seen[name] = reader.line_num
+            videos.append(OwnVideo(name, label, where, list_name))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: is not CSV ({error})") from None
+    if not videos:
+        raise UserError(f"{path}: is empty; it holds a line 'video,label' for each video, below that header")
+    lists = {video.list_name for video in videos}
+    for name, word, other in ((TRAIN_LIST, "train", VAL_LIST), (VAL_LIST, "val", TRAIN_LIST)):
+        if name not in lists and other in lists:
+            raise UserError(f"{path}: no line has the split '{word}'; without that column the split is drawn")
+    return videos
+
+
+def make_lists(
+    videos: list[OwnVideo], categories: list[str] | None, file: Path, val_fraction: float, seed: int
+) -> tuple[list[str], Lists]:
+    """Label the videos of own data, and distribute them to lists.
+
+    Args:
+        videos: of `read_class_folders` or `read_csv`.
+        categories: those in place, whose order is kept; None to sort those of the videos.
+        file: that they are in, for the message.
+        val_fraction: share of each class that is drawn for validation, where the videos are in no list.
+        seed: of the draw, which depends on it and the names of the class's videos only.
+
+    Raises:
+        UserError: a class is not among the categories, or has a single video to be drawn from.
+    """
+    if categories is None:
+        categories = sorted({video.category for video in videos if video.category})
+        if not categories:
+            raise UserError(
+                f"{file}: no such file; videos without labels need one with the checkpoint's classes"
+            )
+    label_of = {name: label for label, name in enumerate(categories)}
+    for video in videos:
+        if video.category and video.category not in label_of:
+            raise UserError(
+                f"{video.where}: the class '{shown(video.category)}' is not in {file}, whose order is kept; "
+                "add it there, or move that file away"
+            )
+    if videos[0].list_name is None:
+        videos = _draw(videos, val_fraction, seed)
+    lists: Lists = {}
+    for name in (TRAIN_LIST, VAL_LIST, TEST_LIST):
+        chosen = [video for video in videos if video.list_name == name]
+        # A list has labels or not.
+        is_labelled = all(video.category for video in chosen)
+        for video in chosen:
+            if not is_labelled and re.search(r"\s[0-9]+$", video.name):
+                raise UserError(
+                    f"{video.where}: '{shown(video.name)}' ends in a number, which a list without labels "
+                    "cannot tell from the number of frames; rename the video, or label all test videos"
+                )
+            label = label_of[video.category] if is_labelled else None
+            lists.setdefault(name, []).append(Video(video.name, label))
+    return categories, lists
+
+
+def _draw(videos: list[OwnVideo], val_fraction: float, seed: int) -> list[OwnVideo]:
+    """Put a share of each class into the validation list, but at least one video into each of the two."""
+    classes: dict[str, list[OwnVideo]] = {}
+    for video in videos:
+        classes.setdefault(video.category, []).append(video)
+    list_of = {}
+    for category, members in classes.items():
+        if len(members) == 1:
+            raise UserError(
+                f"{members[0].where}: the class '{shown(category)}' has a single video, "
+                f"'{shown(members[0].name)}', but training and validation need one each; add videos, leave "
+                "the class out, or give the split in a CSV (--annotations)"
+            )
+        # By hashes, not by a generator's numbers: a new video leaves almost all others where they are.
+        order = sorted(members, key=lambda video: hashlib.sha256(f"{seed} {video.name}".encode()).digest())
+        count = min(max(round(len(order) * val_fraction), 1), len(order) - 1)
+        for number, video in enumerate(order):
+            list_of[video.name] = VAL_LIST if number < count else TRAIN_LIST
+    return [video._replace(list_name=list_of[video.name]) for video in videos]
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{shown(folder)}: cannot be read ({error.strerror})") from None
+
+
+def _check_path(path: Path, check: Callable[[str], str], name: str) -> str:
+    try:
+        return check(name)
+    except ValueError as error:
+        raise UserError(f"{shown(path)}: {error}; rename it") from None
 
 
 def read_test_list(path: Path) -> list[Video]:
@@ -149,8 +358,8 @@ def read_test_list(path: Path) -> list[Video]:
     return videos
 
 
-def _read_v1(folder: Path) -> tuple[list[str], Lists]:
-    pattern = _find_release(folder, _V1_NAMES, "labels")
+def _read_v1(names: tuple[str, ...], folder: Path) -> tuple[list[str], Lists]:
+    pattern = _find_release(folder, names, "labels")
     labels = folder / pattern.format("labels")
     lines = _lines(labels)
     for number, line in enumerate(lines, start=1):

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,7 @@ _LIMIT = {"max_pixels": str(MAX_PIXELS)}
 MAX_REPEATS = 1000
 
 # Of the containers below. What is called otherwise may be a video, too: see `is_video`.
-_SUFFIXES = (
+SUFFIXES = (
     *(
         ".webm",
         ".mkv",
@@ -81,7 +82,7 @@ def is_video(path: Path) -> bool:
 
     A damaged video is one of those. What cannot be read counts as a video, for the reason to be told.
     """
-    if path.suffix.lower() in _SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
         return True
     try:
         with open_regular(path) as file:
@@ -110,42 +111,85 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
     """
     count = 0
     try:
-        with open_regular(video) as file:
-            check_length(file)
-            file.seek(0)
-            whitelist = {"format_whitelist": _CONTAINERS}
-            with av.open(file, container_options=whitelist, **_ANY_TITLE) as container:
-                stream = container.streams.best("video")
-                # The cover of a song is a video stream to libavformat.
-                if stream is None or stream.disposition & Disposition.attached_pic:
-                    raise VideoError("no video stream")
-                if stream.codec_context is None:
-                    raise VideoError("no decoder for its video stream")
-                check_pixels(stream.codec_context.width, stream.codec_context.height)
-                # For streams whose size changes, or is not known before a frame is decoded.
-                stream.codec_context.options = _LIMIT
-                # Programs share the cores among several videos.
-                stream.codec_context.thread_count = 1
-                for packet in container.demux(stream):
-                    if packet.is_corrupt:
-                        raise VideoError(f"damaged or truncated after frame {count}")
-                    for frame in packet.decode():
-                        if frame.is_corrupt:
-                            raise VideoError(f"damaged after frame {count}")
-                        count += 1
-                        yield frame
-    except VideoError:
-        raise
-    except av.FFmpegError as error:
-        if not count:
-            raise VideoError("not a video, or damaged at its beginning") from None
-        raise VideoError(f"damaged or truncated after frame {count} ({error.strerror})") from None
-    except OSError as error:
-        raise VideoError(f"cannot be read ({error.strerror})") from None
-    except Exception as error:  # whatever bytes can make PyAV raise; the file is at fault
-        raise VideoError(f"cannot be decoded after frame {count} ({_cause(error)})") from None
+        with _opened(video) as (container, stream):
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise VideoError(f"damaged or truncated after frame {count}")
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise VideoError(f"damaged after frame {count}")
+                    count += 1
+                    yield frame
+    except Exception as error:
+        raise _reason(error, count) from None
     if not count:
         raise VideoError("no frame in it")
+
+
+def count_frames(video: Path) -> int:
+    """Count the frames that `decode` would yield, but decode the first one only.
+
+    A packet holds one frame that is shown, in any order. Those that only help to decode others are not
+    counted: what lies before the start that an mp4's edit list sets, and VP8's invisible frames. (VP9's share
+    a packet with a frame that is shown.) Whether all packets can be decoded is not known then.
+
+    Raises:
+        VideoError: as `decode`, as far as the first frame and the length of the file tell.
+    """
+    count = 0
+    first = None
+    try:
+        with _opened(video) as (container, stream):
+            is_vp8 = stream.codec_context.name == "vp8"
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise VideoError(f"damaged or truncated after frame {count}")
+                first = first or next(iter(packet.decode()), None)
+                is_shown = packet.size > 0 and not packet.is_discard
+                # The bit show_frame: RFC 6386, section 9.1.
+                if is_shown and not (is_vp8 and not memoryview(packet)[0] & 0x10):
+                    count += 1
+    except Exception as error:
+        raise _reason(error, count if first else 0) from None
+    if not first:
+        raise VideoError("no frame in it")
+    return count
+
+
+@contextmanager
+def _opened(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a video that is as long as it says; its frames are to be decoded by one thread."""
+    with open_regular(video) as file:
+        check_length(file)
+        file.seek(0)
+        whitelist = {"format_whitelist": _CONTAINERS}
+        with av.open(file, container_options=whitelist, **_ANY_TITLE) as container:
+            stream = container.streams.best("video")
+            # The cover of a song is a video stream to libavformat.
+            if stream is None or stream.disposition & Disposition.attached_pic:
+                raise VideoError("no video stream")
+            if stream.codec_context is None:
+                raise VideoError("no decoder for its video stream")
+            check_pixels(stream.codec_context.width, stream.codec_context.height)
+            # For streams whose size changes, or is not known before a frame is decoded.
+            stream.codec_context.options = _LIMIT
+            # Programs share the cores among several videos.
+            stream.codec_context.thread_count = 1
+            yield container, stream
+
+
+def _reason(error: Exception, count: int) -> VideoError:
+    """What is wrong with a video of which `count` frames could be read."""
+    if isinstance(error, VideoError):
+        return error
+    if isinstance(error, av.FFmpegError):
+        if not count:
+            return VideoError("not a video, or damaged at its beginning")
+        return VideoError(f"damaged or truncated after frame {count} ({error.strerror})")
+    if isinstance(error, OSError):
+        return VideoError(f"cannot be read ({error.strerror})")
+    # Whatever bytes can make PyAV raise; the file is at fault.
+    return VideoError(f"cannot be decoded after frame {count} ({_cause(error)})")
 
 
 def check_length(file: BinaryIO) -> None:

@@ -1,0 +1,93 @@
+"""From a folder of videos to an evaluated checkpoint, by the README's commands."""
+
+import shlex
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from helpers import REPOSITORY, call, run
+from video_files import write_video
+
+CLASSES = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
+# What makes it fast; everything else is as the README has it.
+SMALL = ["--arch", "resnet14", "--input_size", 32, "--num_segments", 4, "--epochs", 1, "-b", 8, "-j", 0]
+
+
+@pytest.fixture(scope="module")
+def my_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 short mp4s in three class folders. Read only: it is shared."""
+    folder = tmp_path_factory.mktemp("own") / "my_videos"
+    rng = np.random.default_rng(0)
+    for name, colour in CLASSES.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            noise = rng.integers(-25, 26, size=(16, 36, 48, 3))
+            frames = np.clip(noise + colour, 0, 255).astype(np.uint8)
+            write_video(folder / name / f"{number} a.mp4", frames)
+    return folder
+
+
+def commands() -> dict[str, list[str]]:
+    """The commands of the README's section: program -> its words."""
+    section = (REPOSITORY / "README.md").read_text().partition("## Your own videos")[2].partition("\n## ")[0]
+    lines = [line.partition("#")[0] for line in section.splitlines() if line.startswith("python ")]
+    return {words[1]: words[2:] for words in map(shlex.split, lines)}
+
+
+def succeed(how, program: str, *more: object, **options: object) -> CompletedProcess[str]:
+    done = how(program, *commands()[program], *more, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done
+
+
+def accuracy(done: CompletedProcess[str]) -> str:
+    (result,) = (line for line in done.stdout.splitlines() if line.startswith("Testing Results: Prec@1 "))
+    return result.partition(" Loss")[0]
+
+
+def test_from_videos_to_an_accuracy_in_two_commands(my_videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_videos").symlink_to(my_videos)
+    succeed(run, "tools/process_dataset.py", cwd=tmp_path)
+    trained = succeed(run, "main.py", *SMALL, cwd=tmp_path)
+    assert "my_data: 30 training clips, 3 classes" in trained.stdout
+    assert "my_data: 6 validation clips, 3 classes" in trained.stdout
+    assert "videos: data/my_data/videos" in trained.stdout
+    (best,) = (tmp_path / "runs").rglob("*_best.pth.tar")
+    best.rename(tmp_path / "FILE")
+    tested = succeed(run, "test_models.py", cwd=tmp_path)
+    assert accuracy(tested) == accuracy(trained)
+
+
+def test_the_same_with_extraction_and_then_a_list_without_labels(
+    my_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_videos").symlink_to(my_videos)
+    succeed(call, "tools/extract_frames.py", "--workers", 2)
+    program = "tools/process_dataset.py"
+    done = call(program, *commands()[program][:4], "--workers", 2)  # without --videos
+    assert done.returncode == 0, done.stderr
+    trained = succeed(call, "main.py", *SMALL)
+    assert "frames: data/my_data/frames" in trained.stdout
+    (best,) = (tmp_path / "runs").rglob("*_best.pth.tar")
+    best.rename(tmp_path / "FILE")
+    assert accuracy(succeed(call, "test_models.py")) == accuracy(trained)
+
+    # Videos without labels, as docs/DATA.md has it.
+    asked = tmp_path / "data/asked"
+    asked.mkdir()
+    (asked / "category.txt").write_bytes((tmp_path / "data/my_data/category.txt").read_bytes())
+    (tmp_path / "asked.csv").write_text("video,label,split\n0 a.mp4,,test\n7 a.mp4,,test\n")
+    options = ["--dataset", "asked", "--root_path", "data"]
+    files = ["--videos", my_videos / "red", "--annotations", "asked.csv", "--workers", 1]
+    assert call(program, *options, *files).returncode == 0
+    options += ["--val_list", asked / "test_videofolder.txt", "--save_scores", tmp_path / "scores.npz"]
+    done = call("test_models.py", "--weights", "FILE", *options)
+    assert done.returncode == 0, done.stderr
+    assert "no accuracy, because the list has no labels" in done.stdout
+    assert "Prec@" not in done.stdout
+    scores = np.load(tmp_path / "scores.npz")
+    assert scores["videos"].tolist() == ["0 a", "7 a"]
+    assert scores["scores"].shape == (2, 3)
