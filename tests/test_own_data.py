@@ -51,9 +51,8 @@ def test_from_videos_to_an_accuracy_in_two_commands(my_videos: Path, tmp_path: P
     (tmp_path / "my_videos").symlink_to(my_videos)
     succeed(run, "tools/process_dataset.py", cwd=tmp_path)
     trained = succeed(run, "main.py", *SMALL, cwd=tmp_path)
-    assert "my_data: 30 training clips, 3 classes" in trained.stdout
-    assert "my_data: 6 validation clips, 3 classes" in trained.stdout
-    assert "videos: data/my_data/videos" in trained.stdout
+    assert "my_data: 30 training clips from videos, 3 classes" in trained.stdout
+    assert "my_data: 6 validation clips from videos, 3 classes" in trained.stdout
     (best,) = (tmp_path / "runs").rglob("*_best.pth.tar")
     best.rename(tmp_path / "FILE")
     tested = succeed(run, "test_models.py", cwd=tmp_path)
@@ -70,7 +69,7 @@ def test_the_same_with_extraction_and_then_a_list_without_labels(
     done = call(program, *commands()[program][:4], "--workers", 2)  # without --videos
     assert done.returncode == 0, done.stderr
     trained = succeed(call, "main.py", *SMALL)
-    assert "frames: data/my_data/frames" in trained.stdout
+    assert "my_data: 30 training clips from frames, 3 classes" in trained.stdout
     (best,) = (tmp_path / "runs").rglob("*_best.pth.tar")
     best.rename(tmp_path / "FILE")
     assert accuracy(succeed(call, "test_models.py")) == accuracy(trained)
