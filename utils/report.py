@@ -11,7 +11,7 @@ import importlib.util
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -362,7 +362,7 @@ def _pair_sections(
         yield "There are none: no two classes are each other's mirror image by their names."
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]] | Iterator[Sequence[object]]) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
