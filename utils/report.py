@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from dataset import VideoDataSet
 from datasets_video import mirrored_labels
@@ -352,8 +352,8 @@ def _pair_sections(
     yield "## Mirrored pairs"
     if mirrored:
         yield (
-            "These classes are each other's mirror image by their names. A pair with more confusion than "
-            "accuracy has probably had its labels swapped, in training or in the list."
+            "These classes are each other's mirror image by their names. More confusion than accuracy in a "
+            "pair suggests that its labels were swapped, in training or in the list."
         )
         swapped = ["**labels swapped?**" if p.confusion > p.accuracy else "" for p in mirrored]
         rows = [[*cells(pair), note] for pair, note in zip(mirrored, swapped, strict=True)]
@@ -570,7 +570,8 @@ def draw_mistakes(mistakes: Sequence[Mistake]) -> Image.Image:
             draw.text((MARGIN, y), shorten(shown(text), room, style.getlength), colour, style)
             y += LINE_HEIGHT
         for number, frame in enumerate(mistake.frames):
-            small = ImageOps.contain(frame, (FRAME_WIDTH, FRAME_HEIGHT))
+            scale = min(FRAME_WIDTH / frame.width, FRAME_HEIGHT / frame.height)
+            small = frame.resize([max(1, round(side * scale)) for side in frame.size])
             line, column = divmod(number, FRAMES_A_LINE)
             x = MARGIN + column * (small.width + GAP)
             sheet.paste(small, (x, y + GAP + line * (FRAME_HEIGHT + GAP)))
