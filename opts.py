@@ -393,6 +393,13 @@ def testing_parser() -> argparse.ArgumentParser:
         metavar="FILE.npz",
         help="write the scores (clips x classes, before softmax), labels, and names of the videos",
     )
+    run.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write a report into this new or empty folder: accuracy of each class, confusion matrix, "
+        "hardest and mirrored pairs of classes, frames of the most confident mistakes; needs a list with "
+        "labels",
+    )
     return parser
 
 

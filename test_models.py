@@ -31,6 +31,7 @@ from utils.distributed import init_distributed
 from utils.files import write_atomically
 from utils.metrics import check_result
 from utils.precision import emulation_warning, evaluation_precision
+from utils.report import check_report, write_report
 
 
 def main(args: Namespace) -> None:
@@ -46,6 +47,8 @@ def main(args: Namespace) -> None:
     world = init_distributed(args.gpus, compiled=compiled)
     if args.save_scores:
         check_output(Path(args.save_scores))
+    if args.report:
+        check_report(Path(args.report))
 
     # Model: what it is and how it is computed is read from the checkpoint.
     saved = load_checkpoint(args.weights)
@@ -85,6 +88,8 @@ def main(args: Namespace) -> None:
         excluded=excluded,
         may_lack_labels=True,
     )
+    if args.report and (dataset.labels < 0).any():
+        raise UserError(f"--report: needs labels, and {paths.val_list} has none")
     dataset.labels = renumber(dataset.labels, labels)
     if world.is_main:
         check_excluded(excluded, [dataset])
@@ -95,10 +100,11 @@ def main(args: Namespace) -> None:
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
     unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
-    log.info(
+    described = (
         f"{args.weights}: {spec.type} {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, "
-        f"{spec.num_class} classes, {num_segments} frames of {input_size} x {input_size}{unsaid}"
+        f"{spec.num_class} classes, {num_segments} frames of {input_size} x {input_size}"
     )
+    log.info(described + unsaid)
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
     log.info(f"{args.dataset}: {len(dataset.included)} clips from {paths.source}")
 
@@ -126,6 +132,9 @@ def main(args: Namespace) -> None:
     log.info(f"{len(result.labels)} clips, {len(result.labels) / seconds:.1f} clips/s")
     log.info(f"{result}{dataset.coverage()}")
     check_result(result, args.weights)
+    if args.report and world.is_main:
+        write_report(Path(args.report), result, labels, paths.categories, dataset, described)
+        log.info(f"report: {Path(args.report) / 'report.md'}")
     if scores_error:  # the figures are not lost with them
         raise UserError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")
 
