@@ -53,9 +53,7 @@ def main(args: Namespace) -> None:
     """
     compiled = args.compile or args.fast
     world = init_distributed(args.gpus, compiled=compiled)
-    for option, suffix in OUTPUTS.items():
-        if file := getattr(args, option):
-            check_new_file(file, f"--{option}", suffix)
+    check_outputs(args)
 
     # Model: what it is and how it is computed is read from the checkpoint.
     saved = load_checkpoint(args.weights)
@@ -155,6 +153,21 @@ def main(args: Namespace) -> None:
     check_result(result, args.weights)
     if failures:  # the figures are not lost with them
         raise UserError("; ".join(failures))
+
+
+def check_outputs(args: Namespace) -> None:
+    """Refuse output files that already exist, that cannot be written, or that are named twice.
+
+    Raises:
+        UserError: which, and why.
+    """
+    named: dict[Path, str] = {}
+    for option, suffix in OUTPUTS.items():
+        if file := getattr(args, option):
+            check_new_file(file, f"--{option}", suffix)
+            other = named.setdefault(Path(file).resolve(), option)
+            if other != option:
+                raise UserError(f"--{option} {file}: is also the file of --{other}")
 
 
 def describe_views(args: Namespace, model: TemporalModel) -> str:
