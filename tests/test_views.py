@@ -245,7 +245,8 @@ def test_the_log_says_which_views_and_the_result_what_they_give(succeed):
     assert "somethingv1: 3 videos from frames, 10 crops x 2 clips of 36 x 36 each" in lines
     assert "mirrored crops: swap the scores of 2 classes, do not count for 1" in lines
     assert lines[-2].startswith("3 videos, ")
-    lines = succeed("--num_clips", 3)
+    lines = succeed("--num_clips", 3, "-b", 6, "-p", 1)
+    assert sum(line.startswith("Test: [") and "/2]" in line for line in lines) == 2, "6 views are 2 videos"
     assert "somethingv1: 3 videos from frames, 1 crop x 3 clips of 32 x 32 each" in lines
     assert not any("mirrored" in line for line in lines)
 
