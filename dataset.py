@@ -101,6 +101,8 @@ class VideoDataSet(Dataset):
         num_class: labels must be below it.
         seed: of all that is random.
         may_lack_labels: see `read_list`.
+        num_clips: clips of a video, each with other places in the segments; see `clip_fractions`. Above 1
+            with `test_mode` only.
 
     Raises:
         UserError: see `read_list`; or no video has `MIN_FRAMES` frames.
@@ -120,6 +122,7 @@ class VideoDataSet(Dataset):
         num_class: int,
         seed: int = 0,
         may_lack_labels: bool = False,
+        num_clips: int = 1,
     ) -> None:
         self.list_file = str(list_file)
         self.num_segments = num_segments
@@ -129,6 +132,7 @@ class VideoDataSet(Dataset):
         self.random_shift = random_shift
         self.test_mode = test_mode
         self.seed = seed
+        self.fractions = clip_fractions(num_clips)
         records = read_list(list_file, num_class, may_lack_labels)
         self.num_listed = len(records)
         long_enough = [record for record in records if record.num_frames >= MIN_FRAMES]
@@ -182,12 +186,13 @@ class VideoDataSet(Dataset):
         if self.is_excluded.all():
             raise UserError(f"{self.list_file}: all of its {len(self)} videos are excluded (--exclude)")
 
-    def sample_indices(self, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    def sample_indices(self, num_frames: int, rng: np.random.Generator, fraction: float = 0.5) -> np.ndarray:
         """Sample the first frame number (from 1) of each segment (paper, section 4.2; TSN-pytorch).
 
         Args:
             num_frames: of the video.
             rng: used with `random_shift` only.
+            fraction: of a segment that lies before the place that is taken, without `random_shift`.
 
         Returns:
             `num_segments` whole numbers, in time order.
@@ -204,13 +209,15 @@ class VideoDataSet(Dataset):
         if not self.test_mode and num_frames <= self.num_segments + self.new_length - 1:
             return np.ones_like(segments)
         length = places / self.num_segments
-        return 1 + (length / 2 + length * segments).astype(int)
+        return 1 + (length * fraction + length * segments).astype(int)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, int]:
         """Load a clip.
 
         Returns:
             What `transform` makes of the frames (uint8, frames x height x width x channel) and the label.
+            With several views, each a crop of a clip, views x frames x height x width x channel: all clips of
+            the first crop, then of the next.
 
         Raises:
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
@@ -218,7 +225,11 @@ class VideoDataSet(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.record(index)
         rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
-        starts = self.sample_indices(record.num_frames, rng)
+        starts = [
+            start
+            for fraction in self.fractions
+            for start in self.sample_indices(record.num_frames, rng, fraction)
+        ]
         numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
         try:
             frames = self.source.read(record.path, list(dict.fromkeys(numbers)))
@@ -228,7 +239,11 @@ class VideoDataSet(Dataset):
             )
             raise UserError(f"{error}; {advice}") from None
         clip = [frames[number] for number in numbers]
-        return self.transform(clip, record.label, rng) if self.transform else (clip, record.label)
+        if self.transform is None:
+            return clip, record.label
+        clip, label = self.transform(clip, record.label, rng)
+        length = self.num_segments * self.new_length
+        return clip if len(clip) == length else clip.reshape(-1, length, *clip.shape[1:]), label
 
     def find_missing(self) -> list[tuple[int, str]]:
         """Look for every video's file, or its folder, first and last frame, in parallel.
@@ -257,6 +272,16 @@ class VideoDataSet(Dataset):
             return [problem for problems in found for problem in problems]
 
 
+def clip_fractions(num_clips: int) -> list[float]:
+    """How much of each segment lies before the place that each clip of a video takes.
+
+    The first takes the middle, the second the beginning (TSM's `twice_sample`), further ones lie evenly
+    between the two.
+    """
+    between = [number / (2 * (num_clips - 1)) for number in range(1, num_clips - 1)]
+    return [0.5, 0.0, *between][:num_clips]
+
+
 def open_videos(
     paths: DatasetPaths,
     num_segments: int,
@@ -269,6 +294,7 @@ def open_videos(
     max_num: int | None = None,
     excluded: Collection[str] = (),
     may_lack_labels: bool = False,
+    num_clips: int = 1,
 ) -> VideoDataSet:
     """Open the clips of a data set's training or validation list, and check that their videos are there.
 
@@ -283,6 +309,7 @@ def open_videos(
         max_num: take the first clips only, so many.
         excluded: names of videos to leave out, whether they are there or not.
         may_lack_labels: see `read_list`.
+        num_clips: see `VideoDataSet`.
 
     Raises:
         UserError: see `read_list` and `check_videos`; or all videos are excluded.
@@ -298,6 +325,7 @@ def open_videos(
         num_class=len(paths.categories),
         seed=seed,
         may_lack_labels=may_lack_labels,
+        num_clips=num_clips,
     )
     if max_num:
         videos.keep(np.arange(min(max_num, len(videos))))
@@ -478,7 +506,7 @@ def evaluation_batches(
 
 
 class ClipLoader(DataLoader):
-    """Batches of clips: uint8, batch x frames x height x width x channel, and labels.
+    """Batches of clips: uint8, batch x (views x) frames x height x width x channel, and labels.
 
     Args:
         dataset: of the clips.

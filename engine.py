@@ -23,6 +23,7 @@ from utils.metrics import (
     ClipMeters,
     LossWatch,
     Result,
+    average_views,
     averages,
     batch_sums,
     duration,
@@ -236,8 +237,13 @@ def evaluate(
     print_freq: int,
     interruption: Interruption | None = None,
     compiled: bool = False,
+    mirrored: Sequence[int] | None = None,
+    with_features: bool = False,
+    max_clips: int | None = None,
 ) -> Result | None:
-    """Score every clip once, with the model's deployed form (see `utils.deploy.deploy`).
+    """Score every video once, with the model's deployed form (see `utils.deploy.deploy`).
+
+    Where a video has several views, its scores are the mean over them (`utils.metrics.average_views`).
 
     Args:
         loader: of the batches of `dataset.evaluation_batches`.
@@ -247,9 +253,12 @@ def evaluate(
         print_freq: log a line every so many batches.
         interruption: its `number` is looked at after every batch: 0, or give up.
         compiled: whether to compile the deployed form; its last digits differ.
+        mirrored: see `utils.metrics.average_views`.
+        with_features: keep what the classifier gets, too.
+        max_clips: the most views that are computed together; a video may have more.
 
     Returns:
-        The same in every process, the clips in the order of the list; None if interrupted.
+        The same in every process, the videos in the order of the list; None if interrupted.
 
     Raises:
         UserError: the deployed form's logits differ from the model's, or it cannot be compiled.
@@ -262,6 +271,7 @@ def evaluate(
     called = world.place(deployed)
     if compiled:
         compile_model(called)
+    classifier_inputs = _ClassifierInputs(deployed, world.devices) if with_features else None
     batches = iter(loader)
     num_batches = world.max(len(loader))[0]
     end = time.perf_counter()
@@ -272,15 +282,26 @@ def evaluate(
             batch = next(batches)
             has_labels = bool((batch[1] >= 0).all())  # before it moves to a GPU
             clips, labels = to_device(batch, world.device)
-            inputs = to_input(clips, deployed)
-            if step == 0:
-                check_deployed(model, deployed, inputs)
-            with torch.inference_mode(), compiler_errors():
-                logits = called(inputs).float()
+            shape = clips.shape[:-4]  # videos, or videos x views
+            parts = clips.flatten(0, 1).split(max_clips or shape.numel()) if len(shape) == 2 else [clips]
+            results: list[list[torch.Tensor]] = []  # of each part: logits, and features if wanted
+            for number, part in enumerate(parts):
+                inputs = to_input(part, deployed)
+                if step == number == 0:
+                    check_deployed(model, deployed, inputs)
+                with torch.inference_mode(), compiler_errors():
+                    results.append([called(inputs).float()])
+                    if classifier_inputs:
+                        results[-1].append(classifier_inputs.take_means())
+            with torch.inference_mode():
+                logits, *features = map(torch.cat, zip(*results, strict=True))
+                if len(shape) == 2:
+                    logits = average_views(logits.unflatten(0, shape), mirrored)
+                    features = [values.unflatten(0, shape).mean(dim=1) for values in features]
                 if has_labels:
                     loss = functional.cross_entropy(logits, labels, reduction="sum")
                     meters.update(batch_sums(loss, logits, labels))
-            found.append((logits, labels))
+            found.append((logits, labels, *features))
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % print_freq == 0 and world.is_main:  # another one may have had no clip yet
@@ -288,7 +309,30 @@ def evaluate(
             log.info(f"Test: [{step}/{num_batches}]\tTime {batch_time}{so_far}")
         if interruption and world.max(interruption.number)[0]:
             return None
-    shares = world.gather([(logits.cpu(), labels.cpu()) for logits, labels in found])
+    shares = world.gather([tuple(tensor.cpu() for tensor in batch) for batch in found])
     in_order = [share[step] for step in range(num_batches) for share in shares if step < len(share)]
-    scores, labels = (torch.cat(parts) for parts in zip(*in_order, strict=True))
-    return summarise(scores, labels)
+    return summarise(*(torch.cat(tensors) for tensors in zip(*in_order, strict=True)))
+
+
+class _ClassifierInputs:
+    """Keeps what reaches the classifier in a call of a model, on each device that has a share of it.
+
+    Args:
+        model: a hook is added to its classifier, and to that of DataParallel's replicas.
+        devices: that share a batch, in their order.
+    """
+
+    def __init__(self, model: TemporalModel, devices: Sequence[torch.device]) -> None:
+        self.num_segments = model.num_segments
+        self.devices = devices
+        self.shares: dict[torch.device, torch.Tensor] = {}
+        model.classifier.register_forward_pre_hook(self._keep)
+
+    def _keep(self, classifier: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self.shares[inputs[0].device] = inputs[0]
+
+    def take_means(self) -> torch.Tensor:
+        """Each clip's mean over its frames in the last call: clips x features, float32."""
+        shares = [self.shares.pop(device) for device in self.devices if device in self.shares]
+        frames = torch.cat([share.to(self.devices[0]) for share in shares]).float()
+        return frames.unflatten(0, (-1, self.num_segments)).mean(dim=1)

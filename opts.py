@@ -353,7 +353,7 @@ def describe_batch(args: argparse.Namespace) -> str:
 def testing_parser() -> argparse.ArgumentParser:
     """The options of `test_models.py`."""
     parser = Parser(
-        "Evaluate a checkpoint: one clip of each video, one centre crop.\n"
+        "Evaluate a checkpoint: one clip of each video, one centre crop, or the mean over several views.\n"
         "The kind of model is read from the checkpoint; an option that contradicts it is refused.",
         TESTING_EXAMPLES,
     )
@@ -388,10 +388,42 @@ def testing_parser() -> argparse.ArgumentParser:
         f"batch, but at most {PUBLISHED_BATCH_SIZE} on each GPU)",
     )
     run.add_argument("--max_num", type=positive_int, metavar="N", help="evaluate only the first N videos")
-    run.add_argument(
+    views = parser.add_argument_group("views, whose scores are averaged")
+    views.add_argument(
+        "--test_crops",
+        type=int,
+        choices=(1, 3, 5, 10),
+        default=1,
+        help="1: the centre; 3: left, centre and right (top, centre and bottom of frames higher than wide); "
+        "5: corners and centre; 10: those and their mirror images",
+    )
+    views.add_argument(
+        "--num_clips",
+        type=number_type(int, 1, 100),
+        default=1,
+        metavar="N",
+        help="clips of each video: of the middle of each segment, then of its beginning, then evenly between",
+    )
+    views.add_argument(
+        "--full_res",
+        action="store_true",
+        help="crops as large as the scaled frame's short side (256 for an input size of 224)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--save_scores",
         metavar="FILE.npz",
-        help="write the scores (clips x classes, before softmax), labels, and names of the videos",
+        help="write the scores (videos x classes, before softmax), labels, and names of videos and classes",
+    )
+    output.add_argument(
+        "--save_features",
+        metavar="FILE.npz",
+        help="write what the classifier gets (videos x 2048, the mean over frames and views), likewise",
+    )
+    output.add_argument(
+        "--submission",
+        metavar="FILE.csv",
+        help="write a line 'id;a;b;c;d;e' for each video: the labels of its five best classes",
     )
     run.add_argument(
         "--report",

@@ -4,17 +4,20 @@ python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
 torchrun --nproc_per_node=8 test_models.py --weights FILE --dataset somethingv2 --root_path DATA
 """
 
+import csv
 import io
 import time
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded, renumber
-from datasets_video import return_dataset
+from datasets_video import NEVER, return_dataset
 from engine import evaluate
+from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from transforms import evaluation_transform
 from utils.checkpoint import (
@@ -23,15 +26,21 @@ from utils.checkpoint import (
     describe_labels,
     describe_model,
     find_labels,
+    find_mirrored,
     load_checkpoint,
     load_weights,
 )
-from utils.cli import UserError, check_writable_file, log, run_program
+from utils.cli import UserError, check_new_file, log, run_program, shown
 from utils.distributed import init_distributed
-from utils.files import write_atomically
-from utils.metrics import check_result
+from utils.files import npz, write_atomically
+from utils.metrics import Result, check_result
 from utils.precision import emulation_warning, evaluation_precision
 from utils.report import check_report, write_report
+
+# The options that name a file to write, and its suffix.
+OUTPUTS = {"save_scores": ".npz", "save_features": ".npz", "submission": ".csv"}
+# Of videos without labels, in the log.
+_MAX_PREDICTIONS = 10
 
 
 def main(args: Namespace) -> None:
@@ -45,8 +54,7 @@ def main(args: Namespace) -> None:
     """
     compiled = args.compile or args.fast
     world = init_distributed(args.gpus, compiled=compiled)
-    if args.save_scores:
-        check_output(Path(args.save_scores))
+    check_outputs(args)
     if args.report:
         check_report(Path(args.report))
 
@@ -81,21 +89,25 @@ def main(args: Namespace) -> None:
     dataset = open_videos(
         paths,
         num_segments,
-        evaluation_transform(input_size),
+        evaluation_transform(input_size, args.test_crops, args.full_res),
         test_mode=True,
         skip_missing=args.skip_missing,
         max_num=args.max_num,
         excluded=excluded,
         may_lack_labels=True,
+        num_clips=args.num_clips,
     )
     if args.report and (dataset.labels < 0).any():
         raise UserError(f"--report: needs labels, and {paths.val_list} has none")
     dataset.labels = renumber(dataset.labels, labels)
     if world.is_main:
         check_excluded(excluded, [dataset])
-    loader = ClipLoader(
-        dataset, evaluation_batches(dataset.included, batch_size, world.rank, world.size), args.workers
-    )
+    videos = [dataset.record(number).path for number in dataset.included]
+    if args.submission:
+        check_ids(videos)
+    num_views = args.test_crops * args.num_clips
+    batches = evaluation_batches(dataset.included, max(1, batch_size // num_views), world.rank, world.size)
+    loader = ClipLoader(dataset, batches, args.workers)
 
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
@@ -106,50 +118,155 @@ def main(args: Namespace) -> None:
     )
     log.info(described + unsaid)
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
-    log.info(f"{args.dataset}: {len(dataset.included)} clips from {paths.source}")
+    unit = "clips" if num_views == 1 else "videos"
+    views = describe_views(args, model)
+    log.info(f"{args.dataset}: {len(videos)} {unit} from {paths.source}{views}")
+    mirrored = find_mirrored(saved, paths.categories, args.weights) if args.test_crops == 10 else None
+    if mirrored:
+        num_swapped = sum(partner not in (NEVER, label) for label, partner in enumerate(mirrored))
+        num_kept = mirrored.count(NEVER)
+        log.info(f"mirrored crops: swap the scores of {num_swapped} classes, do not count for {num_kept}")
 
     model.to(world.device)
 
     # Evaluation
     began = time.perf_counter()
-    result = evaluate(loader, model, world, precision.amp, args.print_freq, compiled=compiled)
+    result = evaluate(
+        loader,
+        model,
+        world,
+        precision.amp,
+        args.print_freq,
+        compiled=compiled,
+        mirrored=mirrored,
+        with_features=bool(args.save_features),
+        max_clips=batch_size,
+    )
     seconds = time.perf_counter() - began
-    scores_error = None
-    if args.save_scores and world.is_main:
-        videos = [dataset.record(number).path for number in dataset.included]
-        content = io.BytesIO()
-        # In the order of category.txt, whatever the checkpoint's is.
-        scores, own_labels = result.scores[:, labels], renumber(result.labels, np.argsort(labels))
-        np.savez(content, scores=scores, labels=own_labels, videos=videos)
-        try:
-            write_atomically(Path(args.save_scores), content.getvalue())
-        except OSError as error:
-            scores_error = error
-        else:
-            log.info(f"scores: {args.save_scores}")
+
+    # Results, in the order of category.txt, whatever the checkpoint's is.
+    found = result._replace(
+        scores=result.scores[:, labels], labels=renumber(result.labels, np.argsort(labels))
+    )
+    failures = write_outputs(args, found, videos, paths.categories) if world.is_main else []
     if result.has_labels:
         log.info(f"Mean class accuracy {result.mean_class:.3f}")
-    log.info(f"{len(result.labels)} clips, {len(result.labels) / seconds:.1f} clips/s")
+    else:
+        for line in describe_predictions(found.scores, videos, paths.categories):
+            log.info(line)
+    log.info(f"{len(videos)} {unit}, {len(videos) / seconds:.1f} {unit}/s")
     log.info(f"{result}{dataset.coverage()}")
     check_result(result, args.weights)
     if args.report and world.is_main:
         write_report(Path(args.report), result, labels, paths.categories, dataset, described)
         log.info(f"report: {Path(args.report) / 'report.md'}")
-    if scores_error:  # the figures are not lost with them
-        raise UserError(f"--save_scores {args.save_scores}: cannot be written ({scores_error.strerror})")
+    if failures:  # the figures are not lost with them
+        raise UserError("; ".join(failures))
 
 
-def check_output(path: Path) -> None:
-    """Refuse a file for the scores that already exists or that cannot be written.
+def check_outputs(args: Namespace) -> None:
+    """Refuse output files that already exist, that cannot be written, or that are named twice.
 
     Raises:
         UserError: which, and why.
     """
-    if path.suffix != ".npz":
-        raise UserError(f"--save_scores {path}: the name must end in .npz")
-    check_writable_file(path, "--save_scores")
-    if path.exists():
-        raise UserError(f"--save_scores {path}: already exists")
+    named: dict[Path, str] = {}
+    for option, suffix in OUTPUTS.items():
+        if file := getattr(args, option):
+            check_new_file(file, f"--{option}", suffix)
+            other = named.setdefault(Path(file).resolve(), option)
+            if other != option:
+                raise UserError(f"--{option} {file}: is also the file of --{other}")
+
+
+def describe_views(args: Namespace, model: TemporalModel) -> str:
+    """For the log: what is seen of each video; empty for one centre crop of one clip."""
+    if args.test_crops == args.num_clips == 1 and not args.full_res:
+        return ""
+    crops = f"{args.test_crops} crop{'s' * (args.test_crops > 1)}"
+    clips = f"{args.num_clips} clip{'s' * (args.num_clips > 1)}"
+    size = model.scale_size if args.full_res else model.input_size
+    return f", {crops} x {clips} of {size} x {size} each"
+
+
+def check_ids(videos: Sequence[str]) -> None:
+    """Refuse videos that a submission could not tell apart, because it names a video without its folders.
+
+    Raises:
+        UserError: names two of them.
+    """
+    named: dict[str, str] = {}
+    for video in videos:
+        other = named.setdefault(Path(video).name, video)
+        if other != video:
+            raise UserError(
+                f"--submission: '{shown(other)}' and '{shown(video)}' would have the same id in it, "
+                f"'{shown(Path(video).name)}'"
+            )
+
+
+def write_outputs(
+    args: Namespace, result: Result, videos: Sequence[str], categories: Sequence[str]
+) -> list[str]:
+    """Write the files that the options name.
+
+    Args:
+        args: with the options of `OUTPUTS`.
+        result: of the evaluation, its classes in the order of `categories`.
+        videos: names of the videos.
+        categories: class names.
+
+    Returns:
+        For each file that cannot be written, which and why.
+    """
+    failures = []
+    facts = {"labels": result.labels, "videos": videos, "classes": categories}
+    contents = {
+        "save_scores": lambda: npz(scores=result.scores, **facts),
+        "save_features": lambda: npz(features=result.features, **facts),
+        "submission": lambda: submission(result.scores, videos),
+    }
+    for option, content in contents.items():
+        if file := getattr(args, option):
+            try:
+                write_atomically(Path(file), content())
+            except OSError as error:
+                failures.append(f"--{option} {file}: cannot be written ({error.strerror})")
+            else:
+                log.info(f"{option.removeprefix('save_')}: {file}")
+    return failures
+
+
+def submission(scores: np.ndarray, videos: Sequence[str]) -> bytes:
+    """A file in the form of Something-Something's challenge: the labels of each video's five best classes.
+
+    Args:
+        scores: videos x classes.
+        videos: names of the videos; the last part of each is the video's id.
+    """
+    text = io.StringIO()
+    lines = csv.writer(text, delimiter=";", lineterminator="\n")
+    for video, own in zip(videos, scores, strict=True):
+        lines.writerow([Path(video).name, *np.argsort(-own, kind="stable")[:5]])
+    return text.getvalue().encode()
+
+
+def describe_predictions(
+    scores: np.ndarray, videos: Sequence[str], categories: Sequence[str]
+) -> Iterator[str]:
+    """For the log: what the first videos' best classes are, and their probabilities, as TRN prints them.
+
+    Args:
+        scores: videos x classes, before softmax.
+        videos: names of the videos.
+        categories: class names.
+    """
+    for video, own in zip(videos[:_MAX_PREDICTIONS], scores.astype(np.float64), strict=False):
+        best = int(own.argmax())
+        probability = 1 / np.exp(own - own[best]).sum()
+        yield f"{probability:.3f} -> {shown(categories[best])}  ({shown(video)})"
+    if len(videos) > _MAX_PREDICTIONS:
+        yield f"… and {len(videos) - _MAX_PREDICTIONS} more"
 
 
 def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> tuple[int, int]:

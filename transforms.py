@@ -66,6 +66,37 @@ class GroupScaleCenterCrop:
         return [resize_and_crop(frame, columns, rows, self.crop_size) for frame in frames], label
 
 
+class GroupOverSample:
+    """Cut several squares of `size` pixels out of the frames: all frames of one crop, then of the next.
+
+    They lie on TSM's grid, whose steps are quarters of the room that a crop leaves, rounded down.
+
+    Args:
+        size: height and width of a crop, in pixels; at most the frames' short side.
+        num_crops: 3: left, centre and right, or top, centre and bottom of frames higher than wide (TSM's
+            `GroupFullResSample`); 5: the corners and the centre; 10: those, then the same mirrored.
+    """
+
+    def __init__(self, size: int, num_crops: int) -> None:
+        self.size = size
+        self.num_crops = num_crops
+
+    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
+        width, height = frames[0].size
+        x, y = (width - self.size) // 4, (height - self.size) // 4
+        if self.num_crops > 3:
+            places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
+        elif width < height:
+            places = [(2, 0), (2, 2), (2, 4)]
+        else:
+            places = [(0, 2), (2, 2), (4, 2)]
+        boxes = [(i * x, j * y, i * x + self.size, j * y + self.size) for i, j in places]
+        crops = [frame.crop(box) for box in boxes for frame in frames]
+        if self.num_crops == 10:
+            crops += [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in crops]
+        return crops, label
+
+
 class GroupMultiScaleCrop:
     """Cut one of 13 fixed places, at one of several scales, and resize it to a square (TSN, section 3.2).
 
@@ -164,10 +195,16 @@ def training_transform(input_size: int, mirrored: Sequence[int]) -> Compose:
     return Compose(GroupMultiScaleCrop(input_size), GroupRandomHorizontalFlip(mirrored), Stack())
 
 
-def evaluation_transform(input_size: int) -> Compose:
+def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = False) -> Compose:
     """The published evaluation: scale the short side to 256 for an input size of 224, one centre crop.
 
     Args:
         input_size: height and width of the result, in pixels.
+        num_crops: 1, or more as `GroupOverSample` has them.
+        full_res: let a crop's height and width be the scaled frame's short side instead (TSM).
     """
-    return Compose(GroupScaleCenterCrop(input_size * 256 // 224, input_size), Stack())
+    scale_size = input_size * 256 // 224
+    crop_size = scale_size if full_res else input_size
+    if num_crops == 1:
+        return Compose(GroupScaleCenterCrop(scale_size, crop_size), Stack())
+    return Compose(GroupScale(scale_size), GroupOverSample(crop_size, num_crops), Stack())

@@ -117,9 +117,15 @@ def test_sync_bn_without_gpus_is_one_line(root, tmp_path):
 def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
     out, _ = one_process
     weights = out / "checkpoint" / f"{NAME}_best.pth.tar"
-    options = ("--weights", weights, "--dataset", "somethingv1", "--root_path", root, "-b", "2", "-j", "0")
-    one = run("test_models.py", *options, "--save_scores", tmp_path / "one.npz", env=ONE_THREAD)
-    ranks = start_ranks(2, "test_models.py", *options, "--save_scores", tmp_path / "two.npz", env=ONE_THREAD)
+    options = ("--weights", weights, "--dataset", "somethingv1", "--root_path", root, "-j", "0")
+    options += ("-b", "8", "--test_crops", "3")  # batches of 2 videos, whose 3 views are averaged
+
+    def outputs(name: str) -> list[object]:
+        scores, features = (tmp_path / f"{name}{kind}.npz" for kind in ("", "_features"))
+        return ["--save_scores", scores, "--save_features", features]
+
+    one = run("test_models.py", *options, *outputs("one"), env=ONE_THREAD)
+    ranks = start_ranks(2, "test_models.py", *options, *outputs("two"), env=ONE_THREAD)
     two, other = (rank.finish() for rank in ranks)
     assert (other.returncode, other.stdout) == (0, "")
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
@@ -128,6 +134,9 @@ def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
     assert len(found["scores"]) == 7
     for name in ("scores", "labels", "videos"):
         np.testing.assert_array_equal(found[name], expected[name])
+    one, two = (np.load(tmp_path / f"{name}_features.npz")["features"] for name in ("one", "two"))
+    assert one.shape == (7, 2048)
+    np.testing.assert_array_equal(two, one)
 
 
 def test_a_killed_run_of_two_nodes_ends_as_one_that_was_not(small, alone, tmp_path):

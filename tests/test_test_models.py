@@ -231,7 +231,8 @@ def test_saved_scores_are_the_models_and_give_the_result_line(evaluate, tmp_path
     assert snapshot(root, weights.parent) == before
     assert [file.name for file in tmp_path.iterdir()] == ["out.npz"]
     with np.load(path) as content:  # without allow_pickle: nobody has to trust the file
-        assert sorted(content) == ["labels", "scores", "videos"]
+        assert sorted(content) == ["classes", "labels", "scores", "videos"]
+        assert content["classes"].tolist() == list(CATEGORIES)
         scores, labels, videos = content["scores"], content["labels"], content["videos"]
     folders = video_folders(root)
     assert videos.tolist() == [folder.name for folder in folders]

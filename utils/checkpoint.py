@@ -21,7 +21,13 @@ import torch
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from datasets_video import SOURCES, match_categories, released_categories, without_brackets
+from datasets_video import (
+    SOURCES,
+    match_categories,
+    mirrored_labels,
+    released_categories,
+    without_brackets,
+)
 from gst import ALPHAS, BETAS
 from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES, TemporalModel
 from resnet_gst import BLOCKS
@@ -599,6 +605,28 @@ def find_labels(saved: dict[str, Any], categories: list[str], path: str | Path) 
         raise _other_class(path, names, categories, (unknown or differing)[0])
     # Without names in it, a checkpoint of 174 other classes may be right.
     return np.array(range(num_class) if places is None else places)
+
+
+def find_mirrored(saved: dict[str, Any], categories: list[str], path: str | Path) -> list[int]:
+    """Find out what each of a checkpoint's classes becomes when a clip is mirrored.
+
+    Args:
+        saved: what `load_checkpoint` gave.
+        categories: the data set's class names, for a checkpoint whose own are not known.
+        path: the checkpoint's file, for the message.
+
+    Returns:
+        For each output of the classifier another one, or `NEVER`: as in the checkpoint's training, or by the
+        names if it does not say.
+
+    Raises:
+        UserError: what the checkpoint says cannot be.
+    """
+    names = class_names(saved, path) or categories
+    mirrored = saved["mirrored"] if "mirrored" in saved else mirrored_labels(names)
+    if len(mirrored) != len(names) or max(mirrored) >= len(names):
+        raise UserError(f"{path}: its 'mirrored' is not for the {len(names)} classes that it has")
+    return mirrored
 
 
 def describe_labels(labels: np.ndarray, path: str | Path) -> str:

@@ -1,12 +1,15 @@
 """Files: only regular ones are read, and they are written completely or not at all."""
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from utils.cli import UserError, uninterrupted
 
@@ -68,6 +71,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with staged({path: content}):
         pass
+
+
+def npz(**arrays: Any) -> bytes:
+    """The content of an npz file with these arrays."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:

@@ -4,6 +4,7 @@ import copy
 import math
 import resource
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from datasets_video import NEVER
 from models import TemporalModel
 from utils.cli import UserError
 from utils.distributed import World
@@ -144,6 +146,26 @@ def multiply_adds(model: TemporalModel) -> int:
     return sum(found)
 
 
+def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -> torch.Tensor:
+    """Average a video's logits, before softmax, over its views (TSM's test program).
+
+    Args:
+        logits: videos x views x classes.
+        mirrored: for each class what it becomes when a clip is mirrored, or `NEVER`. Then the second half of
+            the views is the first half mirrored. A class's score in a mirrored view is that of the class
+            that it becomes there. A class without one keeps the score of the view that is not mirrored.
+
+    Returns:
+        Videos x classes.
+    """
+    if mirrored is not None:
+        classes = torch.tensor(mirrored, device=logits.device)
+        as_is, flipped = logits.chunk(2, dim=1)
+        flipped = torch.where(classes == NEVER, as_is, flipped[..., classes.clamp(min=0)])
+        logits = torch.cat([as_is, flipped], dim=1)
+    return logits.mean(dim=1)
+
+
 def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Whether each of a clip's five best classes, best first, is its label: batch x min(5, classes), bool."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -154,7 +176,8 @@ class Result(NamedTuple):
     """An evaluation: raw scores (clips x classes, float32), labels, and what follows from them.
 
     Accuracies are in percent; `mean_class` is the mean over classes of each class's top-1 accuracy. They and
-    the loss are nan where the clips have no labels (-1).
+    the loss are nan where the clips have no labels (-1). `features` is what the classifier gets (clips x
+    features, float32), if that was asked for.
     """
 
     scores: np.ndarray
@@ -163,6 +186,7 @@ class Result(NamedTuple):
     prec5: float
     mean_class: float
     loss: float
+    features: np.ndarray | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -191,15 +215,17 @@ def check_result(result: Result, path: str | Path) -> None:
         )
 
 
-def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:
+def summarise(scores: torch.Tensor, labels: torch.Tensor, features: torch.Tensor | None = None) -> Result:
     """Compute an evaluation's figures over clips.
 
     Args:
         scores: clips x classes, raw.
         labels: one for each clip; -1 for all of them if they are not known.
+        features: of each clip, to go along.
     """
+    kept = None if features is None else features.numpy()
     if (labels < 0).any():
-        return Result(scores.numpy(), labels.numpy(), *[math.nan] * 4)
+        return Result(scores.numpy(), labels.numpy(), *[math.nan] * 4, features=kept)
     hits = top_k_hits(scores, labels).numpy()
     per_class = [100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()]
     return Result(
@@ -209,4 +235,5 @@ def summarise(scores: torch.Tensor, labels: torch.Tensor) -> Result:
         prec5=100 * float(hits.any(1).mean()),
         mean_class=float(np.mean(per_class)),
         loss=float(functional.cross_entropy(scores.double(), labels)),
+        features=kept,
     )
