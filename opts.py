@@ -1,4 +1,4 @@
-"""Every command-line option of `main.py` and `test_models.py`."""
+"""Every command-line option of `main.py`, `test_models.py` and `test_video.py`."""
 
 import argparse
 import os
@@ -33,6 +33,12 @@ the paper's GST and GST-Large:
 TESTING_EXAMPLES = """\
 example:
   python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
+"""
+VIDEO_EXAMPLES = """\
+examples:
+  python test_video.py --weights FILE clip.webm
+  python test_video.py --weights FILE clips/ --json answers.json
+  python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
 """
 
 # Backbones that nobody has trained on ImageNet.
@@ -396,6 +402,69 @@ def testing_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def video_parser() -> argparse.ArgumentParser:
+    """The options of `test_video.py`."""
+    parser = Parser(
+        "Ask a checkpoint what happens in videos: the five best classes of each, from one clip, one centre "
+        "crop.\nThe kind of model is read from the checkpoint; an option that contradicts it is refused.",
+        VIDEO_EXAMPLES,
+    )
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        type=_path,
+        metavar="VIDEO",
+        help="a video file, a folder of numbered images, or a folder that holds some of them at any depth",
+    )
+    weights = parser.add_argument_group("checkpoint")
+    weights.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a checkpoint of main.py, a released one, or a bare state dict",
+    )
+    weights.add_argument(
+        "--categories",
+        metavar="FILE",
+        help="class names, one a line, in the order of the classifier (default: those in the checkpoint; "
+        "Something-Something's for a released one of 174 classes)",
+    )
+    _add_model_options(parser, is_training=False)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--json",
+        metavar="FILE|-",
+        help="write the answers, the sampled frames and what the model is as JSON; - for stdout, which then "
+        "has nothing else",
+    )
+    output.add_argument(
+        "--rendered_output",
+        metavar="FILE",
+        help="of a single video: the video with the best class drawn on it (.mp4, or .gif, smaller), or "
+        "the frames that the model saw with the five best classes below (.png)",
+    )
+    run = parser.add_argument_group("run")
+    _add_device_options(
+        run,
+        amp="precision: off is float32; auto is bf16 where the device has instructions "
+        "for it, otherwise off (default: as test_models.py)",
+    )
+    run.add_argument(
+        "-b",
+        "--batch-size",
+        type=number_type(int, 1, 10**5),
+        metavar="N",
+        help=f"videos in a batch (default: as test_models.py, at most {PUBLISHED_BATCH_SIZE} on each GPU)",
+    )
+    return parser
+
+
+def _path(text: str) -> Path:
+    if not text:  # would be the working folder
+        raise argparse.ArgumentTypeError("is empty, as from an empty variable of a shell")
+    return Path(text)
+
+
 def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -487,6 +556,19 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         help="processes that load clips, for each process of torchrun; by default as many as it has cores, "
         "at most 16",
     )
+    _add_device_options(group, amp)
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help=compiled,
+    )
+    group.add_argument(
+        "--print-freq", "-p", type=positive_int, default=20, metavar="N", help="log a line every N batches"
+    )
+    return group
+
+
+def _add_device_options(group: argparse._ArgumentGroup, amp: str) -> None:
     group.add_argument(
         "--gpus",
         type=non_negative_int,
@@ -499,15 +581,6 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         choices=("off", "bf16", "fp16", "auto"),
         help=amp,
     )
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help=compiled,
-    )
-    group.add_argument(
-        "--print-freq", "-p", type=positive_int, default=20, metavar="N", help="log a line every N batches"
-    )
-    return group
 
 
 def evaluation_batch_size(option: int | None, trained: int | None, num_devices: int) -> int:

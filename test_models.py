@@ -8,7 +8,6 @@ import io
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,13 +17,14 @@ from engine import evaluate
 from opts import evaluation_batch_size, testing_parser
 from transforms import evaluation_transform
 from utils.checkpoint import (
-    ModelSpec,
     build_model,
     describe_labels,
     describe_model,
     find_labels,
     load_checkpoint,
     load_weights,
+    model_line,
+    read_settings,
 )
 from utils.cli import UserError, check_writable_file, log, run_program
 from utils.distributed import init_distributed
@@ -94,11 +94,7 @@ def main(args: Namespace) -> None:
 
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
-    unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
-    log.info(
-        f"{args.weights}: {spec.type} {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, "
-        f"{spec.num_class} classes, {num_segments} frames of {input_size} x {input_size}{unsaid}"
-    )
+    log.info(model_line(saved, spec, num_segments, input_size, args.weights))
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
     log.info(f"{args.dataset}: {len(dataset.included)} clips from {paths.source}")
 
@@ -141,21 +137,6 @@ def check_output(path: Path) -> None:
     check_writable_file(path, "--save_scores")
     if path.exists():
         raise UserError(f"--save_scores {path}: already exists")
-
-
-def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> tuple[int, int]:
-    """Read the number of segments and the input size from the checkpoint, else from the command line.
-
-    Raises:
-        UserError: an option contradicts the checkpoint.
-    """
-    known = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
-    known |= {name: options[name] for name in ("num_segments", "input_size") if name in options}
-    for name, value in known.items():
-        given = getattr(args, name)
-        if given is not None and given != value:
-            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
-    return known.get("num_segments", args.num_segments or 8), known.get("input_size", args.input_size or 224)
 
 
 if __name__ == "__main__":
