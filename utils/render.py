@@ -28,7 +28,7 @@ _GIF_FPS = 10
 
 _BAND = (0, 0, 0, 170)
 _WHITE, _INK, _GREY, _BAR = (255, 255, 255), (20, 20, 20), (225, 225, 225), (31, 97, 160)
-# The contact sheet's width and margin, in pixels; a frame is at most so many times as high as wide.
+# The contact sheet's width and margin, in pixels.
 _SHEET_WIDTH, _GAP = 1200, 16
 
 
@@ -110,7 +110,9 @@ class Caption:
         text = f"{100 * answer.probability:.0f} %  {answer.label}"
         lines = _wrap(text, font, canvas_width - 2 * margin)
         band_height = len(lines) * _line_height(font) + margin
-        self.size = canvas_width, _even(max(self.frame_size[1], band_height))
+        # On the frame, or below one of which it would hide more than half.
+        is_below = 2 * band_height > self.frame_size[1]
+        self.size = canvas_width, _even(self.frame_size[1] + band_height * is_below)
         self._band = Image.new("RGBA", (canvas_width, band_height), _BAND)
         draw = ImageDraw.Draw(self._band)
         for number, line in enumerate(lines):
@@ -136,9 +138,9 @@ def contact_sheet(
     """
     frames = video.read(numbers)
     width, height = next(iter(frames.values())).size
-    columns = min(len(numbers), 4 if len(numbers) <= 8 else 8)
+    columns = min(len(numbers), 4 if len(numbers) <= 8 and width >= height else 8)
     cell = (_SHEET_WIDTH - _GAP) // columns - _GAP
-    scale = cell / max(width, height)
+    scale = min(cell / width, 3 * cell / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small, large = _font(18), _font(24)
     row_height = size[1] + _line_height(small) + _GAP
@@ -179,6 +181,7 @@ def _write_mp4(path: Path, video: FrameFolder | VideoFile, answer: Answer) -> No
         stream.options = {"preset": "veryfast", "crf": "20"}
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG
         caption = None
+        before = duration = 0
         for image, time in _with_progress(video):
             if caption is None:
                 caption = Caption(image.size, answer)
@@ -188,7 +191,10 @@ def _write_mp4(path: Path, video: FrameFolder | VideoFile, answer: Answer) -> No
             )
             frame.pts, frame.time_base = round(time / time_base), time_base
             container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            before, duration = frame.pts, frame.pts - before
+        for packet in stream.encode():
+            packet.duration = duration  # which the last frame lacks
+            container.mux(packet)
 
 
 def _write_gif(path: Path, video: FrameFolder | VideoFile, answer: Answer) -> None:
