@@ -523,11 +523,14 @@ def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str |
 class _NoRandomStart(TorchFunctionMode):
     """Leave out the random numbers of `torch.nn.init`, which take time and which weights then replace."""
 
+    # Some of its functions come here themselves, of others the method that they call.
+    _DRAWS = ("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_")
+
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
+        if getattr(function, "__name__", None) in self._DRAWS:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 
