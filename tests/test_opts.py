@@ -348,7 +348,8 @@ def reads_of_options(source):
     ("make_parser", "files"),
     [
         (opts.training_parser, ["main.py", "engine.py", "utils/run.py", "utils/optim.py"]),
-        (opts.testing_parser, ["test_models.py"]),
+        (opts.testing_parser, ["test_models.py", "utils/checkpoint.py"]),
+        (opts.video_parser, ["test_video.py", "utils/checkpoint.py"]),
     ],
 )
 def test_every_option_is_read_somewhere(make_parser, files):
