@@ -137,6 +137,8 @@ FILES = {
     "no_times.h264": {},
     "stream.ts": {},
     "mpeg2.ts": {"codec": "mpeg2video", "options": {"bf": "2"}},
+    "mpeg2.mkv": {"codec": "mpeg2video", "options": {"bf": "2"}},
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "keyint=10:open-gop=1:log-level=none"}},
 }
 
 
@@ -147,6 +149,15 @@ def noisy_images(count: int) -> list[np.ndarray]:
         np.clip(numbered_image(number, 96, 64) + rng.integers(-27, 28, (64, 96, 3)), 0, 255).astype(np.uint8)
         for number in range(count)
     ]
+
+
+def damage(path: Path, number: int) -> None:
+    """Overwrite what a packet of a video holds; its container stays as it is."""
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(container.streams.video[0])]
+    content = path.read_bytes()
+    assert packets[number] in content
+    path.write_bytes(content.replace(packets[number], b"\xff" * len(packets[number])))
 
 
 def assert_same_frames(path: Path) -> None:
@@ -182,15 +193,19 @@ def test_single_frames_after_the_start_of_an_edit_list(name, tmp_path):
     assert_same_frames(tmp_path / name)
 
 
+def test_single_frames_where_the_container_is_wrong_about_key_frames(tmp_path):
+    write_video(tmp_path / "right.mp4", noisy_images(60), codec="mpeg4")
+    remux(tmp_path / "right.mp4", tmp_path / "wrong.mp4", all_keys=True)
+    assert len(index_frames(tmp_path / "wrong.mp4").keys) == 60
+    assert_same_frames(tmp_path / "wrong.mp4")
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm"])
 def test_what_is_not_needed_is_not_decoded(name, tmp_path):
     path = tmp_path / name
     write_video(path, noisy_images(60))
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
-        damaged = bytes(packets[12])
     content = path.read_bytes()
-    path.write_bytes(content.replace(damaged, b"\xff" * len(damaged)))
+    damage(path, 12)
     numbers = [1, 58]
     found = dict(decode_frames(path, index_frames(path), numbers))
     path.write_bytes(content)
@@ -400,12 +415,12 @@ def test_bars_are_as_long_as_the_classes_are_probable(clips):
     assert 91 in lengths
 
 
-def test_a_video_that_breaks_off_leaves_no_picture(tmp_path):
+def test_a_video_that_is_damaged_later_leaves_no_picture(tmp_path):
     path = tmp_path / "a.mp4"
-    write_video(path, 30)
+    write_video(path, noisy_images(200))
+    damage(path, 190)
     video = open_video(path)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(UserError, match="damaged"):
         render(tmp_path / "out.mp4", video, [1], [Answer("a", 0.5)])
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
 

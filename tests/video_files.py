@@ -93,7 +93,9 @@ def write_video(
         container.mux(stream.encode())
 
 
-def remux(source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool = False) -> None:
+def remux(
+    source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool = False, all_keys: bool = False
+) -> None:
     """Copy the encoded frames of a video into another container.
 
     Args:
@@ -114,7 +116,7 @@ def remux(source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool 
             if hides_key_frames and packet.is_keyframe:
                 content[0] &= ~show_frame
             changed = av.Packet(bytes(content))
-            changed.is_keyframe, changed.time_base = packet.is_keyframe, packet.time_base
+            changed.is_keyframe, changed.time_base = packet.is_keyframe or all_keys, packet.time_base
             changed.pts, changed.dts = (int(at - shift / packet.time_base) for at in (packet.pts, packet.dts))
             changed.stream = copied
             copy.mux(changed)
