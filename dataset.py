@@ -82,6 +82,18 @@ def _has_label(line: str) -> bool:
     return len(fields) == 3 and all(map(_is_number, fields[1:]))
 
 
+def spread_frames(num_frames: int, num_segments: int, fraction: float = 0.5) -> np.ndarray:
+    """A frame of each of equal segments, by its number from 1, as the published test program has it.
+
+    Args:
+        num_frames: of the video; if they are fewer than the segments, some occur several times.
+        num_segments: how many whole numbers to give, in time order.
+        fraction: how much of a segment lies before its frame; see `clip_fractions`.
+    """
+    length = num_frames / num_segments
+    return 1 + (length * fraction + length * np.arange(num_segments)).astype(int)
+
+
 class VideoDataSet(Dataset):
     """Clips of a data set of frame folders or video files.
 
@@ -208,8 +220,7 @@ class VideoDataSet(Dataset):
             return np.ones_like(segments)
         if not self.test_mode and num_frames <= self.num_segments + self.new_length - 1:
             return np.ones_like(segments)
-        length = places / self.num_segments
-        return 1 + (length * fraction + length * segments).astype(int)
+        return spread_frames(places, self.num_segments, fraction)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, int]:
         """Load a clip.

@@ -1,4 +1,4 @@
-"""Every command-line option of `main.py` and `test_models.py`."""
+"""Every command-line option of `main.py`, `test_models.py` and `test_video.py`."""
 
 import argparse
 import os
@@ -33,6 +33,12 @@ the paper's GST and GST-Large:
 TESTING_EXAMPLES = """\
 example:
   python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
+"""
+VIDEO_EXAMPLES = """\
+examples:
+  python test_video.py --weights FILE clip.webm
+  python test_video.py --weights FILE clips/ --json answers.json
+  python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
 """
 
 # Backbones that nobody has trained on ImageNet.
@@ -388,27 +394,7 @@ def testing_parser() -> argparse.ArgumentParser:
         f"batch, but at most {PUBLISHED_BATCH_SIZE} on each GPU)",
     )
     run.add_argument("--max_num", type=positive_int, metavar="N", help="evaluate only the first N videos")
-    views = parser.add_argument_group("views, whose scores are averaged")
-    views.add_argument(
-        "--test_crops",
-        type=int,
-        choices=(1, 3, 5, 10),
-        default=1,
-        help="1: the centre; 3: left, centre and right (top, centre and bottom of frames higher than wide); "
-        "5: corners and centre; 10: those and their mirror images",
-    )
-    views.add_argument(
-        "--num_clips",
-        type=number_type(int, 1, 100),
-        default=1,
-        metavar="N",
-        help="clips of each video: of the middle of each segment, then of its beginning, then evenly between",
-    )
-    views.add_argument(
-        "--full_res",
-        action="store_true",
-        help="crops as large as the scaled frame's short side (256 for an input size of 224)",
-    )
+    _add_view_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--save_scores",
@@ -433,6 +419,70 @@ def testing_parser() -> argparse.ArgumentParser:
         "labels",
     )
     return parser
+
+
+def video_parser() -> argparse.ArgumentParser:
+    """The options of `test_video.py`."""
+    parser = Parser(
+        "Ask a checkpoint what happens in videos: the five best classes of each.\n"
+        "The kind of model is read from the checkpoint; an option that contradicts it is refused.",
+        VIDEO_EXAMPLES,
+    )
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        type=_path,
+        metavar="VIDEO",
+        help="a video file, a folder of numbered images, or a folder that holds some of them at any depth",
+    )
+    weights = parser.add_argument_group("checkpoint")
+    weights.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a checkpoint of main.py, a released one, or a bare state dict",
+    )
+    weights.add_argument(
+        "--categories",
+        metavar="FILE",
+        help="class names, one a line, in the order of the classifier (default: those in the checkpoint; "
+        "Something-Something's for a released one of 174 classes)",
+    )
+    _add_model_options(parser, is_training=False)
+    _add_view_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--json",
+        metavar="FILE|-",
+        help="write the answers, the sampled frames and what the model is as JSON; - for stdout, which then "
+        "has nothing else",
+    )
+    output.add_argument(
+        "--rendered_output",
+        metavar="FILE",
+        help="of a single video: the video with the best class drawn on it (.mp4, or .gif, smaller), or "
+        "the frames that the model saw with the five best classes below (.png)",
+    )
+    run = parser.add_argument_group("run")
+    _add_device_options(
+        run,
+        amp="precision: off is float32; auto is bf16 where the device has instructions "
+        "for it, otherwise off (default: as test_models.py)",
+    )
+    run.add_argument(
+        "-b",
+        "--batch-size",
+        type=number_type(int, 1, 10**5),
+        metavar="N",
+        help=f"videos in a batch (default: as test_models.py, at most {PUBLISHED_BATCH_SIZE} on each GPU)",
+    )
+    return parser
+
+
+def _path(text: str) -> Path:
+    if not text:  # would be the working folder
+        raise argparse.ArgumentTypeError("is empty, as from an empty variable of a shell")
+    return Path(text)
 
 
 def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> None:
@@ -477,6 +527,30 @@ def _add_data_options(parser: argparse.ArgumentParser, is_training: bool) -> Non
         "--exclude",
         metavar="FILE",
         help="leave out the videos that this file names, one a line" + (more if is_training else ""),
+    )
+
+
+def _add_view_options(parser: argparse.ArgumentParser) -> None:
+    views = parser.add_argument_group("views, whose scores are averaged")
+    views.add_argument(
+        "--test_crops",
+        type=int,
+        choices=(1, 3, 5, 10),
+        default=1,
+        help="1: the centre; 3: left, centre and right (top, centre and bottom of frames higher than wide); "
+        "5: corners and centre; 10: those and their mirror images",
+    )
+    views.add_argument(
+        "--num_clips",
+        type=number_type(int, 1, 100),
+        default=1,
+        metavar="N",
+        help="clips of each video: of the middle of each segment, then of its beginning, then evenly between",
+    )
+    views.add_argument(
+        "--full_res",
+        action="store_true",
+        help="crops as large as the scaled frame's short side (256 for an input size of 224)",
     )
 
 
@@ -526,6 +600,19 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         help="processes that load clips, for each process of torchrun; by default as many as it has cores, "
         "at most 16",
     )
+    _add_device_options(group, amp)
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help=compiled,
+    )
+    group.add_argument(
+        "--print-freq", "-p", type=positive_int, default=20, metavar="N", help="log a line every N batches"
+    )
+    return group
+
+
+def _add_device_options(group: argparse._ArgumentGroup, amp: str) -> None:
     group.add_argument(
         "--gpus",
         type=non_negative_int,
@@ -538,15 +625,6 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         choices=("off", "bf16", "fp16", "auto"),
         help=amp,
     )
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help=compiled,
-    )
-    group.add_argument(
-        "--print-freq", "-p", type=positive_int, default=20, metavar="N", help="log a line every N batches"
-    )
-    return group
 
 
 def evaluation_batch_size(option: int | None, trained: int | None, num_devices: int) -> int:

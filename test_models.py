@@ -10,7 +10,6 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from transforms import evaluation_transform
 from utils.checkpoint import (
-    ModelSpec,
     build_model,
     describe_labels,
     describe_model,
@@ -29,6 +27,8 @@ from utils.checkpoint import (
     find_mirrored,
     load_checkpoint,
     load_weights,
+    model_line,
+    read_settings,
 )
 from utils.cli import UserError, check_new_file, log, run_program, shown
 from utils.distributed import init_distributed
@@ -111,12 +111,8 @@ def main(args: Namespace) -> None:
 
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
-    unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
-    described = (
-        f"{args.weights}: {spec.type} {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, "
-        f"{spec.num_class} classes, {num_segments} frames of {input_size} x {input_size}"
-    )
-    log.info(described + unsaid)
+    described = model_line(saved, spec, num_segments, input_size, args.weights)
+    log.info(described)
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
     unit = "clips" if num_views == 1 else "videos"
     views = describe_views(args, model)
@@ -267,21 +263,6 @@ def describe_predictions(
         yield f"{probability:.3f} -> {shown(categories[best])}  ({shown(video)})"
     if len(videos) > _MAX_PREDICTIONS:
         yield f"… and {len(videos) - _MAX_PREDICTIONS} more"
-
-
-def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> tuple[int, int]:
-    """Read the number of segments and the input size from the checkpoint, else from the command line.
-
-    Raises:
-        UserError: an option contradicts the checkpoint.
-    """
-    known = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
-    known |= {name: options[name] for name in ("num_segments", "input_size") if name in options}
-    for name, value in known.items():
-        given = getattr(args, name)
-        if given is not None and given != value:
-            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
-    return known.get("num_segments", args.num_segments or 8), known.get("input_size", args.input_size or 224)
 
 
 if __name__ == "__main__":

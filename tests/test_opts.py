@@ -306,6 +306,8 @@ def reads_of_options(source):
     constants = {}
     for node in tree.body:  # such as MODEL_OPTIONS = ("dataset", ...), also when made of others
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            if not isinstance(node.targets[0], ast.Name):  # several names at once
+                continue
             names = []
             for element in node.value.elts:
                 if isinstance(element, ast.Starred) and isinstance(element.value, ast.Name):
@@ -348,7 +350,8 @@ def reads_of_options(source):
     ("make_parser", "files"),
     [
         (opts.training_parser, ["main.py", "engine.py", "utils/run.py", "utils/optim.py"]),
-        (opts.testing_parser, ["test_models.py"]),
+        (opts.testing_parser, ["test_models.py", "utils/checkpoint.py"]),
+        (opts.video_parser, ["test_video.py", "utils/checkpoint.py"]),
     ],
 )
 def test_every_option_is_read_somewhere(make_parser, files):

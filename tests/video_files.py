@@ -45,6 +45,7 @@ def write_video(
     colorspace: int | None = None,
     color_range: int | None = None,
     title: str = "",
+    options: dict[str, str] | None = None,
 ) -> None:
     """Write a video: VP9 for .webm, H.264 with B-frames for .mp4 and .mkv.
 
@@ -61,6 +62,7 @@ def write_video(
         colorspace: tag it so (libavutil's number), and convert the colours accordingly.
         color_range: likewise.
         title: in the metadata.
+        options: of the encoder, in addition.
     """
     if isinstance(frames, int):
         frames = [numbered_image(number, width, height) for number in range(1, frames + 1)]
@@ -81,7 +83,7 @@ def write_video(
         if turn:
             stream.set_display_rotation(turn)
         fast = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx-vp9" else {"preset": "veryfast"}
-        stream.options = {"crf": "12", "b": "0", "g": "10"} | fast
+        stream.options = {"crf": "12", "b": "0", "g": "10"} | fast | (options or {})
         for image, time in zip(frames, times or range(len(frames)), strict=True):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
                 format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range
@@ -91,7 +93,9 @@ def write_video(
         container.mux(stream.encode())
 
 
-def remux(source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool = False) -> None:
+def remux(
+    source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool = False, all_keys: bool = False
+) -> None:
     """Copy the encoded frames of a video into another container.
 
     Args:
@@ -112,7 +116,7 @@ def remux(source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool 
             if hides_key_frames and packet.is_keyframe:
                 content[0] &= ~show_frame
             changed = av.Packet(bytes(content))
-            changed.is_keyframe, changed.time_base = packet.is_keyframe, packet.time_base
+            changed.is_keyframe, changed.time_base = packet.is_keyframe or all_keys, packet.time_base
             changed.pts, changed.dts = (int(at - shift / packet.time_base) for at in (packet.pts, packet.dts))
             changed.stream = copied
             copy.mux(changed)

@@ -10,7 +10,9 @@ import shutil
 import sys
 import warnings
 import zipfile
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from http.client import HTTPException
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
+from torch.overrides import TorchFunctionMode
 from typing_extensions import NotRequired, TypedDict
 
 from datasets_video import (
@@ -475,25 +478,67 @@ def _tensor(state_dict: dict[str, torch.Tensor], name: str, dims: int, path: str
     return tensor
 
 
+def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> tuple[int, int]:
+    """Read the number of segments and the input size from the checkpoint, else from the command line.
+
+    Raises:
+        UserError: an option contradicts the checkpoint.
+    """
+    known = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    known |= {name: options[name] for name in ("num_segments", "input_size") if name in options}
+    for name, value in known.items():
+        given = getattr(args, name)
+        if given is not None and given != value:
+            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
+    return known.get("num_segments", args.num_segments or 8), known.get("input_size", args.input_size or 224)
+
+
+def model_line(
+    saved: dict[str, Any], spec: ModelSpec, num_segments: int, input_size: int, path: str | Path
+) -> str:
+    """A line for the log: which model a checkpoint is of, and what it is evaluated on."""
+    unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
+    return (
+        f"{path}: {spec.type} {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
+        f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
+    )
+
+
 def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str | Path) -> TemporalModel:
-    """Build the model that a checkpoint is of.
+    """Build the model that a checkpoint is of; its weights hold whatever was in memory until they are loaded.
 
     Raises:
         UserError: what the checkpoint says cannot be.
     """
     try:
-        return TemporalModel(
-            spec.num_class,
-            num_segments,
-            spec.type,
-            spec.arch,
-            spec.alpha,
-            spec.beta,
-            dropout=0.5 if spec.has_dropout else 0,  # only whether it is there matters here
-            input_size=input_size,
-        )
+        with _NoRandomStart():
+            return TemporalModel(
+                spec.num_class,
+                num_segments,
+                spec.type,
+                spec.arch,
+                spec.alpha,
+                spec.beta,
+                dropout=0.5 if spec.has_dropout else 0,  # only whether it is there matters here
+                input_size=input_size,
+            )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+class _NoRandomStart(TorchFunctionMode):
+    """Leave out the random numbers of `torch.nn.init`, which take time and which weights then replace."""
+
+    # Some of its functions come here themselves, of others the method that they call.
+    _DRAWS = ("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_")
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", None) in self._DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:

@@ -6,13 +6,15 @@ Raises `VideoError` for whatever is wrong with a file, so that a program can rep
 import itertools
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import av
+import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image
@@ -126,8 +128,33 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
         raise VideoError("no frame in it")
 
 
+class FrameIndex(NamedTuple):
+    """What a video's packets say of its frames, without decoding them.
+
+    Args:
+        count: frames that `decode` yields.
+        size: width and height of the first one, in pixels, as it is stored.
+        times: when each is shown, sorted; None where some have no time of their own.
+        keys: the numbers, from 1, of the frames at which decoding can start; empty without times.
+        time_base: unit of the times, in seconds.
+        rate: frames per second, as the container says or as they are on average.
+    """
+
+    count: int
+    size: tuple[int, int]
+    times: np.ndarray | None
+    keys: np.ndarray
+    time_base: Fraction
+    rate: Fraction
+
+
 def count_frames(video: Path) -> int:
-    """Count the frames that `decode` would yield, but decode the first one only.
+    """Count the frames that `decode` would yield: see `index_frames`."""
+    return index_frames(video).count
+
+
+def index_frames(video: Path) -> FrameIndex:
+    """Read where a video's frames are, but decode the first one only.
 
     A packet holds one frame that is shown, in any order. Those that only help to decode others are not
     counted: what lies before the start that an mp4's edit list sets, and VP8's invisible frames. (VP9's share
@@ -136,6 +163,8 @@ def count_frames(video: Path) -> int:
     Raises:
         VideoError: as `decode`, as far as the first frame and the length of the file tell.
     """
+    times, keys = array("q"), array("q")
+    has_times = True
     count = 0
     first = None
     try:
@@ -149,11 +178,115 @@ def count_frames(video: Path) -> int:
                 # The bit show_frame: RFC 6386, section 9.1.
                 if is_shown and not (is_vp8 and not memoryview(packet)[0] & 0x10):
                     count += 1
+                    if packet.pts is None:
+                        has_times = False
+                    else:
+                        times.append(packet.pts)
+                        if packet.is_keyframe:
+                            keys.append(packet.pts)
+            time_base, rate = stream.time_base, stream.average_rate or stream.guessed_rate
     except Exception as error:
         raise _reason(error, count if first else 0) from None
     if not first:
         raise VideoError("no frame in it")
-    return count
+    in_order = np.sort(np.array(times, dtype=np.int64))
+    has_times = has_times and bool((np.diff(in_order) > 0).all())
+    starts = np.sort(np.searchsorted(in_order, np.array(keys, dtype=np.int64)) + 1) if has_times else []
+    return FrameIndex(
+        count,
+        (first.width, first.height),
+        in_order if has_times else None,
+        np.array(starts, dtype=np.int64),
+        time_base,
+        rate or Fraction(25),
+    )
+
+
+# Decoding so few frames takes less time than to seek and start anew.
+_WORTH_A_SEEK = 16
+
+
+def decode_frames(
+    video: Path, index: FrameIndex, numbers: Collection[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield some frames of a video, the same as `decode` would, and decode little else.
+
+    Where the packets' times say which frame is which, decoding starts at the last key frame before a frame.
+    Everywhere else, and where the decoder does not return the frames that the packets announce, all frames
+    are decoded in sequence.
+
+    Args:
+        video: the file.
+        index: of `index_frames`.
+        numbers: of the frames in the order of display, from 1.
+
+    Yields:
+        Number and frame, in the order of display.
+
+    Raises:
+        VideoError: see `decode`. What is not decoded may be damaged.
+    """
+    wanted = sorted(set(numbers))
+    if index.times is not None:
+        with suppress(_SeekError):
+            for number, frame in _decode_from_keys(video, index, wanted):
+                yield number, frame
+                wanted = wanted[1:]
+    if not wanted:
+        return
+    number = 0
+    with closing(decode(video)) as frames:
+        for number, frame in enumerate(frames, start=1):
+            if number == wanted[0]:
+                yield number, frame
+                wanted = wanted[1:]
+                if not wanted:
+                    return
+    raise VideoError(f"has only {number} frames that can be decoded, of {index.count}")
+
+
+class _SeekError(Exception):
+    """After a seek the decoder's frames are not those of the index."""
+
+
+def _decode_from_keys(
+    video: Path, index: FrameIndex, wanted: list[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    number = 0  # of the frame decoded last; None after a seek
+    try:
+        with _opened(video) as (container, stream):
+            frames = _intact_frames(container, stream)
+            for target in wanted:
+                key = index.keys[: np.searchsorted(index.keys, target, "right")][-1:]
+                if key.size and int(key[0]) - number > _WORTH_A_SEEK:
+                    container.seek(int(index.times[key[0] - 1]), stream=stream)
+                    frames = _intact_frames(container, stream)
+                    number = None
+                while number != target:
+                    frame = next(frames, None)
+                    if frame is None or frame.pts is None:
+                        raise _SeekError
+                    found = int(np.searchsorted(index.times, frame.pts)) + 1
+                    is_known = found <= index.count and index.times[found - 1] == frame.pts
+                    if number is None:
+                        # Frames before the key frame, as in an open GOP, need frames before the seek.
+                        if not frame.key_frame or found not in index.keys:
+                            continue
+                        number = found - 1
+                    if not is_known or found != number + 1 or found > target:
+                        raise _SeekError
+                    number = found
+                yield target, frame
+    except (av.FFmpegError, VideoError):
+        raise _SeekError from None  # decoding in sequence says what is wrong, if it meets it
+
+
+def _intact_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    for packet in container.demux(stream):
+        for frame in packet.decode():
+            if packet.is_corrupt or frame.is_corrupt:
+                raise _SeekError
+            yield frame
 
 
 @contextmanager
