@@ -305,9 +305,11 @@ def reads_of_options(source):
     tree = ast.parse(source)
     constants = {}
     for node in tree.body:  # such as MODEL_OPTIONS = ("dataset", ...), also when made of others
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
-            if not isinstance(node.targets[0], ast.Name):  # several names at once
-                continue
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Tuple)
+            and isinstance(node.targets[0], ast.Name)
+        ):
             names = []
             for element in node.value.elts:
                 if isinstance(element, ast.Starred) and isinstance(element.value, ast.Name):
