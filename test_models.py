@@ -25,6 +25,7 @@ from utils.checkpoint import (
     find_labels,
     load_checkpoint,
     load_weights,
+    possible_types,
 )
 from utils.cli import UserError, check_writable_file, log, run_program
 from utils.distributed import init_distributed
@@ -52,7 +53,7 @@ def main(args: Namespace) -> None:
 
     # Model: what it is and how it is computed is read from the checkpoint.
     saved = load_checkpoint(args.weights)
-    spec = describe_model(saved, args.weights)
+    spec = describe_model(saved, args.weights, args.type)
     options = saved.get("options", {})
     num_segments, input_size = read_settings(args, spec, options)
     precision = evaluation_precision(
@@ -100,11 +101,12 @@ def main(args: Namespace) -> None:
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
     unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
-    described = (
-        f"{args.weights}: {spec.type} {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, "
-        f"{spec.num_class} classes, {num_segments} frames of {input_size} x {input_size}"
-    )
+    described = f"{args.weights}: {model.description}, {spec.num_class} classes, "
+    described += f"{num_segments} frames of {input_size} x {input_size}"
     log.info(described + unsaid)
+    types = possible_types(saved, args.weights)
+    if len(types) > 1 and args.type is None:
+        log.info(f"its tensors may be of {' or '.join(types)}: taken for {spec.type}; --type decides")
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
     log.info(f"{args.dataset}: {len(dataset.included)} clips from {paths.source}")
 
@@ -163,7 +165,8 @@ def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> 
     for name, value in known.items():
         given = getattr(args, name)
         if given is not None and given != value:
-            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
+            has = f"no {name}" if value is None else f"{name} {value}"
+            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {has}")
     return known.get("num_segments", args.num_segments or 8), known.get("input_size", args.input_size or 224)
 
 
