@@ -21,6 +21,7 @@ Under Slurm, which warns a job before it ends it; --resume auto continues it:
 
 import time
 from argparse import Namespace
+from collections import Counter
 
 import torch
 
@@ -153,7 +154,7 @@ def main(args: Namespace) -> None:
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info(
-        f"{args.type} {args.arch}, alpha {args.alpha}, beta {args.beta}: "
+        f"{model.description}: "
         f"{num_parameters / 1e6:.2f} M parameters, {multiply_adds(model) / 1e9:.1f} G multiply-adds, "
         f"{args.num_segments} frames of {args.input_size} x {args.input_size}"
     )
@@ -292,13 +293,15 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
             loaded, kept = load_2d_weights(model.base_model, start["state_dict"])
         except ValueError as error:
             raise UserError(
-                f"{source} {error}: it must be a 2D {args.arch}'s state dict or a checkpoint of GST"
+                f"{source} {error}: it must be a 2D {args.arch}'s state dict or a checkpoint of this code"
             ) from None
-        temporal = sum(".Tconv." in name for name in kept)
-        log.info(f"{source}: {len(loaded)} tensors loaded, not {temporal} Tconv.weight and the classifier")
+        new = Counter(name.split(".", 2)[2] for name in kept if name.startswith("layer"))
+        new = [f"{count} {name}" for name, count in new.items() if not name.endswith("num_batches_tracked")]
+        log.info(f"{source}: {len(loaded)} tensors loaded, not {' and '.join([*new, 'the classifier'])}")
         return True
-    spec = describe_model(start, source)
+    spec = describe_model(start, source, args.type)
     names = [name for name in ("type", "arch", "alpha", "beta") if getattr(spec, name) != getattr(args, name)]
+    names = [name for name in names if getattr(spec, name) is not None]
     if names:
         values = ", ".join(f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in names)
         options = " ".join(f"--{name} {getattr(spec, name)}" for name in names)

@@ -1,5 +1,6 @@
 """`TemporalModel`: a backbone of any type of block under TSN's segments and consensus."""
 
+import inspect
 from functools import partial
 
 import torch
@@ -7,13 +8,28 @@ from torch import nn
 
 from gst import GSTBottleneck
 from resnet_gst import BLOCKS, ResNet
+from utils.blocks import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck
 
 # The types of block: for another one, write its class and add it here.
-TYPES = {"GST": GSTBottleneck}
+TYPES = {
+    "GST": GSTBottleneck,
+    "C2D": C2DBottleneck,
+    "C3D": C3DBottleneck,
+    "S3D": S3DBottleneck,
+    "TSM": TSMBottleneck,
+}
+# The authors' options have another name for this one.
+PUBLISHED_NAMES = {"R3D": "C3D"}
 
 # Far more than anybody trains with; above them a clip does not fit into memory.
 MAX_SEGMENTS = 256
 MAX_INPUT_SIZE = 1024
+
+
+def split_options(kind: str) -> tuple[str, ...]:
+    """Which of alpha and beta a type of block has: those that its constructor takes."""
+    arguments = inspect.signature(TYPES[kind]).parameters
+    return tuple(name for name in ("alpha", "beta") if name in arguments)
 
 
 class TemporalModel(nn.Module):
@@ -30,8 +46,8 @@ class TemporalModel(nn.Module):
         num_segments: frames per clip.
         model: the type of block, a key of `TYPES`.
         backbone: an arch of `resnet_gst.BLOCKS`.
-        alpha: one in alpha of a block's channels is temporal.
-        beta: 2 for GST, 1 for GST-Large.
+        alpha: one in alpha of a block's channels is temporal; ignored for a type without.
+        beta: 2 for GST, 1 for GST-Large; ignored for a type without.
         dropout: probability before the classifier, drawn for each frame. Above 0 the classifier is
             `new_fc` and `base_model.fc` a Dropout, at 0 it is `base_model.fc` (TSN-pytorch).
         input_size: height and width of the crops it is meant for, in pixels.
@@ -49,8 +65,8 @@ class TemporalModel(nn.Module):
         num_segments: int,
         model: str = "GST",
         backbone: str = "resnet50",
-        alpha: int = 4,
-        beta: int = 2,
+        alpha: int | None = 4,
+        beta: int | None = 2,
         dropout: float = 0.3,
         input_size: int = 224,
     ) -> None:
@@ -68,7 +84,13 @@ class TemporalModel(nn.Module):
         self.num_segments = num_segments
         self.input_size = input_size
 
-        self.base_model = ResNet(partial(TYPES[model], alpha=alpha, beta=beta), BLOCKS[backbone])
+        given = {"alpha": alpha, "beta": beta}
+        split = {name: given[name] for name in split_options(model)}
+        # For logs: which model it is.
+        self.description = ", ".join(
+            [f"{model} {backbone}", *(f"{name} {value}" for name, value in split.items())]
+        )
+        self.base_model = ResNet(partial(TYPES[model], **split), BLOCKS[backbone])
         classifier = nn.Linear(self.base_model.fc.in_features, num_class)
         nn.init.normal_(classifier.weight, 0, 0.001)
         nn.init.zeros_(classifier.bias)

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets_video import LAYOUTS, SOURCES, dataset_name
 from gst import ALPHAS, BETAS
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES
+from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES, split_options
 from resnet_gst import BLOCKS
 from utils.cli import (
     Parser,
@@ -65,7 +65,7 @@ RECIPE_OPTIONS = (
 
 def training_parser() -> argparse.ArgumentParser:
     """The options of `main.py`."""
-    parser = Parser("Train GST on a data set of frame folders or video files.", TRAINING_EXAMPLES)
+    parser = Parser("Train GST or a baseline on frame folders or video files.", TRAINING_EXAMPLES)
     _add_data_options(parser, is_training=True)
     model = _add_model_options(parser, is_training=True)
     model.add_argument(
@@ -80,8 +80,8 @@ def training_parser() -> argparse.ArgumentParser:
         "--pretrained",
         metavar="imagenet|none|FILE",
         help="start from torchvision's ImageNet weights, from random ones, or from a file: a 2D ResNet's "
-        "weights, or a checkpoint of GST, whose classifier is loaded too if its classes are the data set's "
-        "(default: imagenet; none for resnet14 and resnet26, which have no such weights)",
+        "weights, or a checkpoint of this code, whose classifier is loaded too if its classes are the data "
+        "set's (default: imagenet; none for resnet14 and resnet26, which have no such weights)",
     )
     recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
     recipe.add_argument(
@@ -267,7 +267,15 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
     Raises:
         UserError: which option, and why.
     """
-    args = training_parser().parse_args(words)
+    parser = training_parser()
+    # None for what is not given, so that only what is given is refused.
+    args = parser.parse_args(words, argparse.Namespace(alpha=None, beta=None))
+    for name in ("alpha", "beta"):
+        given = getattr(args, name)
+        if name in split_options(args.type):
+            setattr(args, name, given or parser.get_default(name))
+        elif given is not None:
+            raise UserError(f"--{name} {given}: type {args.type} has no {name}; leave it out")
     has_no_weights = args.arch in ARCHS_WITHOUT_WEIGHTS
     if args.pretrained is None:
         args.pretrained = "none" if has_no_weights else "imagenet"
@@ -560,13 +568,21 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
     def add(name: str, value: Any, help_text: str, **kwargs: Any) -> None:
         group.add_argument(name, default=value if is_training else None, help=help_text, **kwargs)
 
-    add("--type", "GST", "type of block", choices=TYPES)
+    unknown = "" if is_training else "; decides where the file has only tensors that several types have"
+    add(
+        "--type",
+        "GST",
+        "type of block: GST, or a baseline: C2D (each frame by itself, as TSN), C3D (3x3x3; R3D is its other "
+        f"name), S3D (1x3x3, then 3x1x1), TSM (C2D with channels shifted in time){unknown}",
+        type=lambda name: PUBLISHED_NAMES.get(name, name),
+        choices=TYPES,
+    )
     add("--arch", "resnet50", "backbone; resnet14 and resnet26 are for small machines", choices=BLOCKS)
-    add("--alpha", 4, "one in ALPHA of a block's channels is temporal", type=int, choices=ALPHAS)
+    add("--alpha", 4, "one in ALPHA of a block's channels is temporal (GST only)", type=int, choices=ALPHAS)
     add(
         "--beta",
         2,
-        "each path reads one in BETA of the channels: 2 is GST, 1 is GST-Large",
+        "each path reads one in BETA of the channels: 2 is GST, 1 is GST-Large (GST only)",
         type=int,
         choices=BETAS,
     )

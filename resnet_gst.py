@@ -1,5 +1,6 @@
 """The ResNet around any bottleneck, and its start from a 2D ResNet's ImageNet weights."""
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -71,33 +72,47 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(frames).flatten(1))
 
 
+# The tensors of a 2D ResNet, its classifier aside.
+_IN_2D = re.compile(r"(layer\d\.\d+\.)?(conv|bn)\d\.|layer\d\.\d+\.downsample\.")
+
+
 def load_2d_weights(model: ResNet, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
     """Start from the weights of a 2D ResNet, as torchvision's `IMAGENET1K_V1` (paper, section 4.2).
 
-    Kernels gain a time axis of length 1. `conv2` takes the first of the 2D kernel's output filters
-    and input channels, as many as it has. `Tconv` and the classifier keep their initialisation.
+    Kernels gain a time axis; along one longer than 1 they are repeated and divided by its length (I3D,
+    arXiv 1705.07750). `conv2` takes the first of the 2D kernel's output filters and input channels, as many
+    as it has. The tensors that a 2D ResNet does not have start as the `start_from_2d` of their block says;
+    they keep their initialisation if it has none, as the classifier does.
 
     Args:
         model: changed in place.
         weights: a 2D ResNet's state dict with the same blocks.
 
     Returns:
-        The names of the tensors that were loaded, and of the model's tensors that were not.
+        The names of the tensors that were set, and of those that keep their initialisation.
 
     Raises:
         ValueError: a tensor is missing or has another shape; the model is not changed then.
     """
-    converted: dict[str, torch.Tensor] = {}
+    converted = {
+        f"{place}.{name}": value
+        for place, module in model.named_modules()
+        if hasattr(module, "start_from_2d")
+        for name, value in module.start_from_2d().items()
+    }
     kept: list[str] = []
     for name, own in model.state_dict().items():
-        if ".Tconv." in name or name.startswith("fc.") or name.endswith("num_batches_tracked"):
+        if name in converted:
+            continue
+        if not _IN_2D.match(name) or name.endswith("num_batches_tracked"):
             kept.append(name)
             continue
         if name not in weights:
             raise ValueError(f"has no tensor '{name}'")
         value = weights[name]
-        if value.ndim == 4:
-            value = value.unsqueeze(2)
+        if value.ndim == 4 and own.ndim == 5:
+            length = own.shape[2]
+            value = value.unsqueeze(2).expand(-1, -1, length, -1, -1) / length
         if name.endswith(".conv2.weight") and value.ndim == 5:
             value = value[: own.shape[0], : own.shape[1]]
         if value.shape != own.shape:

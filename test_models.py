@@ -23,6 +23,7 @@ from utils.checkpoint import (
     build_model,
     describe_labels,
     describe_model,
+    describe_type,
     find_labels,
     find_mirrored,
     load_checkpoint,
@@ -60,7 +61,7 @@ def main(args: Namespace) -> None:
 
     # Model: what it is and how it is computed is read from the checkpoint.
     saved = load_checkpoint(args.weights)
-    spec = describe_model(saved, args.weights)
+    spec = describe_model(saved, args.weights, args.type)
     options = saved.get("options", {})
     num_segments, input_size = read_settings(args, spec, options)
     precision = evaluation_precision(
@@ -111,8 +112,10 @@ def main(args: Namespace) -> None:
 
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
-    described = model_line(saved, spec, num_segments, input_size, args.weights)
+    described = model_line(saved, model, spec.num_class, args.weights)
     log.info(described)
+    if line := describe_type(saved, spec, args):
+        log.info(line)
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
     unit = "clips" if num_views == 1 else "videos"
     views = describe_views(args, model)

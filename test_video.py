@@ -26,6 +26,7 @@ from utils.checkpoint import (
     build_model,
     class_names,
     describe_model,
+    describe_type,
     find_mirrored,
     load_checkpoint,
     load_weights,
@@ -98,7 +99,7 @@ def main(args: Namespace) -> int:
 
     # Model: what it is and how it is computed is read from the checkpoint, as test_models.py does.
     saved = load_checkpoint(args.weights)
-    spec = describe_model(saved, args.weights)
+    spec = describe_model(saved, args.weights, args.type)
     options = saved.get("options", {})
     num_segments, input_size = read_settings(args, spec, options)
     names, source = find_names(saved, spec.num_class, args)
@@ -106,10 +107,12 @@ def main(args: Namespace) -> int:
     batch_size = evaluation_batch_size(args.batch_size, options.get("batch_size"), len(world.devices))
     if warning := emulation_warning(precision, world.device):
         log.warning(warning)
-    if not is_quiet:
-        log.info(model_line(saved, spec, num_segments, input_size, args.weights))
-        log.info(f"class names: {source}; {precision}")
     model = build_model(spec, num_segments, input_size, args.weights)
+    if not is_quiet:
+        log.info(model_line(saved, model, spec.num_class, args.weights))
+        if line := describe_type(saved, spec, args):
+            log.info(line)
+        log.info(f"class names: {source}; {precision}")
     load_weights(model, saved["state_dict"], args.weights)
     model.to(world.device)
 

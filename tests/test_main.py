@@ -1029,7 +1029,7 @@ def test_imagenet_weights_that_do_not_exist_are_refused(trn_root, tmp_path, arch
         ("--alpha", 0, []),
         ("--beta", 4, ["1, 2"]),
         ("--beta", 0, []),
-        ("--type", "TSM", ["GST"]),
+        ("--type", "TPN", ["GST", "TSM"]),
         ("--arch", "bninception", ["resnet50", "resnet101"]),
         ("--gpus", 99, ["visible GPUs"]),
     ],

@@ -194,7 +194,7 @@ def test_module_that_no_group_is_meant_for_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "TSM"}, "^type TSM is not one of GST "),
+        ({"model": "TPN"}, "^type TPN is not one of GST, C2D, C3D, S3D, TSM "),
         ({"model": "GST-Large"}, "^type GST-Large .*beta 1"),
         ({"backbone": "bninception"}, "^arch bninception is not one of resnet14, .*resnet152$"),
         ({"backbone": "resnet18"}, "^arch resnet18 "),
@@ -257,5 +257,5 @@ def test_a_type_that_is_added_trains_and_is_deployed(monkeypatch):
     deployed = deploy(model, torch.device("cpu"))
     with torch.inference_mode():
         torch.testing.assert_close(deployed(clips), model(clips), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="^type other is not one of GST, mine "):
+    with pytest.raises(ValueError, match="^type other is not one of GST, .*TSM, mine "):
         small(model="other")

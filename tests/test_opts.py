@@ -107,7 +107,7 @@ def test_testing_asks_for_weights_and_takes_the_model_from_them():
 
 WRONG = [
     ("--dataset", "../kinetics"),
-    ("--type", "TSM"),
+    ("--type", "TPN"),
     ("--arch", "vgg16"),
     ("--alpha", "four"),
     ("--beta", "1.5"),

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import re
@@ -32,7 +33,7 @@ from datasets_video import (
     without_brackets,
 )
 from gst import ALPHAS, BETAS
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TYPES, TemporalModel
+from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES, TemporalModel, split_options
 from resnet_gst import BLOCKS
 from utils.cli import UserError, log, shown
 from utils.files import link, open_regular, staged, write_atomically
@@ -75,8 +76,8 @@ class SavedOptions(TypedDict, total=False):
 
     type: str
     arch: str
-    alpha: Positive
-    beta: Positive
+    alpha: Positive | None  # None for a type of block without
+    beta: Positive | None
     num_segments: Annotated[int, Field(ge=1, le=MAX_SEGMENTS)]
     input_size: Annotated[int, Field(ge=32, le=MAX_INPUT_SIZE)]
     dropout: Share
@@ -151,8 +152,8 @@ class ModelSpec(NamedTuple):
 
     type: str
     arch: str
-    alpha: int
-    beta: int
+    alpha: int | None
+    beta: int | None
     num_class: int
     has_dropout: bool
 
@@ -429,34 +430,50 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
     return f"ImageNet weights {cached.name}", load_checkpoint(cached)
 
 
-def describe_model(saved: dict[str, Any], path: str | Path) -> ModelSpec:
+def describe_model(saved: dict[str, Any], path: str | Path, kind: str | None = None) -> ModelSpec:
     """Find out which model a checkpoint is of.
 
     Args:
-        saved: what `load_checkpoint` gave. Where it has no options, as a released one, it is a GST model and
-            the tensors' shapes say which.
+        saved: what `load_checkpoint` gave. Where it has no options, as a released one, its tensors say which.
         path: the file it came from, for the message.
+        kind: the type of block that is expected. It decides where there are no options and several types have
+            these tensors, as C2D and TSM do; otherwise the first of them in `TYPES` is taken.
 
     Raises:
         UserError: it is of no known model.
     """
     state_dict, options = saved["state_dict"], saved.get("options", {})
     head = "new_fc" if "new_fc.weight" in state_dict else "base_model.fc"
-    if {"type", "arch", "alpha", "beta"} <= options.keys():
-        kind, arch, alpha, beta = (options[name] for name in ("type", "arch", "alpha", "beta"))
+    if "type" in options:
+        kind = PUBLISHED_NAMES.get(options["type"], options["type"])
+        if kind not in TYPES:
+            raise UserError(f"{path}: its type of block, {shown(kind)}, is none of {', '.join(TYPES)}")
+    if "type" in options and {"arch", *split_options(kind)} <= options.keys():
+        arch, split = options["arch"], {name: options[name] for name in split_options(kind)}
     else:
-        kind, (arch, alpha, beta) = "GST", _read_shapes(state_dict, path)
-    if kind not in TYPES:
-        raise UserError(f"{path}: its type of block, {shown(kind)}, is none of {', '.join(TYPES)}")
+        arch, fitting = _read_arch(state_dict, path), _fitting_blocks(state_dict, path)
+        kind = kind if kind in fitting else next(iter(fitting))
+        split = fitting[kind]
     num_class = _tensor(state_dict, f"{head}.weight", 2, path).shape[0]
-    return ModelSpec(kind, arch, alpha, beta, num_class, has_dropout=head == "new_fc")
+    return ModelSpec(
+        kind, arch, split.get("alpha"), split.get("beta"), num_class, has_dropout=head == "new_fc"
+    )
 
 
-def _read_shapes(state_dict: dict[str, torch.Tensor], path: str | Path) -> tuple[str, int, int]:
-    """Read arch, alpha and beta of a GST model from its tensors' shapes."""
+def possible_types(saved: dict[str, Any], path: str | Path) -> list[str]:
+    """The types of block that a checkpoint may be of: several only where nothing but its tensors says it.
+
+    Raises:
+        UserError: it is of no known model.
+    """
+    if "type" in saved.get("options", {}):
+        return [describe_model(saved, path).type]
+    return list(_fitting_blocks(saved["state_dict"], path))
+
+
+def _read_arch(state_dict: dict[str, torch.Tensor], path: str | Path) -> str:
+    """Read a model's arch from the number of its blocks."""
     _tensor(state_dict, "base_model.conv1.weight", 5, path)
-    spatial = _tensor(state_dict, "base_model.layer1.0.conv2.weight", 5, path)
-    temporal = _tensor(state_dict, "base_model.layer1.0.Tconv.weight", 5, path)
     blocks = tuple(
         len({name.split(".")[2] for name in state_dict if name.startswith(f"base_model.layer{stage}.")})
         for stage in (1, 2, 3, 4)
@@ -464,11 +481,33 @@ def _read_shapes(state_dict: dict[str, torch.Tensor], path: str | Path) -> tuple
     arch = next((arch for arch, layers in BLOCKS.items() if layers == blocks), None)
     if arch is None:
         raise UserError(f"{path}: its {blocks} blocks are those of no known arch ({', '.join(BLOCKS)})")
-    planes = spatial.shape[0] + temporal.shape[0]
-    alpha, beta = planes // temporal.shape[0], planes // temporal.shape[1]
-    if alpha not in ALPHAS or beta not in BETAS:
-        raise UserError(f"{path}: is not a GST model: its shapes say alpha {alpha} and beta {beta}")
-    return arch, alpha, beta
+    return arch
+
+
+def _fitting_blocks(state_dict: dict[str, torch.Tensor], path: str | Path) -> dict[str, dict[str, int]]:
+    """Find the types of block whose tensors a model's first block has, each with its alpha and beta."""
+    first = "base_model.layer1.0."
+    found = {name: value.shape for name, value in state_dict.items() if name.startswith(first)}
+    found = {name: shape for name, shape in found.items() if "downsample" not in name}
+    fitting: dict[str, dict[str, int]] = {}
+    differing: list[list[str]] = []
+    for kind, block in TYPES.items():
+        names = split_options(kind)
+        for values in itertools.product(*({"alpha": ALPHAS, "beta": BETAS}[name] for name in names)):
+            split = dict(zip(names, values, strict=True))
+            with torch.device("meta"):
+                tensors = block(64, 64, **split).state_dict()
+            known = {first + name: tensor.shape for name, tensor in tensors.items()}
+            if known == found:
+                fitting[kind] = split
+            differing.append(sorted(name for name in known | found if known.get(name) != found.get(name)))
+    if not fitting:
+        culprit = min(differing, key=len)[0]  # as seen from the closest
+        problem = f"has '{shown(culprit)}' of a shape" if culprit in found else f"lacks '{culprit}'"
+        raise UserError(
+            f"{path}: is not a model of this code: {problem}, unlike every type of block ({', '.join(TYPES)})"
+        )
+    return fitting
 
 
 def _tensor(state_dict: dict[str, torch.Tensor], name: str, dims: int, path: str | Path) -> torch.Tensor:
@@ -489,19 +528,24 @@ def read_settings(args: Namespace, spec: ModelSpec, options: dict[str, Any]) -> 
     for name, value in known.items():
         given = getattr(args, name)
         if given is not None and given != value:
-            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {name} {value}")
+            has = f"no {name}" if value is None else f"{name} {value}"
+            raise UserError(f"--{name} {given} contradicts {args.weights}, which has {has}")
     return known.get("num_segments", args.num_segments or 8), known.get("input_size", args.input_size or 224)
 
 
-def model_line(
-    saved: dict[str, Any], spec: ModelSpec, num_segments: int, input_size: int, path: str | Path
-) -> str:
+def model_line(saved: dict[str, Any], model: TemporalModel, num_class: int, path: str | Path) -> str:
     """A line for the log: which model a checkpoint is of, and what it is evaluated on."""
     unsaid = "" if "options" in saved else ", which the file does not say (--num_segments, --input_size)"
-    return (
-        f"{path}: {spec.type} {spec.arch}, alpha {spec.alpha}, beta {spec.beta}, {spec.num_class} classes, "
-        f"{num_segments} frames of {input_size} x {input_size}{unsaid}"
-    )
+    frames = f"{model.num_segments} frames of {model.input_size} x {model.input_size}"
+    return f"{path}: {model.description}, {num_class} classes, {frames}{unsaid}"
+
+
+def describe_type(saved: dict[str, Any], spec: ModelSpec, args: Namespace) -> str:
+    """A line for the log where a checkpoint's tensors leave its type of block open; empty otherwise."""
+    types = possible_types(saved, args.weights)
+    if len(types) == 1 or args.type:
+        return ""
+    return f"its tensors may be of {' or '.join(types)}: taken for {spec.type}; --type decides"
 
 
 def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str | Path) -> TemporalModel:

@@ -426,10 +426,13 @@ def check_recipe(args: Namespace, saved: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: names what differs.
     """
-    spec = describe_model(saved, path)
-    before = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    spec = describe_model(saved, path, args.type)
     options = saved.get("options", {})
-    before |= {} if args.evaluate else {name: options[name] for name in RECIPE if name in options}
+    before = {} if args.evaluate else {name: options[name] for name in RECIPE if name in options}
+    before |= {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    for name in ("alpha", "beta"):  # that only one of two types has says no more than the types
+        if None in (before[name], getattr(args, name)):
+            del before[name]
     if args.amp in (None, "auto"):  # which keep the checkpoint's
         before.pop("amp", None)
     changed = [name for name, value in before.items() if getattr(args, name) != value]
@@ -503,8 +506,9 @@ class RunFiles:
     @classmethod
     def of(cls, args: Namespace) -> "RunFiles":
         """The files of the run that these options describe."""
-        parts = [args.type, args.dataset, args.arch, f"alpha{args.alpha}", f"beta{args.beta}"]
-        name = "_".join([*parts, f"segment{args.num_segments}", *filter(None, [args.store_name])])
+        split = [f"{name}{value}" for name in ("alpha", "beta") if (value := getattr(args, name)) is not None]
+        parts = [args.type, args.dataset, args.arch, *split, f"segment{args.num_segments}"]
+        name = "_".join([*parts, *filter(None, [args.store_name])])
         top = Path(args.checkpoint_dir)
         return cls(
             name=name,

@@ -1,0 +1,64 @@
+"""Print a Markdown table of every type of block: parameters, multiply-adds, and the paper's accuracies.
+
+    python tools/model_table.py
+
+ResNet-50, 174 classes, 224 x 224. Nothing is computed or downloaded: the models have shapes and no values.
+Multiply-adds are those of the convolutions and the classifier for one clip. The paper's top-1 accuracies, in
+percent, are those of one centre crop of one clip on Something-v1 and v2.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from models import TYPES, TemporalModel, split_options
+from utils.cli import Parser, run_program
+from utils.metrics import multiply_adds
+
+NUM_CLASS = 174
+FRAMES = (8, 16)
+SPLITS = {"alpha": (2, 4, 8), "beta": (2, 1)}
+# Type, alpha, beta and frames -> the paper's top-1 accuracy on Something-v1 and Something-v2.
+PUBLISHED = {
+    ("GST", 4, 2, 8): (47.0, 61.6),
+    ("GST", 4, 2, 16): (48.6, 62.6),
+    ("GST", 4, 1, 8): (47.7, 62.0),
+}
+
+
+def main() -> None:
+    Parser(__doc__.partition("\n")[0]).parse_args()
+    heads = ["type", *SPLITS, "parameters", *(f"multiply-adds, {frames} frames" for frames in FRAMES)]
+    heads += [f"paper, v1 / v2, {frames} frames" for frames in FRAMES]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for kind in TYPES:
+        names = split_options(kind)
+        for values in itertools.product(*(SPLITS[name] for name in names)):
+            print(f"| {' | '.join(describe(kind, dict(zip(names, values, strict=True))))} |", flush=True)
+
+
+def describe(kind: str, split: dict[str, int]) -> list[str]:
+    """Make a row of the table.
+
+    Args:
+        kind: the type of block.
+        split: its alpha and beta, as far as it has them.
+    """
+    costs, published = [], []
+    for frames in FRAMES:
+        with torch.device("meta"):
+            model = TemporalModel(NUM_CLASS, frames, kind, **split)
+        costs.append(f"{multiply_adds(model) / 1e9:.1f} G")
+        accuracies = PUBLISHED.get((kind, split.get("alpha"), split.get("beta"), frames), ())
+        published.append(" / ".join(map(str, accuracies)))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    splits = [str(split.get(name, "")) for name in SPLITS]
+    return [kind, *splits, f"{parameters / 1e6:.2f} M", *costs, *published]
+
+
+if __name__ == "__main__":
+    run_program(main)
