@@ -343,13 +343,18 @@ def tsm(tmp_path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.pth" for name in contents}
 
 
-def test_tensors_that_two_types_have_are_of_the_one_that_is_given(tsm, trn_root):
+def test_tensors_that_two_types_have_are_of_the_one_that_is_given(tsm, trn_root, tmp_path):
     unsaid = ("--weights", tsm["bare"], "--num_segments", 4, "--input_size", 32)
     own = call("test_models.py", *data(trn_root), "--weights", tsm["own"])
     given = call("test_models.py", *data(trn_root), *unsaid, "--type", "TSM")
     assumed = call("test_models.py", *data(trn_root), *unsaid)
     assert result_of(given) == result_of(own)
     assert result_of(assumed) != result_of(own)
+    # The programs whose --type is never unknown take it, too.
+    run = small_run(trn_root, tmp_path / "out", "--type", "TSM", "-b", 24)
+    assert result_of(call("main.py", *run, "-e", "--resume", tsm["bare"])) == result_of(own)
+    started = call("main.py", *run, "--pretrained", tsm["bare"])
+    assert any("backbone loaded" in line for line in lines_of(started))
     told = "its tensors may be of C2D or TSM: taken for C2D; --type decides"
     assert [told in lines_of(process) for process in (own, given, assumed)] == [False, False, True]
 
