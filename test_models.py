@@ -176,6 +176,8 @@ def check_outputs(args: Namespace) -> None:
             other = named.setdefault(Path(file).resolve(), option)
             if other != option:
                 raise UserError(f"--{option} {file}: is also the file of --{other}")
+            if args.report and Path(file).resolve().parent == Path(args.report).resolve():
+                raise UserError(f"--{option} {file}: must not be in the folder of --report")
 
 
 def describe_views(args: Namespace, model: TemporalModel) -> str:
@@ -196,12 +198,13 @@ def check_ids(videos: Sequence[str]) -> None:
     """
     named: dict[str, str] = {}
     for video in videos:
-        other = named.setdefault(Path(video).name, video)
-        if other != video:
+        name = Path(video).name
+        if name in named:
             raise UserError(
-                f"--submission: '{shown(other)}' and '{shown(video)}' would have the same id in it, "
-                f"'{shown(Path(video).name)}'"
+                f"--submission: '{shown(named[name])}' and '{shown(video)}' would have the same id in it, "
+                f"'{shown(name)}'"
             )
+        named[name] = video
 
 
 def write_outputs(

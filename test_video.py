@@ -6,6 +6,7 @@ python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
 """
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,8 @@ def main(args: Namespace) -> int:
             errors[str(path)] = report(error)
     if args.rendered_output:
         check_rendered_output(Path(args.rendered_output))
+        if args.json and Path(args.json).resolve() == Path(args.rendered_output).resolve():
+            raise UserError(f"--json {args.json}: is also the file of --rendered_output")
         if len(videos) + len(errors) > 1:
             raise UserError(
                 f"--rendered_output: is for a single video, but {len(videos) + len(errors)} are given"
@@ -302,6 +305,8 @@ def write_json(file: str, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1) + "\n"
     if file == "-":
         print(text, end="")
+        if sys.stdout.is_lost:
+            raise UserError("--json -: stdout is closed or full, and the answers are lost")
         return
     try:
         write_atomically(Path(file), text.encode())

@@ -114,6 +114,8 @@ def test_it_starts_without_torch(write):
         ({"scores": np.zeros((6, 7, 1))}, ["do not fit", "(6, 7, 1)"]),
         ({"scores": np.zeros((6, 7), int)}, ["do not fit"]),
         ({"scores": np.full((6, 7), np.nan)}, ["video '1'", "not finite"]),
+        ({"scores": np.full((6, 7), 1e300)}, ["video '1'", "not finite"]),  # in float32
+        ({"videos": np.array([0x7FFFFFFF] * 6, np.uint32).view("<U1")}, ["b.npz", "damaged"]),
         ({"scores": None}, ["no array 'scores'"]),
         ({"classes": None}, ["no array 'classes'"]),
         ({"videos": np.array(VIDEOS, dtype=object)}, ["b.npz", "damaged"]),
@@ -134,7 +136,7 @@ def test_a_video_that_only_the_second_file_has_is_named(write):
 
 
 @pytest.mark.parametrize(
-    "kind", ["text", "empty", "npy", "cut", "folder", "missing", "flipped", "odd", "bytes"]
+    "kind", ["text", "empty", "npy", "cut", "folder", "missing", "flipped", "odd", "open", "huge", "bytes"]
 )
 def test_what_is_not_an_npz_file_is_refused(write, tmp_path, kind):
     good, path = write("a.npz", 1), tmp_path / "b.npz"
@@ -151,13 +153,17 @@ def test_what_is_not_an_npz_file_is_refused(write, tmp_path, kind):
         path.write_bytes(spoilt)
     elif kind == "odd":
         path.write_bytes(data.replace(b"'descr': '<f4'", b"'descr': '<q4'"))
+    elif kind == "open":
+        path.write_bytes(data.replace(b"'shape': (6, 7), }", b"'shape': (6, 7), ("))
+    elif kind == "huge":
+        path.write_bytes(data.replace(b"(6, 7), }         ", b"(6, 7777777777), }"))
     elif kind == "bytes":
         with zipfile.ZipFile(path, "w") as file:
             for name in ("scores", "labels", "videos", "classes"):
                 file.writestr(f"{name}.npy", b"words")
     elif kind != "missing":
         path.write_bytes({"text": b"words", "empty": b"", "cut": data[: len(data) // 2]}[kind])
-    assert_one_line_error(call(PROGRAM, good, path), path)
+    assert_one_line_error(call(PROGRAM, good, path), f"error: {path}: ")
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,14 @@ def test_a_file_that_can_be_written_is_not_touched(tmp_path):
 def refusals(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(mode=0o500)
+    (tmp_path / "dangling").symlink_to("nothing")
     return {
         tmp_path: "is not a file",
         tmp_path / "none" / "new": "is not a folder",
         tmp_path / "file" / "new": "is not a folder",
         tmp_path / ("n" * 300): "File name too long",
+        tmp_path / ("n" * 250): "File name too long",  # as it is called while it is written
+        tmp_path / "dangling": "is a dangling symbolic link",
     } | ({} if os.access(tmp_path / "closed", os.W_OK) else {tmp_path / "closed" / "new": "no permission"})
 
 
@@ -117,6 +120,9 @@ def test_a_folder_may_be_several_levels_below_the_first_that_exists(tmp_path):
         check_writable_folder(tmp_path / "file" / "a" / "b", "--out")
     assert str(caught.value).startswith(f"--out {tmp_path / 'file' / 'a' / 'b'}: {tmp_path / 'file'} is not")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "dangling").symlink_to("nothing")
+    with pytest.raises(UserError, match="dangling is a dangling symbolic link"):
+        check_writable_folder(tmp_path / "dangling" / "a")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -335,6 +335,14 @@ def test_folders_that_are_not_new_or_empty_are_refused_before_anything_is_comput
         process = call("test_models.py", *evaluation, "--report", folder)
         assert_one_line_error(process, f"--report {folder}", words)
         assert process.stdout == ""
+    (tmp_path / "new").mkdir()
+    # A file of the report could take the place of another result.
+    process = call(
+        *("test_models.py", *evaluation, "--report", tmp_path / "new"),
+        *("--submission", tmp_path / "new" / "per_class.csv"),
+    )
+    assert_one_line_error(process, "--submission", "--report")
+    (tmp_path / "new").rmdir()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "notes.txt", "used"]
     assert file.read_text() == (used / "notes.txt").read_text() == "mine"
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_line_error, call, run
+from helpers import ON_CPU, assert_one_line_error, call, run
 from PIL import Image
 from synthetic import CATEGORIES
 from synthetic import write_video as write_frames
@@ -348,6 +349,7 @@ def test_what_is_not_a_video_is_refused(kind, ask, tmp_path):
         (["--rendered_output", "{}/there.png"], ["there.png: already exists"]),
         (["--json", "{}/nowhere/a.json"], ["--json", "nowhere is not a folder"]),
         (["--json", "{}/there.png"], ["there.png: already exists"]),
+        (["--json", "{0}/a.png", "--rendered_output", "{0}/../{0.name}/a.png"], ["also the file of --rend"]),
         (["--num_segments", "4"], ["contradicts", "num_segments 8"]),
         (["--categories", "{}/none.txt"], ["none.txt: no such file"]),
         ([""], ["is empty"]),
@@ -359,6 +361,22 @@ def test_options_that_cannot_work(options, words, ask, clips, tmp_path):
     assert_one_line_error(asked, *words)
     assert [path.name for path in tmp_path.iterdir()] == ["there.png"]
     assert (tmp_path / "there.png").read_text() == "old"
+
+
+def close_stdout() -> None:
+    sys.stdout = None  # as Python has it
+
+
+def fill_stdout() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+@pytest.mark.parametrize("prepare", [close_stdout, fill_stdout])
+def test_json_that_standard_output_does_not_take_is_not_a_success(prepare, weights, clips):
+    arguments = ["--weights", weights, clips / "a.mp4", "--json", "-"]
+    done = run("test_video.py", *arguments, env=ON_CPU, prepare=prepare)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: --json -: ")
 
 
 def test_only_a_single_video_is_rendered(ask, clips, tmp_path):

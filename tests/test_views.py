@@ -291,7 +291,7 @@ def test_mirrored_classes_are_those_of_the_checkpoint_in_its_order(scores, tmp_p
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("mirrored", [[0, 1], [0, 1, 2, 3, 5], []])
+@pytest.mark.parametrize("mirrored", [[0, 1], [0, 1, 2, 3, 5], [], [1, 2, 0, 3, 4], [0, 0, 2, 3, 4]])
 def test_mirrored_classes_that_cannot_be_are_refused(run, tmp_path, model, mirrored):
     torch.save(wrapped(model, categories=list(NAMES), mirrored=mirrored), tmp_path / "a.pth")
     done = run("--test_crops", 10, weights=tmp_path / "a.pth")
@@ -392,9 +392,10 @@ def test_a_submission_has_the_five_best_labels_of_category_txt(succeed, tmp_path
 
 
 def test_videos_with_the_same_id_cannot_be_submitted(run, tmp_path, root):
-    (tmp_path / "list.txt").write_text("1 3\n./1 3\n")
-    done = run("--val_list", tmp_path / "list.txt", "--submission", tmp_path / "out.csv")
-    assert_one_line_error(done, "--submission", "'1'", "'./1'", "same id")
+    for other in ("./1", "1"):
+        (tmp_path / "list.txt").write_text(f"1 3\n{other} 3\n")
+        done = run("--val_list", tmp_path / "list.txt", "--submission", tmp_path / "out.csv")
+        assert_one_line_error(done, "--submission", "'1'", f"'{other}'", "same id")
     assert not (tmp_path / "out.csv").exists()
 
 

@@ -9,8 +9,6 @@ Prints the accuracies of each file and of the average.
 
 import argparse
 import sys
-import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -111,11 +109,14 @@ def read_scores(path: str) -> Scores:
                     f"{path}: has no array '{min(missing)}'; is it from test_models.py --save_scores?"
                 )
             found = Scores(**{name: np.asarray(content[name]) for name in Scores._fields})
+            found.videos.tolist(), found.classes.tolist()  # fail if a character of a name cannot be one
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({shown(error.strerror or error)})") from None
-    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever bytes can make np.load raise; the file is at fault
         raise UserError(f"{path}: is not an npz file, or is damaged ({shown(error)})") from None
     scores, labels, videos, classes = found
     kinds = "".join(array.dtype.kind for array in found)
@@ -124,6 +125,8 @@ def read_scores(path: str) -> Scores:
     if kinds != "fiUU" or not is_matrix or not has_lists:
         told = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in found._asdict().items())
         raise UserError(f"{path}: its arrays do not fit each other ({told})")
+    with np.errstate(over="ignore"):
+        scores = scores.astype(np.float32)
     if not np.isfinite(scores).all():
         video = videos[np.flatnonzero(~np.isfinite(scores).all(axis=1))[0]]
         raise UserError(f"{path}: the scores of video '{shown(video)}' are not finite")
@@ -133,7 +136,7 @@ def read_scores(path: str) -> Scores:
     doubled = [video for video, count in Counter(videos.tolist()).items() if count > 1]
     if doubled:
         raise UserError(f"{path}: has video '{shown(doubled[0])}' more than once")
-    return found
+    return found._replace(scores=scores)
 
 
 def match(own: Scores, first: Scores, path: str, first_path: str) -> np.ndarray:

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import NotRequired, TypedDict
 
 from datasets_video import (
+    NEVER,
     SOURCES,
     match_categories,
     mirrored_labels,
@@ -713,7 +714,11 @@ def find_mirrored(saved: dict[str, Any], categories: list[str], path: str | Path
     """
     names = class_names(saved, path) or categories
     mirrored = saved["mirrored"] if "mirrored" in saved else mirrored_labels(names)
-    if len(mirrored) != len(names) or max(mirrored) >= len(names):
+    is_right = len(mirrored) == len(names) > max(mirrored)
+    # Mirrored twice, a clip is what it was.
+    if not is_right or any(
+        partner != NEVER and mirrored[partner] != label for label, partner in enumerate(mirrored)
+    ):
         raise UserError(f"{path}: its 'mirrored' is not for the {len(names)} classes that it has")
     return mirrored
 

@@ -57,8 +57,8 @@ class Output:
     def __init__(self, name: str) -> None:
         self.name = name
         self.when_broken: Callable[[], None] | None = None
-        self.is_lost = False
         self.stream = getattr(sys, name)
+        self.is_lost = self.stream is None
         if self.stream is None:  # closed; a file that takes its number would be written to
             self.stream = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process
         elif hasattr(self.stream, "reconfigure"):
@@ -312,6 +312,8 @@ def check_writable_file(file: str | Path, option: str = "") -> None:
     path, name = Path(file), f"{option} {file}".strip()
     folder = path.parent
     try:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{name}: is a dangling symbolic link")
         if path.exists():
             if not path.is_file():
                 raise UserError(f"{name}: is not a file")
@@ -321,6 +323,8 @@ def check_writable_file(file: str | Path, option: str = "") -> None:
             raise UserError(f"{name}: cannot be written ({folder} is not a folder)")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{name}: cannot be written (no permission to write to the folder {folder})")
+        with suppress(FileNotFoundError):
+            path.with_name(f".{path.name}.part").lstat()  # what it is called while it is written
     except OSError as error:  # such as a name that is too long
         raise UserError(f"{name}: cannot be written ({error.strerror})") from None
 
@@ -356,6 +360,8 @@ def check_writable_folder(folder: str | Path, option: str = "") -> None:
     existing = Path(folder).absolute()
     try:
         while not existing.exists():
+            if existing.is_symlink():
+                raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is a dangling symbolic link")
             existing = existing.parent
     except OSError as error:  # such as a name that is too long
         raise UserError(f"{f'{option} {folder}'.strip()}: cannot be written ({error.strerror})") from None
