@@ -5,7 +5,7 @@ from fuzz_harness import HYPOTHESIS, KINDS, World, try_input
 from hypothesis import given, settings
 
 # The slower kinds take up to a second for an input.
-INPUTS = {"runs": 8, "frames": 20, "categories": 10, "settings": 40, "options": 40}
+INPUTS = {"runs": 6, "categories": 8, "settings": 25, "options": 30}
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_input_is_right_or_refused_in_one_line(world, kind):
-    @settings(max_examples=INPUTS.get(kind, 20), derandomize=True, **HYPOTHESIS)
+    @settings(max_examples=INPUTS.get(kind, 12), derandomize=True, **HYPOTHESIS)
     @given(KINDS[kind].inputs)
     def try_each(given):
         try_input(world, kind, given)
