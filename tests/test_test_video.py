@@ -278,7 +278,7 @@ def test_a_program_that_ends_does_not_wait_for_videos_that_no_thread_has_begun(c
     begun = []
 
     def transform(frames: list[Image.Image], label: int, _: None) -> tuple[np.ndarray, int]:
-        begun.append(frames)
+        begun.append(label)
         if len(begun) > 30:
             released.wait()
         return np.zeros((4, 1, 1, 3), np.uint8), label
