@@ -242,11 +242,14 @@ def load_clips(
 
     batches = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
     with ThreadPoolExecutor(min(16, cores())) as pool:
-        ahead = [pool.submit(load, path) for path in batches[0]]
-        for following in [*batches[1:], []]:
-            clips = [future.result() for future in ahead]
-            ahead = [pool.submit(load, path) for path in following]
-            yield clips
+        try:
+            ahead = [pool.submit(load, path) for path in batches[0]]
+            for following in [*batches[1:], []]:
+                clips = [future.result() for future in ahead]
+                ahead = [pool.submit(load, path) for path in following]
+                yield clips
+        finally:  # Ctrl-C does not wait for those that no thread has begun
+            pool.shutdown(cancel_futures=True)
 
 
 @float32_convolutions()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import REPOSITORY
-from helpers import assert_one_line_error, call, finish
+from helpers import assert_one_line_error, call, files_limited_to, finish
 
 PROGRAM = "tools/average_scores.py"
 CLASSES = [f"Doing {name}" for name in "abcdefg"]
@@ -126,6 +126,14 @@ def test_files_that_do_not_fit_are_refused(write, tmp_path, changes, words):
     done = call(PROGRAM, a, b, "--save_scores", tmp_path / "out.npz")
     assert_one_line_error(done, *words)
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_full_disk_is_named_with_the_file(write, tmp_path):
+    a, out = write("a.npz", 1), tmp_path / "out.npz"
+    with files_limited_to(100):
+        done = call(PROGRAM, a, a, "--save_scores", out)
+    assert_one_line_error(done, f"--save_scores {out}: cannot be written (File too large)")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_a_video_that_only_the_second_file_has_is_named(write):

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import runpy
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from forked import REPOSITORY
 from helpers import ON_CPU, assert_one_line_error, call, run
 from PIL import Image
 from synthetic import CATEGORIES
@@ -267,6 +270,24 @@ def test_batches_keep_the_order_and_bad_videos_are_named(ask, clips, tmp_path):
         [best["probability"] for best in alone],
         atol=1e-6,
     )
+
+
+def test_a_program_that_ends_does_not_wait_for_videos_that_no_thread_has_begun(clips):
+    load_clips = runpy.run_path(str(REPOSITORY / "test_video.py"))["load_clips"]
+    released = threading.Event()
+    begun = []
+
+    def transform(frames: list[Image.Image], label: int, _: None) -> tuple[np.ndarray, int]:
+        begun.append(label)
+        if len(begun) > 30:
+            released.wait()
+        return np.zeros((4, 1, 1, 3), np.uint8), label
+
+    batches = load_clips([clips / "c"] * 60, 4, transform, [0.5], 30)
+    assert len(next(batches)) == 30
+    threading.Timer(0.5, released.set).start()
+    batches.close()  # as by Ctrl-C, while at most 16 threads load the second batch
+    assert len(begun) <= 30 + 16
 
 
 def test_names_from_a_file_and_no_names_at_all(ask, clips, tmp_path):

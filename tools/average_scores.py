@@ -74,7 +74,12 @@ def main() -> None:
     for name, own in zip(names, [*files, average], strict=True):
         print(f"{name}: {own.accuracies()}")
     if args.save_scores:
-        write_atomically(Path(args.save_scores), npz(**average._asdict()))
+        try:
+            write_atomically(Path(args.save_scores), npz(**average._asdict()))
+        except OSError as error:
+            raise UserError(
+                f"--save_scores {args.save_scores}: cannot be written ({error.strerror})"
+            ) from None
         print(f"scores: {args.save_scores}")
 
 
