@@ -156,7 +156,7 @@ def render_clip(rng: np.random.Generator, path: np.ndarray) -> list[Image.Image]
     margin = 2 * CAMERA_SHAKE
     background = _texture(rng, background_colour, (WIDTH + margin, HEIGHT + margin), cells=9, contrast=25)
     sprite = _texture(rng, object_colour, (SPRITE_SIZE, SPRITE_SIZE), cells=4, contrast=40)
-    sprite.putalpha(_shape_mask(list(SHAPES)[rng.integers(len(SHAPES))], SPRITE_SIZE))
+    sprite.putalpha(shape_mask(list(SHAPES)[rng.integers(len(SHAPES))], SPRITE_SIZE))
 
     frames = []
     for x, y, radius, rotation in path:
@@ -192,7 +192,7 @@ def draw_level_clip(
 
     # What is in the scene: the object somewhere among the distractors, the last of which covers the others.
     colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
-    scene = [(_sprite(rng, shape, colour, side), _draw_motion(rng, changes, frames, level.pace))]
+    scene = [(_sprite(rng, shape, colour, side), draw_motion(rng, changes, frames, level.pace))]
     for _ in range(rng.integers(level.distractors + 1)):
         shape = list(SHAPES)[rng.integers(len(SHAPES))]
         colour = rng.permutation([220, rng.integers(60, 200), rng.integers(0, 200)])
@@ -235,7 +235,7 @@ def draw_level_clip(
     return clip[::-1] if backwards else clip
 
 
-def _draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
+def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
     """As `draw_path`, but forwards, from the frame's centre and in shares of its short side."""
     # The object rests, moves, and rests again. Its law is the same backwards: a mirrored clip of moving left
     # is then one of moving right.
@@ -431,11 +431,11 @@ def _sprite(rng: np.random.Generator, shape: str, colour: np.ndarray, side: int)
     """A textured shape, about as large as it is at most seen in a frame with this short side."""
     size = side * 40 // 64
     sprite = _texture(rng, colour, (size, size), cells=4, contrast=40)
-    sprite.putalpha(_shape_mask(shape, size))
+    sprite.putalpha(shape_mask(shape, size))
     return sprite
 
 
-def _shape_mask(shape: str, size: int) -> Image.Image:
+def shape_mask(shape: str, size: int) -> Image.Image:
     fine = 4 * size  # drawn larger and reduced, for smooth edges
     mask = Image.new("L", (fine, fine))
     draw = ImageDraw.Draw(mask)
