@@ -29,6 +29,6 @@ test: venv
 
 # --resume auto: a finished demo is not trained again, an interrupted one continues.
 demo: venv
-	$(BIN)/python tools/make_demo_data.py demo/data
+	$(BIN)/python tools/make_motion_dataset.py demo/data
 	$(BIN)/python main.py $(DATA) $(MODEL) $(RECIPE) --store_name demo --checkpoint_dir demo/runs --resume auto
 	$(BIN)/python test_models.py --weights $(RUN)_best.pth.tar $(DATA)

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
 data=finetuning/data
-[ -d "$data/somethingv1" ] || python tools/make_demo_data.py "$data"
+[ -d "$data/somethingv1" ] || python tools/make_motion_dataset.py "$data"
 
 # A data set of some of the demo's classes: its name, its number of training clips at most, and their labels.
 subset() {

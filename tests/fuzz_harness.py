@@ -41,10 +41,12 @@ from video_files import write_video
 
 from dataset import read_list
 from datasets_video import read_categories
+from tools.make_motion_dataset import SETTINGS_FILE, Settings
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import one_line
 
 DATASET = "somethingv1"
+DEMO = Settings("demo", 80, 24, (84, 64), 0)  # of make_motion_dataset.py without options
 RUN_NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 # Folders of 4 frames that every data set here has.
 VIDEOS = ("1", "2", "3", "4", "a b", "ü", "in/side", "#5", "7\u2003x")
@@ -680,9 +682,9 @@ def check_settings(case: Case, given: tuple[str, Damage | str]) -> bool:
         words = ["tools/extract_frames.py", "--videos", case.world.videos / "video.mp4", "--out", case.out]
         words += ["--workers", 1]
     else:
-        file = case.out / DATASET / "demo_data.json"
-        right = {"made_by": "tools/make_demo_data.py", "version": 1, "seed": 0}
-        words = ["tools/make_demo_data.py", case.out]
+        file = case.out / DATASET / SETTINGS_FILE
+        right = DEMO.content()
+        words = ["tools/make_motion_dataset.py", case.out]
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(right))
     if isinstance(damage, str):
@@ -959,7 +961,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "--quality": _whole(1, 100),
         "--workers": _CORES,
     },
-    "tools/make_demo_data.py": {},
+    "tools/make_motion_dataset.py": {"--train": _COUNT, "--val": _COUNT},
 }
 _PATHS = st.sampled_from(_split("nothing nothing/at/all . \udcff ü ~ * - -- %s {}"))
 _PATHS |= st.sampled_from(["", "x" * 300, "x/" * 3000, "a\nb"])
@@ -996,7 +998,7 @@ WORDS: dict[str, dict[str, st.SearchStrategy]] = {
     ),
     "tools/extract_frames.py": _words("--videos --root_path", "--dataset", "--native")
     | {"--image_tmpl": _TEMPLATES, "--fps": _FPS},
-    "tools/make_demo_data.py": _words("", "--seed", "extra") | {"--seed": _ODD_WORDS | _ODD_NUMBERS},
+    "tools/make_motion_dataset.py": _words("", "--level", "extra") | {"--seed": _ODD_WORDS | _ODD_NUMBERS},
 }
 
 
@@ -1028,12 +1030,11 @@ def check_options(case: Case, given: tuple[str, dict[str, str | None]]) -> bool:
         "test_models.py": [*data, "-j", 0, "--weights", world.checkpoint],
         "tools/process_dataset.py": [*data, *one_process],
         "tools/extract_frames.py": ["--videos", world.videos / "video.mp4", "--out", frames, *one_process],
-        "tools/make_demo_data.py": [case.out],
+        "tools/make_motion_dataset.py": [case.out],
     }[program]
-    if program == "tools/make_demo_data.py":
+    if program == "tools/make_motion_dataset.py":
         (case.out / DATASET).mkdir()
-        demo = {"made_by": "tools/make_demo_data.py", "version": 1, "seed": 0}
-        (case.out / DATASET / "demo_data.json").write_text(json.dumps(demo))
+        (case.out / DATASET / SETTINGS_FILE).write_text(json.dumps(DEMO.content()))
     if program == "tools/process_dataset.py" and "--annotations" not in values:
         base.append("--check")
     words = [name if value is None else f"{name}={value}" for name, value in values.items()]
@@ -1044,7 +1045,7 @@ def check_options(case: Case, given: tuple[str, dict[str, str | None]]) -> bool:
     named = [*values, *(one_line(value.split("/")[0][:20]) for value in values.values() if value)]
     if "--root_path" in values:
         named.append(f"{DATASET}/")
-    if program == "tools/make_demo_data.py":
+    if program == "tools/make_motion_dataset.py":
         named.append("other settings")
     # Of two that are wrong, any may be named.
     is_plain = outside and values.keys() <= ranges.keys()
@@ -1057,8 +1058,8 @@ def check_options(case: Case, given: tuple[str, dict[str, str | None]]) -> bool:
     if printed and program == "tools/extract_frames.py":
         made = [path for path in frames.rglob("*") if path.is_file() and not path.name.startswith(".")]
         assert "--fps" in values or len(made) == 6
-    if printed and program == "tools/make_demo_data.py":
-        assert int(values["--seed"]) == 0
+    if printed and program == "tools/make_motion_dataset.py":
+        assert int(values.get("--seed", 0)) == 0
     return printed is not None
 
 

@@ -37,7 +37,7 @@ FORMS = ("--amp bf16", "--compile", "--amp bf16 --channels_last --compile")
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("data", help="what tools/make_demo_data.py wrote")
+    parser.add_argument("data", help="what tools/make_motion_dataset.py wrote")
     parser.add_argument("picture", help="file to write")
     args = parser.parse_args()
     if plt is None:

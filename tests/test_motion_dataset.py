@@ -1,5 +1,6 @@
-"""tools/make_demo_data.py, run as a user runs it."""
+"""tools/make_motion_dataset.py, run as a user runs it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import pytest
 from helpers import assert_one_line_error, call
 from PIL import Image
 
+from dataset import VideoDataSet
 from datasets_video import mirrored_labels, return_dataset
-from tools import make_demo_data as demo
+from tools import make_motion_dataset as demo
 
 SCRIPT = Path(demo.__file__)
+# Grey levels of the first frame with seed 3, every 21st row and 28th column.
+DEMO_PIXELS = [[62, 32, 43], [58, 46, 55], [41, 51, 46], [63, 45, 48]]
 PARTNERS = [(0, 2), (1, 3), (4, 5)]  # away/towards, down/up, left to right/right to left
 
 
@@ -90,6 +94,12 @@ def test_frames(clips):
 def test_categories(paths):
     assert paths.categories == sorted(paths.categories) == list(demo.CLASSES)
     assert mirrored_labels(paths.categories) == [0, 1, 2, 3, 5, 4]
+
+
+def test_the_demo_is_what_it_was(paths):
+    """Its drawing may not change; other versions of NumPy and Pillow change a pixel by a few grey levels."""
+    frame = np.asarray(Image.open(paths.root_data / "1" / "00001.jpg"), dtype=float)
+    assert frame[::21, ::28].mean(axis=2) == pytest.approx(np.array(DEMO_PIXELS), abs=4)
 
 
 def test_same_seed_same_bytes(twins):
@@ -181,10 +191,10 @@ def test_second_run_changes_nothing(twins):
     assert {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")} == before
 
 
-def refused(*args):
-    process = call("tools/make_demo_data.py", *args)
+def refused(*args, status=1):
+    process = call("tools/make_motion_dataset.py", *args)
     assert_one_line_error(process, "error: ")
-    assert (process.returncode, process.stdout) == (1, "")
+    assert (process.returncode, process.stdout) == (status, "")
     return process.stderr
 
 
@@ -194,7 +204,7 @@ def test_other_seed_is_refused(twins):
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert '"seed": 3' in err
+    assert "seed 3 (not 0)" in err
     assert {path: path.stat().st_mtime_ns for path in twins[0].rglob("*")} == before
 
 
@@ -226,17 +236,142 @@ def test_unusable_arguments_are_refused(tmp_path):
     file.write_text("mine")
     assert str(file) in refused(file)
     assert file.read_text() == "mine"
-    assert "--seed -1" in refused(tmp_path / "new", "--seed", "-1")
+    assert "--seed" in refused(tmp_path / "new", "--seed", "-1", status=2)
+    assert "--level" in refused(tmp_path / "new", "--level", "4", status=2)
+    assert "--dataset" in refused(tmp_path / "new", "--dataset", "a/b", status=2)
+    assert "--size 64 64: the demo has" in refused(tmp_path / "new", "--size", "64", "64")
     assert not (tmp_path / "new").exists()
 
 
 def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    def write_half(folder, seed):
+    def write_half(folder, dataset, settings):
         (folder / "category.txt").write_text("half\n")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "make_dataset", write_half)
-    monkeypatch.setattr(sys, "argv", ["make_demo_data.py", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["make_motion_dataset.py", str(tmp_path)])
     with pytest.raises(KeyboardInterrupt):
         demo.main()
     assert list(tmp_path.iterdir()) == []
+
+
+# The levels.
+
+SIZE = (40, 32)
+PAIRS = [
+    ("Bringing something in from the left", "Taking something out to the left"),
+    ("Bringing something in from the right", "Taking something out to the right"),
+    ("Moving something down", "Moving something up"),
+    ("Moving something towards the camera", "Moving something away from the camera"),
+    ("Pulling something from left to right", "Pulling something from right to left"),
+]
+
+
+@pytest.fixture(scope="module")
+def level_root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("levels")
+    done = call("tools/make_motion_dataset.py", folder, *LEVEL_WORDS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "24 training and 12 validation clips of 12 classes" in done.stdout
+    return folder
+
+
+LEVEL_WORDS = ["--dataset", "motion", "--level", 2, "--train", 2, "--val", 1, "--size", *SIZE]
+
+
+def test_level_layout_and_settings(level_root):
+    paths = return_dataset("motion", level_root)
+    names = paths.categories
+    assert names == sorted(names) == list(demo.LEVEL_CLASSES)
+    assert (paths.root_data.name, paths.prefix) == ("frames", "{:05d}.jpg")
+    for list_file, clips in ((paths.train_list, 2), (paths.val_list, 1)):
+        videos = read_list(list_file)
+        assert Counter(label for _, _, label in videos) == dict.fromkeys(range(12), clips)
+        assert {frames for _, frames, _ in videos} == {demo.LEVEL_FRAMES}
+    with Image.open(paths.root_data / "1" / "00024.jpg") as frame:
+        assert frame.size == SIZE
+
+    settings = json.loads((level_root / "motion" / demo.SETTINGS_FILE).read_text())
+    assert sorted(map(tuple, settings["reversed_pairs"])) == PAIRS
+    flipped = mirrored_labels(names)
+    assert [[names[a], names[b]] for a, b in enumerate(flipped) if a < b] == settings["mirrored_pairs"]
+    assert len(settings["mirrored_pairs"]) == 3
+    paired = {name for pair in PAIRS for name in pair}
+    assert settings["static"] == [name for name in names if name not in paired]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--level", 1), ("--train", 3), ("--val", 2), ("--seed", 1)])
+def test_other_settings_are_named(level_root, option, value):
+    message = refused(level_root, *LEVEL_WORDS, option, value)
+    assert f"other settings: {option[2:]} " in message
+    assert str(level_root / "motion") in message
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_level_partner_is_the_clip_backwards(pair):
+    for seed, level in enumerate(demo.LEVELS.values()):
+        forwards, backwards = (
+            demo.draw_level_clip(np.random.default_rng(seed), name, 6, SIZE, level) for name in pair
+        )
+        assert [frame.tobytes() for frame in forwards] == [frame.tobytes() for frame in backwards[::-1]]
+        assert len({frame.tobytes() for frame in forwards}) == 6
+
+
+@pytest.mark.parametrize("pair", PAIRS[:1] + PAIRS[2:])
+def test_level_frames_have_the_same_histograms(pair):
+    """The two classes draw different clips, whose single frames have one distribution of grey levels."""
+    samples = []
+    for label, name in enumerate(pair):
+        rng = np.random.default_rng(label)
+        clips = [demo.draw_level_clip(rng, name, 4, SIZE, demo.LEVELS["1"]) for _ in range(250)]
+        # One frame a clip: those of one clip are not independent.
+        frames = [np.asarray(clip[rng.integers(4)]) for clip in clips]
+        samples.append(np.array([np.histogram(frame, bins=(0, 60, 90, 150, 256))[0] for frame in frames]))
+    # For 2 x 250 equal draws, a distance above 0.2 has a probability of about 1e-4.
+    assert max(ks_distance(samples[0][:, column], samples[1][:, column]) for column in range(4)) < 0.2
+
+
+def test_what_is_sampled_of_a_level_is_symmetric_in_time(level_root):
+    """Sampling must not tell a clip from its reversal: it sees the same frames of both."""
+    paths = return_dataset("motion", level_root)
+    videos = VideoDataSet(paths.root_data, paths.val_list, 8, paths.prefix, random_shift=False, num_class=12)
+    middles = videos.sample_indices(demo.LEVEL_FRAMES, np.random.default_rng(0))
+    assert (demo.LEVEL_FRAMES + 1 - middles[::-1]).tolist() == middles.tolist()
+    videos.random_shift = True
+    rng = np.random.default_rng(0)
+    drawn = np.array([videos.sample_indices(demo.LEVEL_FRAMES, rng) for _ in range(200)])
+    assert (drawn.min(axis=0) + drawn.max(axis=0)[::-1] == demo.LEVEL_FRAMES + 1).all()
+
+
+def test_level_mirrored_clip_is_a_clip_of_the_mirrored_class():
+    rng = np.random.default_rng(0)
+    for kinds, step in ((("in from left", "in from right"), 1), (("x", "x"), -1)):
+        one, other = (
+            np.array([demo.draw_motion(rng, kind, 10, 1.0)[:, 0] for _ in range(800)]) for kind in kinds
+        )
+        for moment in (0, 3, 5, 9):
+            assert ks_distance(-one[:, moment], other[:, ::step][:, moment]) < 0.15
+
+
+def test_one_frame_decides_the_static_classes():
+    """No motion of its own, and a shape that no other class has."""
+    for name in ("Showing a cross", "Showing a ring"):
+        changes, _ = demo.LEVEL_CLASSES[name]
+        assert changes in demo.STATIC
+        assert changes not in demo.SHAPES
+        clips = [
+            demo.draw_level_clip(np.random.default_rng(seed), name, 2, SIZE, demo.LEVELS["1"])
+            for seed in range(3)
+        ]
+        assert len({clip[0].tobytes() for clip in clips}) == 3
+    masks = {shape: np.asarray(demo.shape_mask(shape, 40)) for shape in (*demo.SHAPES, *demo.STATIC)}
+    assert [shape for shape, mask in masks.items() if mask[20, 20] == 0] == ["ring"]
+    arms = [
+        shape for shape, mask in masks.items() if min(mask[1, 20], mask[20, 1]) == 255 and mask[9, 9] == 0
+    ]
+    assert arms == ["cross"]
+
+
+def test_levels_grow_harder():
+    levels = np.array([[*level[:5], *level[6:8], -level.quality] for level in demo.LEVELS.values()])
+    assert (np.diff(levels, axis=0) > 0).all()

@@ -1,0 +1,75 @@
+"""tools/analyze.py: the temporal path's share, on checkpoints whose weights are known."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_one_line_error, call
+from PIL import Image
+
+from models import TemporalModel
+from tools.analyze import draw, temporal_shares
+
+
+@pytest.fixture
+def model() -> TemporalModel:
+    torch.manual_seed(0)
+    return TemporalModel(4, 2, "GST", "resnet14", alpha=4, beta=2, input_size=32)
+
+
+def rows(output: str) -> dict[str, list[float]]:
+    cells = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| layer")]
+    return {name: list(map(float, values)) for name, *values in cells}
+
+
+def test_the_share_follows_scales_and_kernels(model):
+    blocks = [model.base_model.get_submodule(f"layer{stage}.0") for stage in (1, 2, 3, 4)]
+    with torch.no_grad():
+        for block in blocks:
+            block.conv3.weight.fill_(1)
+        temporal = [slice(-block.Tconv.out_channels, None) for block in blocks]
+        blocks[1].bn2.weight[temporal[1]] = -3  # its sign does not matter
+        blocks[2].conv3.weight[:, temporal[2]] = 0
+        blocks[3].conv3.weight[:, temporal[3]] *= 3
+    expected = {"layer1.0": 1 / 4, "layer2.0": 1 / 2, "layer3.0": 0, "layer4.0": 1 / 2}
+    assert temporal_shares(model) == pytest.approx(expected)
+
+
+def test_table_and_plot(model, tmp_path: Path):
+    with torch.no_grad():
+        model.base_model.layer4[0].bn2.weight[-model.base_model.layer4[0].Tconv.out_channels :] = 0
+    file, out = tmp_path / "bare.pth", tmp_path / "new" / "out"
+    torch.save(model.state_dict(), file)
+    done = call("tools/analyze.py", "--weights", file, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = rows(done.stdout)
+    assert list(found) == ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]
+    for name, (share, weight, untrained) in found.items():
+        assert untrained == pytest.approx(1, abs=0.05)
+        assert weight == pytest.approx(4 * share / 100, abs=0.01)
+        assert weight == (0 if name == "layer4.0" else pytest.approx(1, abs=0.05))
+    with Image.open(out / "share.png") as picture:
+        assert min(picture.size) > 300
+    assert call("tools/analyze.py", "--weights", file).stdout.startswith("| block |")  # without a plot
+
+
+def test_plot_shows_both_models():
+    lines = draw(["a", "b"], [0.25, 0.5], [0.25, 0.26], alpha=4).axes[0].get_lines()
+    assert {line.get_label(): list(line.get_ydata()) for line in lines} == {
+        "share of the channels": [25, 25],
+        "untrained": [25, 26],
+        "trained": [25, 50],
+    }
+
+
+def test_what_cannot_be_analyzed_is_refused(model, tmp_path: Path):
+    missing = tmp_path / "missing.pth"
+    assert_one_line_error(call("tools/analyze.py", "--weights", missing), missing)
+    tensors = {name: value for name, value in model.state_dict().items() if "Tconv" not in name}
+    other = tmp_path / "other.pth"
+    torch.save(tensors, other)
+    assert_one_line_error(call("tools/analyze.py", "--weights", other), other)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert_one_line_error(call("tools/analyze.py", "--weights", other, "--out", file), "--out", file)
+    assert file.read_text() == "mine"

@@ -1,0 +1,474 @@
+"""Write a synthetic data set that needs time: the demo's, or a benchmark in three levels of difficulty.
+
+    python tools/make_motion_dataset.py DIR
+    python tools/make_motion_dataset.py DIR --dataset motion3 --level 3 --train 100 --val 40
+    python main.py --root_path DIR --dataset motion3 ...
+
+The demo: a textured shape moves left or right, up or down, nearer or farther in front of a random
+background. The levels 1 to 3: it also comes in from a side or leaves to it, among other shapes, under a
+moving camera and changing light, at an uneven speed; noise and compression grow with the level.
+
+The clips of a class are drawn like those of its partner and played backwards, so the single frames
+of the two have the same distribution: only a model that looks at their order tells them apart. Some
+classes of the levels are each other's mirror image, and two need no time: a single frame shows that
+the shape is a cross or a ring. Which are which is in motion_dataset.json, next to the lists.
+
+A seed gives the same pixels wherever the random numbers of NumPy are the same; the JPEG files are
+the same, byte for byte, for the same versions of NumPy and Pillow.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets_video import TRAIN_LISTS, VAL_LISTS, dataset_name, layout, mirrored_labels
+from utils.cli import Parser, UserError, non_negative_int, number_type, positive_int, run_program, shown
+from utils.files import read_text
+
+# class name -> (what changes, whether the clip is played backwards); partners differ in the latter only.
+CLASSES = {
+    "Moving something away from the camera": ("size", True),
+    "Moving something down": ("y", False),
+    "Moving something towards the camera": ("size", False),
+    "Moving something up": ("y", True),
+    "Pulling something from left to right": ("x", False),
+    "Pulling something from right to left": ("x", True),
+}
+
+# Of the levels, likewise. A cross or a ring moves in any of the other ways.
+LEVEL_CLASSES = CLASSES | {
+    "Bringing something in from the left": ("in from left", False),
+    "Bringing something in from the right": ("in from right", False),
+    "Showing a cross": ("cross", False),
+    "Showing a ring": ("ring", False),
+    "Taking something out to the left": ("in from left", True),
+    "Taking something out to the right": ("in from right", True),
+}
+LEVEL_CLASSES = {name: LEVEL_CLASSES[name] for name in sorted(LEVEL_CLASSES)}
+STATIC = ("cross", "ring")
+MOTIONS = ("x", "y", "size", "in from left", "in from right")
+
+
+class Level(NamedTuple):
+    """How hard the clips of a level are.
+
+    Attributes:
+        distractors: the largest number of other, smaller shapes, which move about at random.
+        wander: how far they move, as a share of the frame's short side.
+        pan: how far the camera moves, likewise.
+        pace: how uneven the speed is: its natural logarithm varies by this much, each way.
+        light: how much the brightness changes, as a share, each way.
+        background: mean grey levels of the background, from and to.
+        contrast: of the background's texture, in grey levels, each way.
+        noise: of the camera, in grey levels, each way.
+        quality: of the JPEG files.
+    """
+
+    distractors: int
+    wander: float
+    pan: float
+    pace: float
+    light: float
+    background: tuple[int, int]
+    contrast: int
+    noise: int
+    quality: int
+
+
+LEVELS = {
+    "1": Level(1, 0.03, 0.03, 0.3, 0.1, (40, 90), 25, 8, 90),
+    "2": Level(3, 0.08, 0.1, 0.6, 0.25, (40, 120), 40, 16, 75),
+    "3": Level(4, 0.15, 0.2, 1.0, 0.4, (40, 150), 60, 28, 50),
+}
+
+# The object stays in the middle of the frame: in the smallest training crop (0.66 of the short side,
+# in a corner) it may leave the picture, but its direction still shows.
+WIDTH, HEIGHT = 84, 64
+MIN_FRAMES, MAX_FRAMES = 12, 30
+# Of the levels. With three frames in each of 8 segments, what is sampled of a class and of its partner has
+# the same distribution, too, in training and validation. Lengths that leave a remainder would break that.
+LEVEL_FRAMES = 24
+TRAIN_CLIPS_PER_CLASS, VAL_CLIPS_PER_CLASS = 80, 24
+
+CAMERA_SHAKE = 1  # pixels, each way
+CAMERA_NOISE = 8  # grey levels, each way
+SPRITE_SIZE = 40  # pixels; about the largest size at which the object is seen
+
+# shape -> (corners, distance of every second corner from the centre, the first being at 1)
+SHAPES = {"disc": (36, 1.0), "triangle": (3, 1.0), "square": (4, 1.0), "hexagon": (6, 1.0), "star": (10, 0.5)}
+
+SETTINGS_FILE = "motion_dataset.json"
+
+
+def draw_path(rng: np.random.Generator, name: str, frames: int) -> np.ndarray:
+    """Draw where the object is in every frame of a clip.
+
+    Args:
+        rng: the source of randomness. In the same state, it gives a class and its partner the same
+            path, once forwards and once backwards.
+        name: a key of `CLASSES`.
+        frames: the clip's length.
+
+    Returns:
+        frames x 4: centre x, centre y and radius in pixels, and the rotation in radians.
+    """
+    changes, backwards = CLASSES[name]
+    # The object rests, moves, and rests again, with a speed that may grow or fall.
+    begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
+    progress = np.clip((np.linspace(0.0, 1.0, frames) - begin) / (end - begin), 0.0, 1.0)
+    bend = rng.uniform(1.0, 1.5)
+    # Growing and falling are equally likely: a mirrored clip is then a clip of the partner, too.
+    progress = progress**bend if rng.random() < 0.5 else 1 - (1 - progress) ** bend
+
+    x = WIDTH / 2 + rng.uniform(-5, 5) + rng.uniform(-4, 4) * (progress - 0.5)
+    y = HEIGHT / 2 + rng.uniform(-5, 5) + rng.uniform(-4, 4) * (progress - 0.5)
+    radius = rng.uniform(8, 13) * rng.uniform(0.9, 1.1) ** (progress - 0.5)
+    rotation = rng.uniform(0, 2 * math.pi) + rng.uniform(-0.6, 0.6) * progress
+    if changes == "x":
+        x += rng.uniform(26, 40) * (progress - 0.5)
+    elif changes == "y":
+        y += rng.uniform(24, 34) * (progress - 0.5)
+    else:
+        radius *= rng.uniform(2.0, 3.0) ** (progress - 0.5)
+
+    path = np.stack([x, y, radius, rotation], axis=1)
+    return path[::-1] if backwards else path
+
+
+def render_clip(rng: np.random.Generator, path: np.ndarray) -> list[Image.Image]:
+    """Draw a clip: a new object in front of a new background, moving along `path` (see `draw_path`)."""
+    # Something bright in front of something dim and nearly grey: the clips are for small networks
+    # that start from scratch, whose few minutes are for the motion, not for finding the object.
+    background_colour = rng.integers(40, 90) + rng.integers(-15, 16, size=3)
+    object_colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
+
+    margin = 2 * CAMERA_SHAKE
+    background = _texture(rng, background_colour, (WIDTH + margin, HEIGHT + margin), cells=9, contrast=25)
+    sprite = _texture(rng, object_colour, (SPRITE_SIZE, SPRITE_SIZE), cells=4, contrast=40)
+    sprite.putalpha(shape_mask(list(SHAPES)[rng.integers(len(SHAPES))], SPRITE_SIZE))
+
+    frames = []
+    for x, y, radius, rotation in path:
+        left, top = rng.integers(0, margin + 1, size=2).tolist()
+        frame = background.crop((left, top, left + WIDTH, top + HEIGHT))
+        # The camera moves the object along with the background.
+        x, y = x + CAMERA_SHAKE - left, y + CAMERA_SHAKE - top
+        _paste(frame, sprite, (x, y), radius, rotation)
+        noise = rng.integers(-CAMERA_NOISE, CAMERA_NOISE + 1, size=(HEIGHT, WIDTH, 1), dtype=np.int16)
+        noisy = np.clip(np.asarray(frame, dtype=np.int16) + noise, 0, 255)
+        frames.append(Image.fromarray(noisy.astype(np.uint8)))
+    return frames
+
+
+def draw_level_clip(
+    rng: np.random.Generator, name: str, frames: int, size: tuple[int, int], level: Level
+) -> list[Image.Image]:
+    """Draw a clip of a level.
+
+    Args:
+        rng: the source of randomness. In the same state, it gives a class and its partner the same
+            frames, once forwards and once backwards.
+        name: a key of `LEVEL_CLASSES`.
+        frames: the clip's length.
+        size: width and height in pixels.
+        level: of difficulty.
+    """
+    changes, backwards = LEVEL_CLASSES[name]
+    shape = changes if changes in STATIC else list(SHAPES)[rng.integers(len(SHAPES))]
+    if changes in STATIC:
+        changes, backwards = MOTIONS[rng.integers(len(MOTIONS))], bool(rng.random() < 0.5)
+    side = min(size)  # lengths are shares of it
+
+    # What is in the scene: the object somewhere among the distractors, the last of which covers the others.
+    colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
+    scene = [(_sprite(rng, shape, colour, side), draw_motion(rng, changes, frames, level.pace))]
+    for _ in range(rng.integers(level.distractors + 1)):
+        shape = list(SHAPES)[rng.integers(len(SHAPES))]
+        colour = rng.permutation([220, rng.integers(60, 200), rng.integers(0, 200)])
+        x, y = (rng.uniform(-0.45, 0.45) + level.wander * _wander(rng, frames) for _ in range(2))
+        radius = np.full(frames, rng.uniform(0.05, 0.09))
+        rotation = rng.uniform(0, 2 * math.pi) + _wander(rng, frames)
+        thing = (_sprite(rng, shape, colour, side), np.stack([x, y, radius, rotation], axis=1))
+        scene.insert(rng.integers(len(scene) + 1), thing)
+
+    # The camera's place, in pixels, and the light.
+    reach = level.pan * side
+    camera = np.stack([reach * _wander(rng, frames) for _ in range(2)], axis=1)
+    camera += rng.uniform(-1, 1, size=(frames, 2)) * side / 64  # it shakes
+    margin = math.ceil(reach + side / 64) + 1
+    light = 1 + level.light * _wander(rng, frames)
+    grey = rng.integers(*level.background) + rng.integers(-15, 16, size=3)
+    wide = (size[0] + 2 * margin, size[1] + 2 * margin)
+    background = Image.blend(
+        _texture(rng, grey, wide, cells=7, contrast=level.contrast),
+        _texture(rng, grey, wide, cells=25, contrast=2 * level.contrast),
+        0.4,
+    )
+
+    clip = []
+    for number in range(frames):
+        left, top = camera[number]
+        frame = background.transform(
+            size,
+            Image.Transform.AFFINE,
+            (1, 0, margin + left, 0, 1, margin + top),
+            resample=Image.Resampling.BILINEAR,
+        )
+        for sprite, path in scene:
+            x, y, radius, rotation = path[number]
+            centre = (size[0] / 2 + side * x - left, size[1] / 2 + side * y - top)
+            _paste(frame, sprite, centre, side * radius, rotation)
+        noise = rng.integers(-level.noise, level.noise + 1, size=(size[1], size[0], 1))
+        lit = np.asarray(frame, dtype=np.float64) * light[number] + noise
+        clip.append(Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)))
+    return clip[::-1] if backwards else clip
+
+
+def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
+    """As `draw_path`, but forwards, from the frame's centre and in shares of its short side."""
+    # The object rests, moves, and rests again. Its law is the same backwards: a mirrored clip of moving left
+    # is then one of moving right.
+    begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
+    times = (np.arange(frames - 1) + 0.5) / (frames - 1)
+    speed = np.exp(pace * _wander(rng, frames - 1)) * ((times > begin) & (times < end))
+    progress = np.concatenate([[0.0], np.cumsum(speed) / speed.sum()])
+    halfway = progress - 0.5
+
+    x, y = (rng.uniform(-0.08, 0.08) + rng.uniform(-0.06, 0.06) * halfway for _ in range(2))
+    radius = rng.uniform(0.13, 0.2) * rng.uniform(0.9, 1.1) ** halfway
+    rotation = rng.uniform(0, 2 * math.pi) + rng.uniform(-0.6, 0.6) * progress
+    if changes == "x":
+        x += rng.uniform(0.4, 0.62) * halfway
+    elif changes == "y":
+        y += rng.uniform(0.38, 0.54) * halfway
+    elif changes == "size":
+        radius *= rng.uniform(2.0, 3.0) ** halfway
+    else:  # from outside of the middle square to the middle
+        outside = rng.uniform(0.65, 0.75)
+        x = (x + outside) * progress - outside
+        x = -x if changes == "in from right" else x
+    return np.stack([x, y, radius, rotation], axis=1)
+
+
+def _wander(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """A smooth random curve between -1 and 1, whose law is the same mirrored and backwards."""
+    turns, phase = rng.uniform(0.25, 1.0), rng.uniform(0, 2 * math.pi)
+    return rng.uniform(0.3, 1.0) * np.sin(2 * math.pi * turns * np.linspace(-0.5, 0.5, frames) + phase)
+
+
+class Settings(NamedTuple):
+    """What makes two data sets the same; `size` is width and height of a frame in pixels."""
+
+    level: str
+    train: int
+    val: int
+    size: tuple[int, int]
+    seed: int
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, bool]]:
+        """Of the data set, in the order of their labels."""
+        return CLASSES if self.level == "demo" else LEVEL_CLASSES
+
+    def content(self) -> dict[str, Any]:
+        """What the settings file says; a change of the drawing above needs a new version."""
+        names = list(self.classes)
+        forwards = {changes: name for name, (changes, backwards) in self.classes.items() if not backwards}
+        backwards = {name: changes for name, (changes, is_reversed) in self.classes.items() if is_reversed}
+        mirrored = enumerate(mirrored_labels(names))
+        return {
+            "made_by": "tools/make_motion_dataset.py",
+            "version": 1,
+            **self._asdict(),
+            "size": list(self.size),
+            "reversed_pairs": [[forwards[changes], name] for name, changes in backwards.items()],
+            "mirrored_pairs": [[names[one], names[other]] for one, other in mirrored if one < other],
+            "static": [name for name, (changes, _) in self.classes.items() if changes in STATIC],
+        }
+
+
+def make_dataset(folder: Path, dataset: str, settings: Settings) -> None:
+    """Write lists, categories, frames and the settings into a folder.
+
+    Args:
+        folder: exists, and is empty.
+        dataset: whose layout the files have.
+        settings: what to make.
+    """
+    names = list(settings.classes)
+    files = layout(dataset)
+    (folder / "category.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    quality = 90 if settings.level == "demo" else LEVELS[settings.level].quality
+    video = 0
+    splits = ((TRAIN_LISTS[0], settings.train), (VAL_LISTS[0], settings.val))
+    for split, (list_file, clips_per_class) in enumerate(splits):
+        lines = []
+        for clip in range(clips_per_class * len(names)):
+            # Every clip has its own stream, and no validation clip shares one with a training clip.
+            rng = np.random.default_rng([settings.seed, split, clip])
+            video += 1
+            label = clip % len(names)
+            is_demo = settings.level == "demo"
+            length = int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1)) if is_demo else LEVEL_FRAMES
+            video_folder = folder / files.frames / str(video)
+            video_folder.mkdir(parents=True)
+            frames = _draw_clip(rng, names[label], length, settings)
+            for number, frame in enumerate(frames, start=1):
+                frame.save(video_folder / files.template.format(number), quality=quality)
+            lines.append(f"{video} {length} {label}\n")
+        (folder / list_file).write_text("".join(lines), encoding="utf-8")
+    text = json.dumps(settings.content(), indent=2) + "\n"
+    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def _draw_clip(rng: np.random.Generator, name: str, frames: int, settings: Settings) -> list[Image.Image]:
+    if settings.level == "demo":
+        return render_clip(rng, draw_path(rng, name, frames))
+    return draw_level_clip(rng, name, frames, settings.size, LEVELS[settings.level])
+
+
+def main() -> int:
+    """Make the data set, unless it already exists.
+
+    Raises:
+        UserError: something else is in its place, or it cannot be written.
+    """
+    summary, _, details = __doc__.partition("\n\n")
+    parser = Parser(summary, details)
+    parser.add_argument(
+        "dir", metavar="DIR", help="where to make the data set's folder: main.py's --root_path"
+    )
+    parser.add_argument(
+        "--dataset", type=dataset_name, default="somethingv1", metavar="NAME", help="name of the data set"
+    )
+    parser.add_argument("--level", choices=("demo", *LEVELS), default="demo", help="difficulty")
+    parser.add_argument(
+        "--train", type=positive_int, default=80, metavar="N", help="training clips of each class"
+    )
+    parser.add_argument(
+        "--val", type=positive_int, default=24, metavar="N", help="validation clips of each class"
+    )
+    parser.add_argument(
+        "--size",
+        type=number_type(int, 32, 1024),
+        nargs=2,
+        default=[WIDTH, HEIGHT],
+        metavar=("W", "H"),
+        help="width and height of the frames in pixels",
+    )
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, metavar="N", help="another seed, other clips"
+    )
+    args = parser.parse_args()
+    settings = Settings(args.level, args.train, args.val, tuple(args.size), args.seed)
+    if args.level == "demo" and settings.size != (WIDTH, HEIGHT):
+        raise UserError(
+            f"--size {args.size[0]} {args.size[1]}: the demo has {WIDTH} x {HEIGHT}; give a --level"
+        )
+
+    target = Path(args.dir) / args.dataset
+    # A hidden sibling becomes the data set at the very end: an interrupted run leaves nothing that
+    # looks complete.
+    partial = target.with_name(f".{args.dataset}.{os.getpid()}.partial")
+    try:
+        if os.path.lexists(target):
+            _check_same(target, settings)
+            print(f"{target}: already exists, with these settings")
+            return 0
+        start = time.perf_counter()
+        partial.mkdir(parents=True)
+        try:
+            make_dataset(partial, args.dataset, settings)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error})") from None
+    count = len(settings.classes)
+    print(
+        f"{target}: {settings.train * count} training and {settings.val * count} "
+        f"validation clips of {count} classes, made in {time.perf_counter() - start:.1f} s"
+    )
+    return 0
+
+
+def _check_same(target: Path, settings: Settings) -> None:
+    """Raise UserError unless `target` is what this program would write."""
+    advice = "remove it or choose another DIR or --dataset"
+    try:
+        found = json.loads(read_text(target / SETTINGS_FILE))
+    except (UserError, ValueError, RecursionError):
+        raise UserError(f"{target}: already exists and is not a data set of this program; {advice}") from None
+    wanted = settings.content()
+    if found != wanted:
+        known = found if isinstance(found, dict) else {}
+        changed = [name for name in wanted if known.get(name) != wanted[name]]
+        values = ", ".join(f"{name} {shown(known.get(name))} (not {wanted[name]})" for name in changed)
+        raise UserError(f"{target}: has other settings: {values or 'some are unknown'}; {advice}")
+
+
+def _texture(
+    rng: np.random.Generator, colour: np.ndarray, size: tuple[int, int], cells: int, contrast: int
+) -> Image.Image:
+    """A smooth random pattern around a colour; `size` is width and height in pixels."""
+    values = colour + rng.integers(-contrast, contrast + 1, size=(cells, cells, 3))
+    coarse = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    return coarse.resize(size, Image.Resampling.BICUBIC)
+
+
+def _sprite(rng: np.random.Generator, shape: str, colour: np.ndarray, side: int) -> Image.Image:
+    """A textured shape, about as large as it is at most seen in a frame with this short side."""
+    size = side * 40 // 64
+    sprite = _texture(rng, colour, (size, size), cells=4, contrast=40)
+    sprite.putalpha(shape_mask(shape, size))
+    return sprite
+
+
+def shape_mask(shape: str, size: int) -> Image.Image:
+    fine = 4 * size  # drawn larger and reduced, for smooth edges
+    mask = Image.new("L", (fine, fine))
+    draw = ImageDraw.Draw(mask)
+    if shape == "cross":
+        draw.rectangle((0.38 * fine, 0, 0.62 * fine, fine), fill=255)
+        draw.rectangle((0, 0.38 * fine, fine, 0.62 * fine), fill=255)
+    elif shape == "ring":
+        draw.ellipse((0.02 * fine, 0.02 * fine, 0.98 * fine, 0.98 * fine), fill=255)
+        draw.ellipse((0.26 * fine, 0.26 * fine, 0.74 * fine, 0.74 * fine), fill=0)
+    else:
+        corners, inner = SHAPES[shape]
+        points = []
+        for corner in range(corners):
+            distance = (1.0 if corner % 2 == 0 else inner) * 0.97 * fine / 2
+            angle = 2 * math.pi * corner / corners
+            points.append((fine / 2 + distance * math.cos(angle), fine / 2 + distance * math.sin(angle)))
+        draw.polygon(points, fill=255)
+    return mask.reduce(4)
+
+
+def _paste(
+    frame: Image.Image, sprite: Image.Image, centre: tuple[float, float], radius: float, rotation: float
+) -> None:
+    """Draw a sprite into a frame; lengths in pixels, the rotation in radians."""
+    # `transform` wants, for each pixel of the frame, the place in the sprite that it shows.
+    (x, y), size = centre, sprite.size[0]
+    scale = size / (2 * radius)
+    cos, sin = scale * math.cos(rotation), scale * math.sin(rotation)
+    middle = size / 2
+    affine = (cos, sin, middle - cos * x - sin * y, -sin, cos, middle + sin * x - cos * y)
+    placed = sprite.transform(frame.size, Image.Transform.AFFINE, affine, resample=Image.Resampling.BILINEAR)
+    frame.paste(placed, mask=placed)
+
+
+if __name__ == "__main__":
+    run_program(main)
