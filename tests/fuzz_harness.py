@@ -954,8 +954,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "--seed": _whole(0, 2**63 - 1),
         "--keep": _whole(1, 1000),
     },
-    "test_models.py": _CLIP | {"--max_num": _COUNT},
-    "tools/process_dataset.py": {"--workers": _CORES},
+    "test_models.py": _CLIP | {"--max_num": _COUNT, "--num_clips": _whole(1, 100, "1", "3")},
+    "tools/process_dataset.py": {
+        "--workers": _CORES,
+        "--val_fraction": _real(0, 1, "()"),
+        "--seed": _whole(0),
+    },
     "tools/extract_frames.py": {
         "--short_side": _whole(1, 16384, "1", "33"),
         "--quality": _whole(1, 100),
@@ -983,18 +987,23 @@ def _words(paths: str, words: str = "", flags: str = "") -> dict[str, st.SearchS
 
 
 _SHARED = _words(
-    "--val_list --exclude --root_path", "--dataset --type --arch --alpha --beta --amp", "--skip_missing"
+    "--val_list --exclude --root_path",
+    "--dataset --source --type --arch --alpha --beta --amp",
+    "--skip_missing",
 ) | {"--image_tmpl": _TEMPLATES}
 WORDS: dict[str, dict[str, st.SearchStrategy]] = {
     "main.py": _SHARED
     | _words(
-        "--resume --checkpoint_dir --train_list --pretrained",
+        "--resume --checkpoint_dir --train_list --pretrained --flip_pairs",
         "--store_name --lr_schedule",
-        "--overwrite --sync_bn --freeze_bn --channels_last --no_such_option extra",
+        "--no_flip --overwrite --sync_bn --freeze_bn --channels_last --no_such_option extra",
     ),
-    "test_models.py": _SHARED | _words("--weights --save_scores", "--no_such_option"),
+    "test_models.py": _SHARED
+    | _words(
+        "--weights --save_scores --save_features --submission", "--test_crops", "--full_res --no_such_option"
+    ),
     "tools/process_dataset.py": _words(
-        "--root_path --annotations", "--dataset", "--check --decode_all --skip_missing"
+        "--root_path --annotations --videos", "--dataset --source", "--check --decode_all --skip_missing"
     ),
     "tools/extract_frames.py": _words("--videos --root_path", "--dataset", "--native")
     | {"--image_tmpl": _TEMPLATES, "--fps": _FPS},
