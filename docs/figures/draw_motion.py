@@ -1,7 +1,7 @@
 """Draw a contact sheet of a data set: frames of the first validation clip of each class.
 
 python tools/make_motion_dataset.py DATA --dataset motion3 --level 3 --size 64 64
-python docs/figures/draw_motion.py DATA motion3 docs/figures/motion.png
+python docs/figures/draw_motion.py DATA motion3 docs/figures/motion.jpg
 """
 
 import sys
@@ -51,7 +51,7 @@ def main() -> None:
         gap = ((0, 0), (0, 2), (0, 0))
         axis.imshow(np.hstack([np.pad(frame, gap, constant_values=255) for frame in frames]))
         axis.set_title(paths.categories[label], size=9, loc="left", pad=2)
-    figure.savefig(args.picture, dpi=110)
+    figure.savefig(args.picture, dpi=80)
 
 
 if __name__ == "__main__":
