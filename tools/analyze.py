@@ -102,7 +102,8 @@ def draw(names: Sequence[str], trained: Sequence[float], untrained: Sequence[flo
     axes.plot(places, [100 * share for share in trained], "s-", color="black", label="trained")
     step = -(-len(names) // 16)  # not every block of a deep model has its name at the axis
     axes.set_xticks(places[::step], names[::step], rotation=45, ha="right")
-    axes.set(xlabel="block", ylabel="temporal share of what conv3 reads, %", ylim=(0, None))
+    axes.set(xlabel="block", ylabel="temporal share of what conv3 reads, %")
+    axes.set_ylim(0, 120 * max(1 / alpha, *trained, *untrained))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
