@@ -100,7 +100,7 @@ def refusals(tmp_path):
         tmp_path / "file" / "new": "is not a folder",
         tmp_path / ("n" * 300): "File name too long",
         tmp_path / ("n" * 250): "File name too long",  # as it is called while it is written
-        tmp_path / "dangling": "is a dangling symbolic link",
+        tmp_path / "dangling": "is a symbolic link that leads nowhere",
     } | ({} if os.access(tmp_path / "closed", os.W_OK) else {tmp_path / "closed" / "new": "no permission"})
 
 
@@ -121,7 +121,7 @@ def test_a_folder_may_be_several_levels_below_the_first_that_exists(tmp_path):
     assert str(caught.value).startswith(f"--out {tmp_path / 'file' / 'a' / 'b'}: {tmp_path / 'file'} is not")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     (tmp_path / "dangling").symlink_to("nothing")
-    with pytest.raises(UserError, match="dangling is a dangling symbolic link"):
+    with pytest.raises(UserError, match="dangling is a symbolic link that leads nowhere"):
         check_writable_folder(tmp_path / "dangling" / "a")
 
 

@@ -313,7 +313,7 @@ def check_writable_file(file: str | Path, option: str = "") -> None:
     folder = path.parent
     try:
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{name}: is a dangling symbolic link")
+            raise UserError(f"{name}: is a symbolic link that leads nowhere")
         if path.exists():
             if not path.is_file():
                 raise UserError(f"{name}: is not a file")
@@ -361,7 +361,9 @@ def check_writable_folder(folder: str | Path, option: str = "") -> None:
     try:
         while not existing.exists():
             if existing.is_symlink():
-                raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is a dangling symbolic link")
+                raise UserError(
+                    f"{f'{option} {folder}'.strip()}: {existing} is a symbolic link that leads nowhere"
+                )
             existing = existing.parent
     except OSError as error:  # such as a name that is too long
         raise UserError(f"{f'{option} {folder}'.strip()}: cannot be written ({error.strerror})") from None
