@@ -48,7 +48,8 @@ def main() -> None:
         raise UserError(f"--weights {args.weights}: is a {spec.type} model; only GST has a temporal path")
     torch.manual_seed(0)
     model = build_model(spec, 1, 224, args.weights)  # the number of frames and their size do not matter here
-    untrained = temporal_shares(model)
+    # Not that model, whose weights are not initialised, since the file's take their place.
+    untrained = temporal_shares(TemporalModel(1, 1, spec.type, spec.arch, spec.alpha, spec.beta))
     load_weights(model, saved["state_dict"], args.weights)
     trained = temporal_shares(model)
 
