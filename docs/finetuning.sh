@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparison in docs/TRAINING.md: a few clips of new classes, from scratch and from a model of other classes.
 #
-#     . .venv/bin/activate && bash docs/finetuning.sh        # a quarter of an hour on two cores; writes finetuning/
+#     . .venv/bin/activate && bash docs/finetuning.sh        # ten minutes; writes finetuning/
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
