@@ -56,6 +56,9 @@ VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 # as in its vocabulary.
 CATEGORIES = Path(__file__).resolve().parent / "categories"
 
+# In the folder of a data set of tools/make_motion_dataset.py: how it was made, and which classes are pairs.
+MOTION_SETTINGS = "motion_dataset.json"
+
 # As published: in a shorter video nothing moves.
 MIN_FRAMES = 3
 # What a line of a list may hold: bytes of a folder's path (Linux' PATH_MAX), digits of a number.

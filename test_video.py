@@ -39,7 +39,7 @@ from utils.checkpoint import (
     model_line,
     read_settings,
 )
-from utils.cli import UserError, check_writable_file, cores, log, run_program, shown
+from utils.cli import UserError, check_new_file, cores, log, run_program, shown
 from utils.deploy import check_deployed, deploy, float32_convolutions
 from utils.distributed import World, init_distributed
 from utils.files import write_atomically
@@ -82,9 +82,7 @@ def main(args: Namespace) -> int:
         raise UserError("test_video.py is one process, which can use several GPUs: start it without torchrun")
     is_quiet = args.json == "-"  # stdout is for the JSON alone
     if args.json and not is_quiet:
-        check_writable_file(args.json, "--json")
-        if Path(args.json).exists():
-            raise UserError(f"--json {args.json}: already exists")
+        check_new_file(args.json, "--json")
 
     # Videos: those that cannot be used are named, the others go on.
     videos: list[Path] = []

@@ -40,8 +40,8 @@ from synthetic import CATEGORIES, FRAMES, make_dataset
 from video_files import write_video
 
 from dataset import read_list
-from datasets_video import read_categories
-from tools.make_motion_dataset import SETTINGS_FILE, Settings
+from datasets_video import MOTION_SETTINGS, read_categories
+from tools.make_motion_dataset import Settings
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import one_line
 
@@ -682,7 +682,7 @@ def check_settings(case: Case, given: tuple[str, Damage | str]) -> bool:
         words = ["tools/extract_frames.py", "--videos", case.world.videos / "video.mp4", "--out", case.out]
         words += ["--workers", 1]
     else:
-        file = case.out / DATASET / SETTINGS_FILE
+        file = case.out / DATASET / MOTION_SETTINGS
         right = DEMO.content()
         words = ["tools/make_motion_dataset.py", case.out]
     file.parent.mkdir(exist_ok=True)
@@ -1043,7 +1043,7 @@ def check_options(case: Case, given: tuple[str, dict[str, str | None]]) -> bool:
     }[program]
     if program == "tools/make_motion_dataset.py":
         (case.out / DATASET).mkdir()
-        (case.out / DATASET / SETTINGS_FILE).write_text(json.dumps(DEMO.content()))
+        (case.out / DATASET / MOTION_SETTINGS).write_text(json.dumps(DEMO.content()))
     if program == "tools/process_dataset.py" and "--annotations" not in values:
         base.append("--check")
     words = [name if value is None else f"{name}={value}" for name, value in values.items()]

@@ -13,7 +13,7 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 
 from dataset import VideoDataSet
-from datasets_video import mirrored_labels, return_dataset
+from datasets_video import MOTION_SETTINGS, mirrored_labels, return_dataset
 from tools import make_motion_dataset as demo
 
 SCRIPT = Path(demo.__file__)
@@ -214,7 +214,7 @@ def test_foreign_folder_is_refused(tmp_path, settings):
     folder.mkdir()
     (folder / "category.txt").write_text("mine\n")
     if settings is not None:
-        (folder / demo.SETTINGS_FILE).write_text(settings)
+        (folder / MOTION_SETTINGS).write_text(settings)
     before = content(tmp_path)
     assert str(folder) in refused(tmp_path)
     assert content(tmp_path) == before
@@ -223,7 +223,7 @@ def test_foreign_folder_is_refused(tmp_path, settings):
 def test_settings_that_cannot_be_read_are_refused(tmp_path):
     folder = tmp_path / "somethingv1"
     folder.mkdir()
-    settings = folder / demo.SETTINGS_FILE
+    settings = folder / MOTION_SETTINGS
     os.mkfifo(settings)  # whoever opened it would wait for ever
     assert str(folder) in refused(tmp_path)
     settings.unlink()
@@ -291,7 +291,7 @@ def test_level_layout_and_settings(level_root):
     with Image.open(paths.root_data / "1" / "00024.jpg") as frame:
         assert frame.size == SIZE
 
-    settings = json.loads((level_root / "motion" / demo.SETTINGS_FILE).read_text())
+    settings = json.loads((level_root / "motion" / MOTION_SETTINGS).read_text())
     assert sorted(map(tuple, settings["reversed_pairs"])) == PAIRS
     flipped = mirrored_labels(names)
     assert [[names[a], names[b]] for a, b in enumerate(flipped) if a < b] == settings["mirrored_pairs"]

@@ -37,9 +37,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dataset import read_list
-from datasets_video import DatasetPaths, dataset_name, layout, return_dataset
+from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, return_dataset
 from models import TYPES
-from tools.make_motion_dataset import SETTINGS_FILE
 from utils.checkpoint import build_model, describe_model, load_checkpoint
 from utils.cli import (
     Parser,
@@ -136,7 +135,7 @@ def main() -> None:
     out = Path(args.out)
     check_writable_folder(out, "--out")
     paths = return_dataset(args.dataset, args.root_path, source="frames")
-    groups = read_groups(Path(args.root_path) / args.dataset / SETTINGS_FILE, paths.categories)
+    groups = read_groups(Path(args.root_path) / args.dataset / MOTION_SETTINGS, paths.categories)
     check_settings(out, {"data": str(paths.root_data.resolve()), "options": more})
 
     kinds, seeds = list(dict.fromkeys(args.types)), list(dict.fromkeys(args.seeds))

@@ -32,7 +32,7 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets_video import TRAIN_LISTS, VAL_LISTS, dataset_name, layout, mirrored_labels
+from datasets_video import MOTION_SETTINGS, TRAIN_LISTS, VAL_LISTS, dataset_name, layout, mirrored_labels
 from utils.cli import Parser, UserError, non_negative_int, number_type, positive_int, run_program, shown
 from utils.files import read_text
 
@@ -107,8 +107,6 @@ SPRITE_SIZE = 40  # pixels; about the largest size at which the object is seen
 
 # shape -> (corners, distance of every second corner from the centre, the first being at 1)
 SHAPES = {"disc": (36, 1.0), "triangle": (3, 1.0), "square": (4, 1.0), "hexagon": (6, 1.0), "star": (10, 0.5)}
-
-SETTINGS_FILE = "motion_dataset.json"
 
 
 def draw_path(rng: np.random.Generator, name: str, frames: int) -> np.ndarray:
@@ -329,7 +327,7 @@ def make_dataset(folder: Path, dataset: str, settings: Settings) -> None:
             lines.append(f"{video} {length} {label}\n")
         (folder / list_file).write_text("".join(lines), encoding="utf-8")
     text = json.dumps(settings.content(), indent=2) + "\n"
-    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    (folder / MOTION_SETTINGS).write_text(text, encoding="utf-8")
 
 
 def _draw_clip(rng: np.random.Generator, name: str, frames: int, settings: Settings) -> list[Image.Image]:
@@ -407,7 +405,7 @@ def _check_same(target: Path, settings: Settings) -> None:
     """Raise UserError unless `target` is what this program would write."""
     advice = "remove it or choose another DIR or --dataset"
     try:
-        found = json.loads(read_text(target / SETTINGS_FILE))
+        found = json.loads(read_text(target / MOTION_SETTINGS))
     except (UserError, ValueError, RecursionError):
         raise UserError(f"{target}: already exists and is not a data set of this program; {advice}") from None
     wanted = settings.content()

@@ -329,18 +329,18 @@ def check_writable_file(file: str | Path, option: str = "") -> None:
         raise UserError(f"{name}: cannot be written ({error.strerror})") from None
 
 
-def check_new_file(file: str | Path, option: str, suffix: str) -> None:
+def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
     """Refuse a file for a result that already exists, cannot be written, or has another suffix.
 
     Args:
         file: to be written.
         option: that names it, for the message.
-        suffix: that its name must have, such as '.npz'.
+        suffix: that its name must have, such as '.npz'; empty for any.
 
     Raises:
         UserError: which, and why.
     """
-    if Path(file).suffix != suffix:
+    if suffix and Path(file).suffix != suffix:
         raise UserError(f"{option} {file}: the name must end in {suffix}")
     check_writable_file(file, option)
     if Path(file).exists():

@@ -14,7 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from utils.cli import UserError, check_writable_file, shown, uninterrupted
+from utils.cli import UserError, check_new_file, shown, uninterrupted
 from utils.sources import FrameFolder, VideoFile
 
 SUFFIXES = (".mp4", ".gif", ".png")
@@ -45,12 +45,10 @@ def check_rendered_output(path: Path) -> None:
     Raises:
         UserError: its name has another ending, it exists, or it cannot be written.
     """
-    name = f"--rendered_output {path}"
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{name}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    check_writable_file(path, "--rendered_output")
-    if path.exists():
-        raise UserError(f"{name}: already exists")
+        endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise UserError(f"--rendered_output {path}: the name must end in {endings}")
+    check_new_file(path, "--rendered_output")
 
 
 def render(path: Path, video: FrameFolder | VideoFile, numbers: Sequence[int], top: Sequence[Answer]) -> None:

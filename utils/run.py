@@ -41,6 +41,7 @@ from utils.checkpoint import (
     all_checkpoints,
     damaged_checkpoints,
     describe_model,
+    find_mirrored,
     load_checkpoint,
     load_newest,
     save_checkpoint,
@@ -456,9 +457,7 @@ def check_flips(mirrored: list[int], saved: dict[str, Any], categories: list[str
     Raises:
         UserError: names the first class that differs.
     """
-    known = saved.get("mirrored", mirrored)
-    if len(known) != len(categories) or max(known) >= len(categories):
-        raise UserError(f"{path}: its 'mirrored' is not for the {len(categories)} classes that it has")
+    known = find_mirrored(saved, categories, path) if "mirrored" in saved else mirrored
     for name, before, now in zip(categories, known, mirrored, strict=True):
         if before != now:
             was, becomes = (
