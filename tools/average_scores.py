@@ -121,8 +121,8 @@ def read_scores(path: str) -> Scores:
         raise UserError(f"{path}: cannot be read ({shown(error.strerror or error)})") from None
     except UserError:
         raise
-    except Exception as error:  # whatever bytes can make np.load raise; the file is at fault
-        raise UserError(f"{path}: is not an npz file, or is damaged ({shown(error)})") from None
+    except Exception:  # whatever bytes can make np.load raise; its own text advises to unpickle the file
+        raise UserError(f"{path}: is not an npz file, or is damaged") from None
     scores, labels, videos, classes = found
     kinds = "".join(array.dtype.kind for array in found)
     is_matrix = scores.shape == (videos.size, classes.size) and scores.size > 0
