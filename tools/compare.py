@@ -131,7 +131,6 @@ def main() -> None:
         help="loader processes of each",
     )
     args = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # not without its processes
     out = Path(args.out)
     check_writable_folder(out, "--out")
     paths = return_dataset(args.dataset, args.root_path, source="frames")
@@ -280,13 +279,19 @@ def run_all(commands: Mapping[str, Iterator[list[object]]], at_a_time: int, mess
 
     Raises:
         UserError: one failed; the others were stopped, and continue with the same command.
+        SystemExit: SIGTERM asked for it.
     """
+    # Looked at between two starts: raised in the middle of one, it would leave a process that nobody knows.
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // at_a_time))} | os.environ
     messages.mkdir(exist_ok=True)
     waiting = list(commands)
     running: dict[str, subprocess.Popen] = {}
     try:
         while waiting or running:
+            if asked:
+                sys.exit(128 + asked[0])
             for name in [*running, *waiting[: at_a_time - len(running)]]:
                 file = messages / f"{name}.txt"
                 if name in running:
@@ -310,6 +315,7 @@ def run_all(commands: Mapping[str, Iterator[list[object]]], at_a_time: int, mess
             process.terminate()  # a training saves, and continues from there
         for process in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def scores_file(out: Path, name: str) -> Path:
