@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
 from transforms import Compose
 from utils.cli import UserError, log, shown
 from utils.files import read_text
+from utils.images import EncodedFrame
+from utils.resize import DecodedClips, Outline
 from utils.sources import FrameFolders, VideoFiles
 
 
@@ -222,6 +225,32 @@ class VideoDataSet(Dataset):
             return np.ones_like(segments)
         return spread_frames(places, self.num_segments, fraction)
 
+    def _read(
+        self, record: VideoRecord, rng: np.random.Generator
+    ) -> tuple[list[int], dict[int, EncodedFrame]]:
+        """Draw the frames of a video's clips, and read the different ones."""
+        starts = [
+            start
+            for fraction in self.fractions
+            for start in self.sample_indices(record.num_frames, rng, fraction)
+        ]
+        numbers = [int(min(start + i, record.num_frames)) for start in starts for i in range(self.new_length)]
+        return numbers, self.source.read(record.path, list(dict.fromkeys(numbers)))
+
+    @contextmanager
+    def _advice(self, record: VideoRecord) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            raise UserError(
+                f"{error}; to continue without this video, give --exclude FILE with the line "
+                f"'{shown(record.path)}'"
+            ) from None
+
+    def _generator(self, key: int | tuple[int, int]) -> tuple[VideoRecord, np.random.Generator]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.record(index), np.random.default_rng((self.seed, epoch, index + 1))  # 0: the clips' order
+
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, int]:
         """Load a clip.
 
@@ -233,28 +262,57 @@ class VideoDataSet(Dataset):
         Raises:
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
         """
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.record(index)
-        rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
-        starts = [
-            start
-            for fraction in self.fractions
-            for start in self.sample_indices(record.num_frames, rng, fraction)
-        ]
-        numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
-        try:
-            frames = self.source.read(record.path, list(dict.fromkeys(numbers)))
-        except UserError as error:
-            advice = (
-                f"to continue without this video, give --exclude FILE with the line '{shown(record.path)}'"
-            )
-            raise UserError(f"{error}; {advice}") from None
-        clip = [frames[number] for number in numbers]
+        record, rng = self._generator(key)
+        with self._advice(record):
+            numbers, frames = self._read(record, rng)
+            images = {number: frame.image() for number, frame in frames.items()}
+        clip = [images[number] for number in numbers]
         if self.transform is None:
             return clip, record.label
         clip, label = self.transform(clip, record.label, rng)
         length = self.num_segments * self.new_length
         return clip if len(clip) == length else clip.reshape(-1, length, *clip.shape[1:]), label
+
+    def decode(self, keys: Sequence[int | tuple[int, int]]) -> tuple[DecodedClips, torch.Tensor]:
+        """Decode a batch of clips, and leave what `transform` does with them to `utils.resize.resize_clips`.
+
+        Args:
+            keys: see `__getitem__`.
+
+        Returns:
+            The clips, in memory that processes share, and their labels.
+
+        Raises:
+            UserError: see `FrameFolders.read` and `VideoFiles.read`.
+        """
+        videos, shapes, orders, views, labels = [], [], [], [], []
+        end = 0
+        for key in keys:
+            record, rng = self._generator(key)
+            with self._advice(record):
+                numbers, frames = self._read(record, rng)
+            videos.append((record, list(frames.values())))
+            width, height = videos[-1][1][0].size
+            outlines, label = self.transform([Outline.of(width, height)], record.label, rng)
+            places = {number: place for place, number in enumerate(frames)}
+            orders.append([places[number] for number in numbers])
+            views.append([outline.view for outline in outlines])
+            labels.append(label)
+            shapes.append((end, len(frames), height, width))
+            end += len(frames) * height * width * 3
+        pixels = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))
+        for (record, frames), (start, count, height, width) in zip(videos, shapes, strict=True):
+            room = pixels[start : start + count * height * width * 3].view(count, height, width, 3).numpy()
+            with self._advice(record):
+                for place, frame in zip(room, frames, strict=True):
+                    frame.write(place)
+        clips = DecodedClips(
+            pixels,
+            *map(torch.tensor, (shapes, orders, views)),
+            outlines[0].width,
+            self.num_segments * self.new_length,
+        )
+        return clips, torch.tensor(labels)
 
     def find_missing(self) -> list[tuple[int, str]]:
         """Look for every video's file, or its folder, first and last frame, in parallel.
@@ -516,36 +574,49 @@ def evaluation_batches(
     return batches[rank::size]
 
 
+Batch = list[torch.Tensor | DecodedClips]  # clips and labels
+
+
 class ClipLoader(DataLoader):
-    """Batches of clips: uint8, batch x (views x) frames x height x width x channel, and labels.
+    """Batches of clips and labels.
+
+    The clips are uint8, batch x (views x) frames x height x width x channel; or, with `decode_only`, what
+    `utils.resize.resize_clips` makes these of.
 
     Args:
         dataset: of the clips.
         batches: the numbers of each batch's clips.
         workers: processes that load them; 0 for this one.
+        decode_only: leave the resize to the device.
 
     Raises:
         UserError: a clip cannot be loaded, a worker was killed (both in the middle of the batches), or the
             path for temporary files is too long for the workers' sockets.
     """
 
-    def __init__(self, dataset: VideoDataSet, batches: ClipSampler | list[list[int]], workers: int) -> None:
+    def __init__(
+        self,
+        dataset: VideoDataSet,
+        batches: ClipSampler | list[list[int]],
+        workers: int,
+        decode_only: bool = False,
+    ) -> None:
         if workers and len(tempfile.gettempdir()) > 70:
             # A socket's name has 108 bytes; where it is longer, torch waits for ever.
             raise UserError(
                 f"TMPDIR {tempfile.gettempdir()}: is too long a path for --workers; give a shorter one"
             )
         super().__init__(
-            _Tolerant(dataset),
+            _Tolerant(dataset, decode_only),
             batch_sampler=batches,
-            collate_fn=_collate,
+            collate_fn=_as_they_are,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
         )
 
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         # Begun at once, not with the first batch: torch's iterator draws a random number.
         batches = super().__iter__()
         if self.num_workers:
@@ -553,7 +624,7 @@ class ClipLoader(DataLoader):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self._checked(batches)
 
-    def _checked(self, batches: Iterator[Any]) -> Iterator[list[torch.Tensor]]:
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Batch]:
         while True:
             try:
                 batch = next(batches)
@@ -577,24 +648,26 @@ class ClipLoader(DataLoader):
 
 
 class _Tolerant(Dataset):
-    """Gives the error of a clip that cannot be loaded in its place.
+    """Gives whole batches, or in the place of one the error of a clip that cannot be loaded.
 
     Raised in a worker, it would reach the program as text that ends a traceback.
     """
 
-    def __init__(self, dataset: VideoDataSet) -> None:
+    def __init__(self, dataset: VideoDataSet, decode_only: bool) -> None:
         self.dataset = dataset
+        self.decode_only = decode_only
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, int] | UserError:
+    def __getitems__(self, keys: list[int | tuple[int, int]]) -> Batch | UserError:
         try:
-            return self.dataset[key]
+            if self.decode_only:
+                return list(self.dataset.decode(keys))
+            return default_collate([self.dataset[key] for key in keys])
         except UserError as error:
             return error
 
 
-def _collate(clips: list[tuple[np.ndarray, int] | UserError]) -> list[torch.Tensor] | UserError:
-    errors = [clip for clip in clips if isinstance(clip, UserError)]
-    return errors[0] if errors else default_collate(clips)
+def _as_they_are(batch: Batch | UserError) -> Batch | UserError:
+    return batch
 
 
 def _prepare_worker(worker: int) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dataset import Batch
 from models import TemporalModel
 from utils.cli import log
 from utils.deploy import check_deployed, compile_model, compiler_errors, deploy, float32_convolutions
@@ -32,21 +33,33 @@ from utils.metrics import (
 )
 from utils.optim import learning_rate
 from utils.precision import DTYPES
+from utils.resize import DecodedClips, resize_clips
 from utils.run import Interruption
 
 
-def to_device(batch: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Move a batch to the device; to a GPU while it still computes what it was given before."""
-    if device.type != "cuda":
-        return batch
-    stream = _copy_stream(device)
-    with torch.cuda.stream(stream):
-        moved = [tensor.to(device, non_blocking=True) for tensor in batch]
-    computing = torch.cuda.current_stream(device)
-    computing.wait_stream(stream)
-    for tensor in moved:
-        tensor.record_stream(computing)
-    return moved
+def to_device(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+    """Move a batch to the device, to a GPU while it still computes what it was given before; resize it there.
+
+    Args:
+        batch: of a `dataset.ClipLoader`, with or without labels.
+        device: where the model is.
+
+    Returns:
+        The clips (uint8, batch x (views x) frames x height x width x channel), and their labels.
+    """
+    clips, *labels = batch
+    is_decoded = isinstance(clips, DecodedClips)
+    tensors = [clips.pixels if is_decoded else clips, *labels]
+    if device.type == "cuda":
+        stream = _copy_stream(device)
+        with torch.cuda.stream(stream):
+            tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(stream)
+        for tensor in tensors:
+            tensor.record_stream(computing)
+    moved, *labels = tensors
+    return [resize_clips(clips._replace(pixels=moved)) if is_decoded else moved, *labels]
 
 
 @cache

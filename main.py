@@ -64,6 +64,7 @@ from utils.distributed import init_distributed
 from utils.metrics import DivergedError, averages, check_result, multiply_adds
 from utils.optim import make_optimizer
 from utils.precision import emulation_warning, evaluation_precision, training_precision
+from utils.resize import decodes_only
 from utils.run import Run, TrainState, check_flips
 
 
@@ -138,7 +139,7 @@ def main(args: Namespace) -> None:
         None, min(args.batch_size, before.get("batch_size", args.batch_size)), len(world.devices)
     )
     val_batches = evaluation_batches(val_set.included, val_batch, world.rank, world.size)
-    val_loader = ClipLoader(val_set, val_batches, args.workers)
+    val_loader = ClipLoader(val_set, val_batches, args.workers, decodes_only(args.resize, world.device))
 
     # Model: a checkpoint's weights, ImageNet's, or random ones.
     torch.manual_seed(args.seed)
@@ -213,7 +214,7 @@ def main(args: Namespace) -> None:
         world.size,
         train_set.is_excluded,
     )
-    train_loader = ClipLoader(train_set, sampler, args.workers)
+    train_loader = ClipLoader(train_set, sampler, args.workers, decodes_only(args.resize, world.device))
     steps = sampler.num_steps
     if not any(sampler.batch_sizes()):
         raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")

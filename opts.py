@@ -616,6 +616,12 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         help="processes that load clips, for each process of torchrun; by default as many as it has cores, "
         "at most 16",
     )
+    group.add_argument(
+        "--resize",
+        choices=("device", "workers"),
+        help="where frames are resized, with the same pixels: where the model is, or by Pillow in the "
+        "processes that load clips (default: device on a GPU, workers on a CPU)",
+    )
     _add_device_options(group, amp)
     group.add_argument(
         "--compile",

@@ -37,6 +37,7 @@ from utils.files import npz, write_atomically
 from utils.metrics import Result, check_result
 from utils.precision import emulation_warning, evaluation_precision
 from utils.report import check_report, write_report
+from utils.resize import decodes_only
 
 # The options that name a file to write, and its suffix.
 OUTPUTS = {"save_scores": ".npz", "save_features": ".npz", "submission": ".csv"}
@@ -108,7 +109,7 @@ def main(args: Namespace) -> None:
         check_ids(videos)
     num_views = args.test_crops * args.num_clips
     batches = evaluation_batches(dataset.included, max(1, batch_size // num_views), world.rank, world.size)
-    loader = ClipLoader(dataset, batches, args.workers)
+    loader = ClipLoader(dataset, batches, args.workers, decodes_only(args.resize, world.device))
 
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)

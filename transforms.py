@@ -2,6 +2,9 @@
 
 The label travels along because mirroring a clip can change its class. Randomness comes from the
 caller's generator, so that a clip's augmentation depends on nothing else.
+
+The frames are Pillow's images. Or one outline stands for all of them, which notes what the transforms do and
+leaves that to the device (`utils.resize`); a transform that changes colours needs `--resize workers`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from datasets_video import NEVER
-from utils.resize import Axis, resize_and_crop
+from utils.resize import Frame, Outline, resize, resize_and_crop
 
-Frames = list[Image.Image]
+Frames = list[Frame]
 Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
 
 
@@ -26,7 +29,7 @@ class GroupScale:
         width, height = frames[0].size
         short = min(width, height)
         size = (self.size * width // short, self.size * height // short)
-        return [frame.resize(size, Image.Resampling.BILINEAR) for frame in frames], label
+        return [resize(frame, size) for frame in frames], label
 
 
 class GroupCenterCrop:
@@ -45,8 +48,6 @@ class GroupCenterCrop:
 class GroupScaleCenterCrop:
     """`GroupScale` and `GroupCenterCrop`, bit by bit, without computing pixels that the crop cuts off.
 
-    See `utils.resize`. With frames higher than wide Pillow's order differs, so nothing is saved with those.
-
     Args:
         scale_size: see `GroupScale`.
         crop_size: see `GroupCenterCrop`; not above `scale_size`.
@@ -55,15 +56,12 @@ class GroupScaleCenterCrop:
     def __init__(self, scale_size: int, crop_size: int) -> None:
         self.scale_size = scale_size
         self.crop_size = crop_size
-        self.whole = Compose(GroupScale(scale_size), GroupCenterCrop(crop_size))
 
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
         width, height = frames[0].size
-        if width < height:
-            return self.whole(frames, label, rng)
-        columns = Axis.of(width, self.scale_size * width // height, self.crop_size)
-        rows = Axis.of(height, self.scale_size, self.crop_size)
-        return [resize_and_crop(frame, columns, rows, self.crop_size) for frame in frames], label
+        short = min(width, height)
+        scaled = (self.scale_size * width // short, self.scale_size * height // short)
+        return [resize_and_crop(frame, scaled, self.crop_size) for frame in frames], label
 
 
 class GroupOverSample:
@@ -115,7 +113,7 @@ class GroupMultiScaleCrop:
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
         box = self.sample_box(*frames[0].size, rng)
         size = (self.input_size, self.input_size)
-        return [frame.crop(box).resize(size, Image.Resampling.BILINEAR) for frame in frames], label
+        return [resize(frame.crop(box), size) for frame in frames], label
 
     def sample_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw a crop.
@@ -164,9 +162,13 @@ class GroupRandomHorizontalFlip:
 
 
 class Stack:
-    """Make one uint8 array, frames x height x width x channel (RGB), of the frames."""
+    """Make one uint8 array, frames x height x width x channel (RGB), of the frames; outlines stay."""
 
-    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    def __call__(
+        self, frames: Frames, label: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray | list[Outline], int]:
+        if isinstance(frames[0], Outline):
+            return frames, label
         clip = np.empty((len(frames), frames[0].height, frames[0].width, 3), np.uint8)
         for place, frame in zip(clip, frames, strict=True):
             place[:] = frame
@@ -174,12 +176,14 @@ class Stack:
 
 
 class Compose:
-    """Apply transforms one after the other."""
+    """Apply transforms one after the other, to a clip's frames or to the outline of one (`utils.resize`)."""
 
     def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms
 
-    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    def __call__(
+        self, frames: Frames, label: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray | list[Outline], int]:
         for transform in self.transforms:
             frames, label = transform(frames, label, rng)
         return frames, label

@@ -231,7 +231,7 @@ def test_contact_sheet_shows_the_surest_mistakes_with_the_frames_of_the_clip(vid
     assert first.probability == pytest.approx(float(probabilities[3]), rel=1e-4)
     assert first.numbers == [2, 4, 7, 9]
     frames = videos.source.read(first.video, first.numbers)
-    assert first.frames == [frames[number] for number in first.numbers]
+    assert first.frames == [frames[number].image() for number in first.numbers]
 
     many = evaluated([0] * 20, [1] * 20, 4)
     twenty = copy.copy(videos)

@@ -184,7 +184,7 @@ def test_an_item_has_a_view_for_each_crop_and_clip_and_decodes_each_frame_once(t
     folder = tmp_path / "frames" / "a"
     folder.mkdir(parents=True)
     for number, frame in VideoFiles(str(tmp_path / "videos")).read("a", range(1, 10)).items():
-        frame.save(folder / f"{number:05d}.png")
+        frame.image().save(folder / f"{number:05d}.png")
     (tmp_path / "list.txt").write_text("a 9 1\n")
 
     read: list[int] = []

@@ -60,7 +60,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
-from engine import evaluate, train_one_epoch
+from engine import evaluate, to_device, train_one_epoch
 from models import TemporalModel
 from transforms import (
     GroupCenterCrop,
@@ -78,6 +78,7 @@ from utils.metrics import ClipMeters, LossWatch, multiply_adds
 from utils.optim import make_optimizer
 from utils.pool import worker_pool
 from utils.precision import DTYPES, has_instructions
+from utils.resize import resize_clips
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
 NUM_CLASS = 174
@@ -738,44 +739,72 @@ def loader_comparisons(args: Namespace, device: torch.device, folder: Path) -> l
     for name, size in FRAME_SIZES.items():
         videos = make_videos(folder / name, size, 3 * batch_size, encoded=name == "v2")
         for is_training in (False, True):
-            builders = {
-                form: partial(loader_variant, videos, is_fast, is_training, batch_size)
-                for form, is_fast in ((TSN_LOADER, False), ("fast", True))
-            }
-            if name == "v2":
-                builders["from video files (VP9)"] = partial(
-                    loader_variant, videos, True, is_training, batch_size, image_tmpl=None
+            builders = {TSN_LOADER: partial(tsn_loader, videos, is_training, batch_size)}
+            templates = {"": "{:05d}.jpg"} | ({", VP9 files": None} if name == "v2" else {})
+            for (source, template), place in itertools.product(templates.items(), ("workers", "device")):
+                builders[f"--resize {place}{source}"] = partial(
+                    loader_variant, videos, place, is_training, batch_size, template
                 )
             purpose = "training" if is_training else "evaluation"
             what = f"loader, one core, {name} ({size[0]} x {size[1]}), {purpose}"
             comparisons.append(Comparison(what, builders))
+        if device.type == "cuda":
+            builders = {TSN_LOADER: partial(tsn_loader, videos, True, batch_size)}
+            for workers in (4, 8, 16):
+                builders[f"--resize device, {workers} workers"] = partial(
+                    gpu_loader, videos, batch_size, workers, device
+                )
+            builders["resize on the GPU alone"] = partial(gpu_resize, videos, batch_size, device)
+            comparisons.append(Comparison(f"loader to the GPU, {name}, training", builders))
     return comparisons
 
 
-def loader_variant(
-    videos: Path,
-    is_fast: bool,
-    is_training: bool,
-    batch_size: int,
-    image_tmpl: str | None = "{:05d}.jpg",
-) -> Variant:
-    count = 3 * batch_size
-    batches = evaluation_batches(range(count), batch_size)
-    if is_fast:
-        transform = training_transform(224, range(NUM_CLASS)) if is_training else evaluation_transform(224)
-        loader = ClipLoader(open_clips(VideoDataSet, videos, transform, is_training, image_tmpl), batches, 0)
-    else:
-        steps: Sequence[Any] = (GroupScale(256), GroupCenterCrop(224))
-        if is_training:
-            steps = (GroupMultiScaleCrop(224), GroupRandomHorizontalFlip(range(NUM_CLASS)))
-        loader = DataLoader(open_clips(TSNClips, videos, steps, is_training), batch_sampler=batches)
+def tsn_loader(videos: Path, is_training: bool, batch_size: int) -> Variant:
+    steps: Sequence[Any] = (GroupScale(256), GroupCenterCrop(224))
+    if is_training:
+        steps = (GroupMultiScaleCrop(224), GroupRandomHorizontalFlip(range(NUM_CLASS)))
+    clips = open_clips(TSNClips, videos, steps, is_training)
+    batches = evaluation_batches(range(len(clips)), batch_size)
+    return all_batches(DataLoader(clips, batch_sampler=batches), len(clips))
 
+
+def loader_variant(
+    videos: Path, place: str, is_training: bool, batch_size: int, image_tmpl: str | None
+) -> Variant:
+    """What a worker does for a clip, in this process."""
+    transform = training_transform(224, range(NUM_CLASS)) if is_training else evaluation_transform(224)
+    clips = open_clips(VideoDataSet, videos, transform, is_training, image_tmpl)
+    batches = evaluation_batches(range(len(clips)), batch_size)
+    return all_batches(ClipLoader(clips, batches, 0, place == "device"), len(clips))
+
+
+def all_batches(loader: DataLoader, count: int) -> Variant:
     def run() -> None:
         with one_thread():
             for _ in loader:
                 pass
 
     return Variant(run, count)
+
+
+def gpu_loader(videos: Path, batch_size: int, workers: int, device: torch.device) -> Variant:
+    """Workers that decode, and the resize on the GPU."""
+    clips = open_clips(VideoDataSet, videos, training_transform(224, range(NUM_CLASS)), is_training=True)
+    batches = evaluation_batches(list(range(len(clips))) * 20, batch_size)
+    loader = ClipLoader(clips, batches, workers, decode_only=True)
+
+    def run() -> None:
+        for batch in loader:
+            to_device(batch, device)
+
+    return Variant(run, 20 * len(clips))
+
+
+def gpu_resize(videos: Path, batch_size: int, device: torch.device) -> Variant:
+    clips = open_clips(VideoDataSet, videos, training_transform(224, range(NUM_CLASS)), is_training=True)
+    decoded, _ = clips.decode(range(batch_size))
+    decoded = decoded._replace(pixels=decoded.pixels.to(device))
+    return Variant(partial(resize_clips, decoded), batch_size)
 
 
 def end_to_end_comparisons(args: Namespace, device: torch.device, folder: Path) -> list[Comparison]:
@@ -787,7 +816,10 @@ def end_to_end_comparisons(args: Namespace, device: torch.device, folder: Path) 
         TSN_LOADER + ", float32, eager, NCTHW": partial(plain_evaluation, videos, count, batch_size, device)
     }
     for amp in precisions(device, args.emulated):
-        builders[names[amp]] = partial(fast_evaluation, videos, count, batch_size, device, amp)
+        for place in ("workers", "device"):
+            builders[f"{names[amp]}, --resize {place}"] = partial(
+                fast_evaluation, videos, count, batch_size, device, amp, place
+            )
     what = f"end to end, GST, 8 frames, {count} clips (v1)"
     return [Comparison(what, builders)]
 
@@ -809,13 +841,16 @@ def plain_evaluation(videos: Path, count: int, batch_size: int, device: torch.de
     return Variant(run, count)
 
 
-def fast_evaluation(videos: Path, count: int, batch_size: int, device: torch.device, amp: str) -> Variant:
+def fast_evaluation(
+    videos: Path, count: int, batch_size: int, device: torch.device, amp: str, place: str
+) -> Variant:
     torch.manual_seed(0)
     model = TemporalModel(NUM_CLASS, 8).to(device).eval()
     dataset = open_clips(VideoDataSet, videos, evaluation_transform(224), is_training=False)
 
     def run() -> float:
-        loader = ClipLoader(dataset, evaluation_batches(range(count), batch_size), cores())
+        batches = evaluation_batches(range(count), batch_size)
+        loader = ClipLoader(dataset, batches, cores(), place == "device")
         return evaluate(loader, model, quiet_world(device), amp, count).prec1
 
     return Variant(run, count)

@@ -38,10 +38,10 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def shown(name: object) -> str:
-    """What to print of a name or value that comes from data: escaped, and at most 200 characters."""
-    text = one_line(str(name)[:201]).replace("\t", "\\t")
-    return text if len(text) <= 200 else text[:199] + "…"
+def shown(name: object, limit: int = 200) -> str:
+    """What to print of a name or value that comes from data: escaped, and at most `limit` characters."""
+    text = one_line(str(name)[: limit + 1]).replace("\t", "\\t")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class Output:

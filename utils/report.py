@@ -229,7 +229,7 @@ def find_mistakes(
             Mistake(
                 video.path,
                 numbers,
-                [frames[number] for number in numbers],
+                [frames[number].image() for number in numbers],
                 _numbered(label, categories),
                 probabilities[clip, label],
                 _numbered(prediction, categories),

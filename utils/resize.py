@@ -1,18 +1,26 @@
-"""Resize a frame and crop its centre as Pillow does, bit by bit, without computing what the crop cuts off.
+"""Resize frames bilinearly as Pillow does, to the last bit: with Pillow, or on any device.
 
-Pillow resizes along the rows first, then along the columns. Between the two, the columns that are cut off
-are dropped, and before the first, the rows that no output row depends on. That takes 0.58 of the time of
-Pillow's whole resize for frames of 427 x 240, and 0.61 for 176 x 100 (256 pixels, crop of 224;
-medians of 60 turns of `GroupScaleCenterCrop` and of `GroupScale` with `GroupCenterCrop` on 8 random frames,
-Pillow 13, one core of an AMD EPYC with AVX-512).
+Pillow's resize has two passes, one along each axis. In each, a pixel is the sum of some pixels of the source
+times weights in 22-bit fixed point, rounded to 8 bits. Pillow before 13 takes the horizontal pass first,
+always; the published models were trained with that. Later releases choose the order by the sizes, so here
+both passes are asked for one by one.
+
+A loader's worker resizes with Pillow, or sends what it has decoded together with the views to be cut
+(`DecodedClips`), which `resize_clips` does where the model is.
 """
 
 import math
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+
+BILINEAR = Image.Resampling.BILINEAR
+BITS = 22  # of a weight, after the point: Pillow's PRECISION_BITS
 
 
 class Axis(NamedTuple):
@@ -47,21 +55,226 @@ class Axis(NamedTuple):
         return cls(stop - start, float(low), float(high), offset - start, first, last)
 
 
-def resize_and_crop(frame: Image.Image, columns: Axis, rows: Axis, crop: int) -> Image.Image:
-    """Resize a frame bilinearly, and crop its centre.
+def resize(frame: "Frame", size: tuple[int, int]) -> "Frame":
+    """Resize a frame, horizontally first.
 
     Args:
-        frame: as wide as high, or wider.
-        columns: how to resize along its width.
-        rows: how to resize along its height.
+        frame: of any size.
+        size: width and height of the result, in pixels.
+    """
+    if isinstance(frame, Outline):
+        return frame.resize(size)
+    return frame.resize((size[0], frame.height), BILINEAR).resize(size, BILINEAR)
+
+
+def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Frame":
+    """Resize a frame and crop its centre, without computing what the crop cuts off.
+
+    Between the passes, the columns that are cut off are dropped, and before the first, the rows that no
+    output row depends on. That takes 0.58 of the time of the whole resize for frames of 427 x 240, and 0.61
+    for 176 x 100 (256 pixels, crop of 224; medians of 60 turns of `GroupScaleCenterCrop` and of `GroupScale`
+    with `GroupCenterCrop` on 8 random frames, Pillow 13, one core of an AMD EPYC with AVX-512).
+
+    Args:
+        frame: of any size.
+        scaled: width and height to resize it to, in pixels; none below `crop`.
         crop: height and width of the result, in pixels.
     """
-    bilinear = Image.Resampling.BILINEAR
+    if isinstance(frame, Outline):
+        left, top = (round((length - crop) / 2) for length in scaled)
+        return frame.resize(scaled).crop((left, top, left + crop, top + crop))
+    columns = Axis.of(frame.width, scaled[0], crop)
+    rows = Axis.of(frame.height, scaled[1], crop)
     height = rows.last - rows.first
     frame = frame.crop((0, rows.first, frame.width, rows.last))
-    frame = frame.resize((columns.size, height), bilinear, (columns.low, 0, columns.high, height))
+    frame = frame.resize((columns.size, height), BILINEAR, (columns.low, 0, columns.high, height))
     if columns.size > crop:
         frame = frame.crop((columns.offset, 0, columns.offset + crop, height))
     box = (0, rows.low - rows.first, crop, rows.high - rows.first)
-    frame = frame.resize((crop, rows.size), bilinear, box)
+    frame = frame.resize((crop, rows.size), BILINEAR, box)
     return frame.crop((0, rows.offset, crop, rows.offset + crop)) if rows.size > crop else frame
+
+
+def decodes_only(resize: str | None, device: torch.device) -> bool:
+    """Whether workers leave the resize to the device, as `--resize` says: by default to a GPU.
+
+    On a CPU that is slower: it does the same work without Pillow's vector instructions.
+    """
+    return device.type == "cuda" if resize is None else resize == "device"
+
+
+class View(NamedTuple):
+    """What becomes of a video's frames: a box of them, resized, cropped and perhaps mirrored.
+
+    Attributes:
+        left, top, right, bottom: the box, in the frame's pixels.
+        width, height: what the box is resized to.
+        x, y: the upper left corner of the crop, in resized pixels.
+        mirrored: whether the crop's columns are in reverse order.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    width: int
+    height: int
+    x: int
+    y: int
+    mirrored: int
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Stands for a frame in the transforms, has no pixels, and notes what becomes of it.
+
+    It has those of `PIL.Image.Image`'s methods that move pixels. What changes their values needs real frames.
+
+    Attributes:
+        width: of the frame as it is after all that was noted, in pixels.
+        height: likewise.
+        view: what was noted.
+    """
+
+    width: int
+    height: int
+    view: View
+
+    @classmethod
+    def of(cls, width: int, height: int) -> "Outline":
+        """The outline of a whole frame."""
+        return cls(width, height, View(0, 0, width, height, width, height, 0, 0, 0))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
+
+    @property
+    def _is_resized(self) -> bool:
+        view = self.view
+        return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
+
+    def crop(self, box: tuple[int, int, int, int]) -> "Outline":
+        """See `PIL.Image.Image.crop`; before the frame is mirrored."""
+        left, top, right, bottom = box
+        if self.view.mirrored or not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):
+            raise ValueError(f"cannot crop {box} out of {self}")
+        x, y = self.view.x + left, self.view.y + top
+        return replace(self, width=right - left, height=bottom - top, view=self.view._replace(x=x, y=y))
+
+    def resize(self, size: tuple[int, int]) -> "Outline":
+        """See `resize`; once, and before the frame is mirrored."""
+        if self._is_resized or self.view.mirrored:
+            raise ValueError(f"cannot resize {self} any more")
+        left, top = self.view.left + self.view.x, self.view.top + self.view.y
+        view = View(left, top, left + self.width, top + self.height, *size, 0, 0, 0)
+        return Outline(*size, view)
+
+    def transpose(self, method: Image.Transpose) -> "Outline":
+        """See `PIL.Image.Image.transpose`; from left to right only."""
+        if method != Image.Transpose.FLIP_LEFT_RIGHT:
+            raise ValueError(f"cannot turn {self}")
+        return replace(self, view=self.view._replace(mirrored=1 - self.view.mirrored))
+
+
+Frame = Image.Image | Outline
+
+
+class DecodedClips(NamedTuple):
+    """A batch of clips whose frames are decoded and no more.
+
+    Attributes:
+        pixels: uint8, the different frames of all videos one after the other, each height x width x 3 (RGB).
+        shapes: int64, videos x 4: where a video's frames begin in `pixels`, how many they are, their height
+            and width.
+        order: int64, videos x frames: which of a video's frames to take.
+        views: int64, videos x crops x 9: what becomes of them; see `View`.
+        size: height and width of the result, in pixels.
+        length: frames of a clip. If a video has more, it has several clips.
+    """
+
+    pixels: torch.Tensor
+    shapes: torch.Tensor
+    order: torch.Tensor
+    views: torch.Tensor
+    size: int
+    length: int
+
+
+def resize_clips(clips: DecodedClips) -> torch.Tensor:
+    """Cut the views out of decoded frames, on the device that `clips.pixels` is on.
+
+    Returns:
+        uint8, videos x (views x) frames x height x width x 3: what the transforms make of the frames with
+        Pillow, bit by bit, all clips of the first crop before those of the next.
+    """
+    found = []
+    for (start, count, height, width), order, views in zip(
+        clips.shapes.tolist(), clips.order.tolist(), clips.views.tolist(), strict=True
+    ):
+        frames = clips.pixels[start : start + count * height * width * 3].view(count, height, width, 3)
+        for view in views:
+            resized = _cut(frames, View(*view), clips.size)
+            found.append(resized if order == list(range(count)) else resized[order])
+    num_videos, num_frames = len(clips.shapes), clips.views.shape[1] * clips.order.shape[1]
+    views = [] if num_frames == clips.length else [num_frames // clips.length]
+    return torch.cat(found).view(num_videos, *views, clips.length, clips.size, clips.size, 3)
+
+
+def _cut(frames: torch.Tensor, view: View, size: int) -> torch.Tensor:
+    """One view of frames x height x width x 3."""
+    box = frames[:, view.top : view.bottom, view.left : view.right]
+    device = frames.device
+    columns = _taps(box.shape[2], view.width, view.x, size, bool(view.mirrored), device)
+    rows = _taps(box.shape[1], view.height, view.y, size, False, device)
+    return rows.apply(columns.apply(box[:, rows.first : rows.last], 2, 0), 1, rows.first)
+
+
+class _Taps(NamedTuple):
+    """A pass of the resize along one axis: `size` pixels, each a weighted sum of some of the source's.
+
+    Attributes:
+        first, last: the range of the source's pixels that are used.
+        indices: taps x size: which pixel of the source.
+        weights: taps x size: in fixed point.
+    """
+
+    first: int
+    last: int
+    indices: torch.Tensor
+    weights: torch.Tensor
+
+    def apply(self, frames: torch.Tensor, axis: int, start: int) -> torch.Tensor:
+        """Resize frames along an axis, which begins at the source's pixel `start`."""
+        shape = [-1 if dim == axis else 1 for dim in range(frames.dim())]
+        sums: torch.Tensor | None = None
+        source = self.indices - start if start else self.indices
+        for indices, weights in zip(source, self.weights, strict=True):
+            if len(self.weights) == 1:  # the pixels as they are
+                return frames.index_select(axis, indices)
+            part = frames.index_select(axis, indices).int().mul_(weights.view(shape))
+            sums = part if sums is None else sums.add_(part)
+        return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).clamp_(0, 255).byte()
+
+
+@lru_cache(4096)  # training needs a few, evaluation two for each size of frames
+def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool, device: torch.device) -> _Taps:
+    """Pillow's weights of the pixels `start` to `start + size` when `length` pixels become `scaled`."""
+    scale = length / scaled
+    reach = max(scale, 1.0)  # of the triangle, whose height is at a pixel's centre
+    centres = (np.arange(start, start + size) + 0.5) * scale
+    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + reach + 0.5).astype(np.int64), length)
+    indices = first + np.arange((last - first).max())[:, None]
+    weights = np.maximum(1 - np.abs((indices - centres + 0.5) * (1 / reach)), 0)
+    weights[indices >= last] = 0
+    # Added up one by one, as Pillow does it: another order has other last digits.
+    weights = (0.5 + weights / np.cumsum(weights, axis=0)[-1] * (1 << BITS)).astype(np.int32)
+    indices = np.minimum(indices, length - 1)
+    if length == scaled:  # Pillow leaves this pass out
+        indices, weights = np.arange(start, start + size)[None], weights[:1]
+    if mirrored:
+        indices, weights = indices[:, ::-1], weights[:, ::-1]
+    tensors = (torch.from_numpy(values.copy()).to(device) for values in (indices, weights))
+    return _Taps(int(indices.min()), int(indices.max()) + 1, *tensors)

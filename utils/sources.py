@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets_video import VIDEO_SUFFIXES
 from utils.cli import UserError, shown
-from utils.images import ImageError, read_image
+from utils.images import DecodedFrame, EncodedFrame, read_frame
 from utils.video import VideoError, decode, decode_frames, index_frames, is_video, to_image
 
 # Says of a video, given its name and its number of frames, which of its files is not as it must be; or None.
@@ -36,8 +36,8 @@ class FrameFolders:
         """Path of a frame."""
         return f"{self.root}/{name}/{self.template.format(number)}"
 
-    def read(self, name: str, numbers: Collection[int]) -> dict[int, Image.Image]:
-        """Read frames of a video as RGB.
+    def read(self, name: str, numbers: Collection[int]) -> dict[int, EncodedFrame]:
+        """Read frames of a video.
 
         Args:
             name: of the video.
@@ -46,13 +46,10 @@ class FrameFolders:
         Raises:
             UserError: one cannot be read, or differs in size from the others.
         """
-        frames: dict[int, Image.Image] = {}
+        frames: dict[int, EncodedFrame] = {}
         for number in numbers:
             path = self.path(shown(name), number)  # for messages
-            try:
-                frames[number] = read_image(self.path(name, number))
-            except ImageError as error:
-                raise UserError(f"{path}: cannot be read as an image ({error.reason})") from None
+            frames[number] = read_frame(self.path(name, number))
             size, first = frames[number].size, next(iter(frames.values())).size
             if size != first:
                 raise UserError(
@@ -84,7 +81,7 @@ class VideoFiles:
     def __init__(self, root: str) -> None:
         self.root = root
 
-    def read(self, name: str, numbers: Collection[int]) -> dict[int, Image.Image]:
+    def read(self, name: str, numbers: Collection[int]) -> dict[int, EncodedFrame]:
         """Decode frames of a video as RGB, as `tools/extract_frames.py --native` does before it makes JPEGs.
 
         Args:
@@ -96,7 +93,7 @@ class VideoFiles:
         """
         path = f"{self.root}/{self._file(name)}"
         wanted, last = set(numbers), max(numbers)
-        frames: dict[int, Image.Image] = {}
+        frames: dict[int, EncodedFrame] = {}
         scaler, size, number = VideoReformatter(), None, 0
         try:
             with closing(decode(path)) as decoded:
@@ -104,7 +101,7 @@ class VideoFiles:
                     # A video whose size changes midway keeps the first frame's.
                     size = size or (frame.width, frame.height)
                     if number in wanted:
-                        frames[number] = to_image(frame, *size, scaler).convert("RGB")
+                        frames[number] = DecodedFrame(to_image(frame, *size, scaler).convert("RGB"))
                     if number == last:
                         return frames
         except VideoError as error:
@@ -192,7 +189,7 @@ class FrameFolder:
         """
         offset = self._first - 1
         frames = self._frames.read(self.path.name, [number + offset for number in numbers])
-        return {number - offset: frame for number, frame in frames.items()}
+        return {number - offset: frame.image() for number, frame in frames.items()}
 
     def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
         """Yield every frame as RGB with the time, in seconds, at which it is shown.

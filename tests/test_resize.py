@@ -1,0 +1,274 @@
+"""Frames resized by Pillow in the workers, or as decoded on the device: the same pixels, to the last bit."""
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_one_line_error, call, small_run
+from PIL import Image
+from synthetic import make_dataset
+from video_files import cut, write_video
+
+from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
+from engine import to_device
+from transforms import Compose, evaluation_transform, training_transform
+from utils.cli import UserError
+from utils.images import JPEGFrame, read_frame
+from utils.resize import DecodedClips, Outline, View, decodes_only, resize, resize_clips
+
+CPU = torch.device("cpu")
+
+
+def cut_on_device(frames: np.ndarray, views: list[View], size: int) -> np.ndarray:
+    count, height, width, _ = frames.shape
+    shapes, order = torch.tensor([[0, count, height, width]]), torch.arange(count)[None]
+    pixels = torch.from_numpy(frames).flatten()
+    clips = DecodedClips(pixels, shapes, order, torch.tensor([views]), size, count)
+    return resize_clips(clips).numpy()[0]
+
+
+def random_size(rng: np.random.Generator, kind: int) -> tuple[int, int]:
+    """Width and height: like those of the data sets, tiny, flat, or tall."""
+    (least_width, width), (least_height, height) = [
+        ((100, 450), (100, 450)),
+        ((1, 12), (1, 12)),
+        ((60, 700), (1, 6)),
+        ((1, 6), (60, 700)),
+    ][kind % 4]
+    return int(rng.integers(least_width, width)), int(rng.integers(least_height, height))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_of_any_size_become_pillows_pixels(seed):
+    rng = np.random.default_rng(seed)
+    for turn in range(40):
+        width, height = random_size(rng, seed)
+        left, top = int(rng.integers(width)), int(rng.integers(height))
+        right, bottom = int(rng.integers(left + 1, width + 1)), int(rng.integers(top + 1, height + 1))
+        size = int(rng.choice([16, 32, 57, 112]))
+        frames = rng.integers(256, size=(1, height, width, 3), dtype=np.uint8)
+        if turn % 2:
+            frames = np.uint8(255) * (frames > 127)  # extremes, where sums are largest
+        view = View(left, top, right, bottom, size, size, 0, 0, turn % 3 == 0)
+        expected = Image.fromarray(frames[0]).crop((left, top, right, bottom))
+        expected = np.asarray(expected.resize((size, bottom - top), Image.Resampling.BILINEAR))
+        expected = np.asarray(Image.fromarray(expected).resize((size, size), Image.Resampling.BILINEAR))
+        expected = expected[:, ::-1] if view.mirrored else expected
+        np.testing.assert_array_equal(cut_on_device(frames, [view], size)[0], expected)
+
+
+def test_pixels_do_not_depend_on_pillows_release():
+    """210 x 240 is a size for which Pillow 13 would take the other pass first."""
+    frame = np.random.default_rng(0).integers(256, size=(1, 240, 210, 3), dtype=np.uint8)
+    by_pillow = np.asarray(resize(Image.fromarray(frame[0]), (224, 224)))
+    on_device = cut_on_device(frame, [View(0, 0, 210, 240, 224, 224, 0, 0, 0)], 224)[0]
+    assert zlib.crc32(by_pillow.tobytes()) == zlib.crc32(on_device.tobytes()) == PILLOW_12
+
+
+PILLOW_12 = 1031245138  # what Image.resize itself gave there
+
+
+@pytest.mark.parametrize(
+    ("num_crops", "full_res"), [(1, False), (1, True), (3, False), (5, False), (10, True)]
+)
+def test_outlines_note_what_the_transforms_do_to_frames(num_crops, full_res):
+    rng = np.random.default_rng(num_crops)
+    for kind in (0, 0, 0, 1):
+        width, height = random_size(rng, kind)
+        frames = rng.integers(256, size=(2, height, width, 3), dtype=np.uint8)
+        transform = evaluation_transform(56, num_crops, full_res)
+        expected, _ = transform([Image.fromarray(frame) for frame in frames], 0, rng)
+        outlines, _ = transform([Outline.of(width, height)], 0, rng)
+        found = cut_on_device(frames, [outline.view for outline in outlines], outlines[0].width)
+        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+def test_training_draws_the_same_for_outlines():
+    frames = np.random.default_rng(0).integers(256, size=(1, 60, 90, 3), dtype=np.uint8)
+    transform = training_transform(48, [1, 0])
+    seen = set()
+    for seed in range(40):
+        expected, label = transform([Image.fromarray(frames[0])], 0, np.random.default_rng(seed))
+        (outline,), same = transform([Outline.of(90, 60)], 0, np.random.default_rng(seed))
+        assert same == label == outline.view.mirrored
+        np.testing.assert_array_equal(cut_on_device(frames, [outline.view], 48), expected)
+        seen.add(outline.view)
+    assert len(seen) > 20
+
+
+def test_outlines_refuse_what_they_cannot_note():
+    outline = Outline.of(20, 10).crop((5, 0, 15, 10))
+    assert outline.size == (10, 10)
+    flip = Image.Transpose.FLIP_LEFT_RIGHT
+    for wrong in (
+        lambda: outline.crop((0, 0, 11, 10)),
+        lambda: outline.resize((32, 32)).resize((16, 16)),
+        lambda: outline.transpose(Image.Transpose.ROTATE_90),
+        lambda: outline.transpose(flip).crop((0, 0, 4, 4)),
+        lambda: outline.transpose(flip).resize((4, 4)),
+    ):
+        with pytest.raises(ValueError, match="cannot"):
+            wrong()
+
+
+# Decoders.
+
+
+def encodings() -> dict[str, bytes]:
+    """JPEG files of the kinds that data sets have, or may have."""
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(37, 51, 3), dtype=np.uint8))
+    smooth = image.resize((203, 117), Image.Resampling.BICUBIC)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # to be turned by 90 degrees; Pillow leaves it as it is
+    kinds = {
+        "baseline": (smooth, {}),
+        "noise": (image, {"quality": 30}),
+        "progressive": (smooth, {"progressive": True}),
+        "4:4:4": (smooth, {"subsampling": 0}),
+        "4:2:2": (smooth, {"subsampling": 1}),
+        "restart markers": (smooth, {"restart_marker_blocks": 3}),
+        "grey": (smooth.convert("L"), {}),
+        "CMYK": (smooth.convert("CMYK"), {}),
+        "RGB": (smooth, {"keep_rgb": True}),
+        "rotated": (smooth, {"exif": rotated}),
+    }
+    files = {}
+    for name, (picture, options) in kinds.items():
+        file = io.BytesIO()
+        picture.save(file, "JPEG", **options)
+        files[name] = file.getvalue()
+    return files | {"with bytes behind it": files["baseline"] + b"more"}
+
+
+@pytest.mark.parametrize("name", encodings())
+def test_frames_have_pillows_pixels(tmp_path, name):
+    path = tmp_path / "1.jpg"
+    path.write_bytes(encodings()[name])
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    frame = read_frame(str(path))
+    place = np.zeros_like(expected)
+    frame.write(place)
+    assert frame.size == (expected.shape[1], expected.shape[0])
+    np.testing.assert_array_equal(place, expected)
+    np.testing.assert_array_equal(np.asarray(frame.image()), expected)
+    assert isinstance(frame, JPEGFrame) == (name != "CMYK")
+
+
+# Batches.
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Videos of several sizes, some shorter than a clip, as JPEG frames and as files."""
+    root = tmp_path_factory.mktemp("resize")
+    rng = np.random.default_rng(0)
+    lines = []
+    sizes = [(64, 40), (40, 64), (90, 61), (33, 33), (64, 40), (120, 50)]
+    for label, (width, height) in enumerate(sizes):
+        count = 3 if label == 4 else 9
+        folder = root / f"v{label}"
+        folder.mkdir()
+        for number in range(1, count + 1):
+            coarse = Image.fromarray(rng.integers(256, size=(7, 9, 3), dtype=np.uint8))
+            coarse.resize((width, height)).save(folder / f"{number:05d}.jpg")
+        write_video(root / f"v{label}.mp4", count, width=width // 2 * 2, height=height // 2 * 2)
+        lines.append(f"v{label} {count} {label}\n")
+    (root / "list.txt").write_text("".join(lines))
+    return root
+
+
+def open_clips(root: Path, transform: Compose, template: str | None, **how: object) -> VideoDataSet:
+    options = {"random_shift": False, "num_class": 6, "seed": 3} | how
+    return VideoDataSet(root, root / "list.txt", 4, template, transform=transform, **options)
+
+
+@pytest.mark.parametrize("template", ["{:05d}.jpg", None], ids=["frames", "videos"])
+@pytest.mark.parametrize(
+    ("transform", "how"),
+    [
+        (training_transform(32, [1, 0, 2, 3, 4, 5]), {"random_shift": True}),
+        (training_transform(32, range(6)), {"random_shift": True, "new_length": 2}),
+        (evaluation_transform(32), {}),
+        (evaluation_transform(32, 10), {"num_clips": 3, "test_mode": True}),
+        (evaluation_transform(32, 1, full_res=True), {"num_clips": 2, "test_mode": True}),
+    ],
+    ids=["training", "two frames at a place", "evaluation", "30 views", "2 views"],
+)
+def test_both_paths_give_the_same_batches(root, template, transform, how):
+    clips = open_clips(root, transform, template, **how)
+    sampler = ClipSampler(len(clips), 4, seed=3)
+    for epoch in range(2):
+        sampler.start(epoch)
+        by_workers = list(ClipLoader(clips, sampler, 0))
+        for workers in (0, 1):
+            decoded = list(ClipLoader(clips, sampler, workers, decode_only=True))
+            for batch, (expected, expected_labels) in zip(decoded, by_workers, strict=True):
+                assert isinstance(batch[0], DecodedClips)
+                found, labels = to_device(batch, CPU)
+                assert found.dtype == torch.uint8
+                assert torch.equal(found, expected)
+                assert torch.equal(labels, expected_labels)
+
+
+def test_different_frames_travel_once_and_in_shared_memory(root):
+    clips = open_clips(root, evaluation_transform(32, 5), "{:05d}.jpg", num_clips=4, test_mode=True)
+    decoded, _ = next(iter(ClipLoader(clips, [[4, 0]], 1, decode_only=True)))
+    assert decoded.pixels.is_shared()
+    num_frames = [3, len(set(decoded.order[1].tolist()))]
+    assert decoded.shapes[:, 1].tolist() == num_frames
+    assert len(decoded.pixels) == 64 * 40 * 3 * sum(num_frames)
+
+
+@pytest.mark.parametrize("decode_only", [False, True])
+def test_a_damaged_frame_is_named_on_either_path(tmp_path, decode_only):
+    make_dataset(tmp_path, train=2, val=0, frames=6)
+    frame = next(tmp_path.rglob("00003.jpg"))
+    cut(frame, 0.6)
+    (tmp_path / "list.txt").write_text(f"{frame.parent.name} 6 0\n")
+    clips = VideoDataSet(
+        *(frame.parent.parent, tmp_path / "list.txt", 6, "{:05d}.jpg", 1, evaluation_transform(32), False),
+        num_class=1,
+        test_mode=True,
+    )
+    loader = ClipLoader(clips, evaluation_batches([0], 1), 0, decode_only)
+    with pytest.raises(
+        UserError, match=f"{frame.name}: cannot be read as an image .*[Tt]runcated.*--exclude"
+    ):
+        next(iter(loader))
+
+
+def test_the_device_decides_unless_told():
+    gpu = torch.device("cuda", 0)
+    assert [decodes_only(None, device) for device in (CPU, gpu)] == [False, True]
+    assert [decodes_only("device", device) for device in (CPU, gpu)] == [True, True]
+    assert [decodes_only("workers", device) for device in (CPU, gpu)] == [False, False]
+
+
+# Whole programs.
+
+
+def test_a_run_continues_on_the_other_path_and_ends_the_same(trn_root, tmp_path):
+    def weights(out: Path, *turns: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        for more in turns:
+            process = call("main.py", *small_run(trn_root, out), "--resume", "auto", *more)
+            assert process.returncode == 0, process.stderr
+        (newest,) = (path for path in out.rglob("*.pth.tar") if "best" not in path.name)
+        return torch.load(newest, weights_only=True)["state_dict"]
+
+    first = ("--epochs", "1", "--resize")
+    second = ("--epochs", "2", "--resize")
+    expected = weights(tmp_path / "a", (*first, "workers"), (*second, "workers"))
+    found = weights(tmp_path / "b", (*first, "device"), (*second, "workers"))
+    other = weights(tmp_path / "c", (*first, "workers"), (*second, "device"))
+    for name, value in expected.items():
+        assert torch.equal(value, found[name])
+        assert torch.equal(value, other[name])
+
+
+def test_a_wrong_place_is_refused(trn_root, tmp_path):
+    process = call("main.py", *small_run(trn_root, tmp_path), "--resize", "gpu")
+    assert_one_line_error(process, "--resize", "device", "workers")
