@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 from tqdm import tqdm
 
 from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
@@ -280,7 +280,7 @@ class VideoDataSet(Dataset):
             keys: see `__getitem__`.
 
         Returns:
-            The clips, in memory that processes share, and their labels.
+            The clips, from a worker in memory that processes share, and their labels.
 
         Raises:
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
@@ -300,7 +300,11 @@ class VideoDataSet(Dataset):
             labels.append(label)
             shapes.append((end, len(frames), height, width))
             end += len(frames) * height * width * 3
-        pixels = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))
+        pixels = torch.empty(0, dtype=torch.uint8)
+        if get_worker_info():  # decoded to where the other process reads it, as torch's collation does
+            pixels.set_(torch.UntypedStorage._new_shared(end))
+        else:
+            pixels.resize_(end)
         for (record, frames), (start, count, height, width) in zip(videos, shapes, strict=True):
             room = pixels[start : start + count * height * width * 3].view(count, height, width, 3).numpy()
             with self._advice(record):

@@ -63,6 +63,24 @@ def test_a_resumed_run_continues_with_the_same_loss(root, tmp_path):
     assert losses(second) == pytest.approx(losses(whole)[3:], rel=1e-3)
 
 
+def test_the_gpu_resizes_as_pillow_does(root, tmp_path):
+    expected = losses(train(root, tmp_path / "workers", "--epochs", 1, "--gpus", 0, "--resize", "workers"))
+    found = losses(train(root, tmp_path / "device", "--epochs", 1, "--gpus", 0))
+    assert found == pytest.approx(expected, rel=1e-3)
+    program = """
+import torch
+from utils.resize import DecodedClips, resize_clips
+for width, height in ((427, 240), (176, 100), (33, 90), (1, 7)):
+    pixels = torch.randint(256, (2 * height * width * 3,), dtype=torch.uint8)
+    shapes, order = torch.tensor([[0, 2, height, width]]), torch.tensor([[0, 1]])
+    views = torch.tensor([[[0, 0, width, height, 224, 224, 0, 0, 1]]])
+    clips = DecodedClips(pixels, shapes, order, views, 224, 2)
+    on_gpu = resize_clips(clips._replace(pixels=pixels.cuda()))
+    assert torch.equal(on_gpu.cpu(), resize_clips(clips))
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=os.environ | VISIBLE_GPUS, check=True)
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_follows_float32(root, tmp_path, amp):
     expected = losses(train(root, tmp_path / "off", "--epochs", 1, "--gpus", 0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_one_line_error, call, small_run
-from PIL import Image
+from PIL import Image, ImageEnhance
 from synthetic import make_dataset
 from video_files import cut, write_video
 
@@ -112,6 +112,11 @@ def test_outlines_refuse_what_they_cannot_note():
     ):
         with pytest.raises(ValueError, match="cannot"):
             wrong()
+
+
+def test_a_transform_of_colours_says_where_it_works():
+    with pytest.raises(AttributeError, match="--resize workers"):
+        ImageEnhance.Brightness(Outline.of(20, 10)).enhance(2)
 
 
 # Decoders.

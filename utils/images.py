@@ -1,6 +1,7 @@
 """Image files: which are read, and what becomes of their pixels."""
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,10 +142,11 @@ def read_frame(path: str) -> EncodedFrame:
     """
     try:
         with open_regular(path) as file:
-            data = file.read(_MAX_JPEG)
+            is_huge = os.fstat(file.fileno()).st_size > _MAX_JPEG
+            data = None if is_huge else file.read()
     except OSError as error:
         raise ImageError(path, error.strerror) from None
-    if data[:2] == b"\xff\xd8" and len(data) < _MAX_JPEG:
+    if data and data.startswith(b"\xff\xd8"):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
@@ -152,7 +154,7 @@ def read_frame(path: str) -> EncodedFrame:
         # Pillow has limits of its own, and inverts Adobe's CMYK.
         if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
             return JPEGFrame(path, data, (width, height))
-    return DecodedFrame(_decode(path, data if len(data) < _MAX_JPEG else None))
+    return DecodedFrame(_decode(path, data))
 
 
 _MAX_JPEG = 2**26  # bytes; a frame of 89 million pixels has less

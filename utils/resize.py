@@ -150,6 +150,11 @@ class Outline:
         """Width and height."""
         return self.width, self.height
 
+    def __getattr__(self, name: str) -> None:
+        raise AttributeError(
+            f"an outline has no {name}: transforms that change colours need --resize workers"
+        )
+
     @property
     def _is_resized(self) -> bool:
         view = self.view

@@ -48,10 +48,10 @@ class FrameFolders:
         """
         frames: dict[int, EncodedFrame] = {}
         for number in numbers:
-            path = self.path(shown(name), number)  # for messages
             frames[number] = read_frame(self.path(name, number))
             size, first = frames[number].size, next(iter(frames.values())).size
             if size != first:
+                path = self.path(shown(name), number)
                 raise UserError(
                     f"{path}: is {size[0]} x {size[1]}, not {first[0]} x {first[1]} like the clip's other "
                     "frames"
