@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
 from transforms import Compose
-from utils.cli import UserError, log, shown
+from utils.cli import UserError, counted, log, shown
 from utils.files import read_text
 from utils.images import EncodedFrame
 from utils.resize import DecodedClips, Outline
@@ -406,7 +406,7 @@ def open_videos(
         videos.exclude(excluded)
     check_videos(videos, skip_missing)
     if videos.is_excluded.any():
-        log.info(f"{videos.list_file}: left out {videos.is_excluded.sum()} videos (--exclude)")
+        log.info(f"{videos.list_file}: left out {counted(videos.is_excluded.sum(), 'video')} (--exclude)")
     return videos
 
 
@@ -441,7 +441,7 @@ def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> No
     unknown = sorted(set(names) - {path.decode() for path in found})
     if unknown:
         named = ", ".join(map(shown, unknown[:10])) + (", …" if len(unknown) > 10 else "")
-        log.warning(f"warning: --exclude: {len(unknown)} names are in none of the lists: {named}")
+        log.warning(f"warning: --exclude: {counted(len(unknown), 'name')} not in any list: {named}")
 
 
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
@@ -455,14 +455,15 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
         UserError: videos are missing, or all of them.
     """
     if dataset.num_short:
-        log.info(f"{dataset.list_file}: left out {dataset.num_short} videos with under {MIN_FRAMES} frames")
+        short = counted(dataset.num_short, "video")
+        log.info(f"{dataset.list_file}: left out {short} with under {MIN_FRAMES} frames")
     if len(dataset) > 5000:  # some seconds without a word otherwise
         log.info(f"{dataset.list_file}: looking for {len(dataset)} videos")
     missing = dataset.find_missing()
     if not missing:
         return
     named = ", ".join(path for _, path in missing[:10]) + (", …" if len(missing) > 10 else "")
-    count = f"{dataset.list_file}: {len(missing)} of {len(dataset)} videos are missing or incomplete"
+    count = f"{dataset.list_file}: {len(missing)} of {counted(len(dataset), 'video')} missing or incomplete"
     if not skip_missing:
         raise UserError(f"{count} (--skip_missing leaves them out): {named}")
     if len(missing) == len(dataset):

@@ -58,7 +58,7 @@ from utils.checkpoint import (
     load_weights,
     read_pretrained,
 )
-from utils.cli import UserError, log, run_program, shown
+from utils.cli import UserError, counted, log, run_program, shown
 from utils.deploy import compile_model, to_channels_last
 from utils.distributed import init_distributed
 from utils.metrics import DivergedError, averages, check_result, multiply_adds
@@ -117,9 +117,11 @@ def main(args: Namespace) -> None:
         mirrored = mirrored_labels(paths.categories, given)
         transform = training_transform(args.input_size, mirrored)
         train_set = open_videos(paths, transform=transform, is_training=True, **how)
-        log.info(f"{args.dataset}: {len(train_set.included)} training clips from {paths.source}, {classes}")
+        count = counted(len(train_set.included), "training clip")
+        log.info(f"{args.dataset}: {count} from {paths.source}, {classes}")
     val_set = open_videos(paths, transform=evaluation_transform(args.input_size), **how)
-    log.info(f"{args.dataset}: {len(val_set.included)} validation clips from {paths.source}, {classes}")
+    count = counted(len(val_set.included), "validation clip")
+    log.info(f"{args.dataset}: {count} from {paths.source}, {classes}")
     if world.is_main:
         check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
     if saved and args.evaluate:

@@ -31,7 +31,7 @@ from utils.checkpoint import (
     model_line,
     read_settings,
 )
-from utils.cli import UserError, check_new_file, log, run_program, shown
+from utils.cli import UserError, check_new_file, counted, log, run_program, shown
 from utils.distributed import init_distributed
 from utils.files import npz, write_atomically
 from utils.metrics import Result, check_result
@@ -118,9 +118,10 @@ def main(args: Namespace) -> None:
     if line := describe_type(saved, spec, args):
         log.info(line)
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
-    unit = "clips" if num_views == 1 else "videos"
+    unit = "clip" if num_views == 1 else "video"
+    source = "video files" if paths.source == "videos" else paths.source
     views = describe_views(args, model)
-    log.info(f"{args.dataset}: {len(videos)} {unit} from {paths.source}{views}")
+    log.info(f"{args.dataset}: {counted(len(videos), unit)} from {source}{views}")
     mirrored = find_mirrored(saved, paths.categories, args.weights) if args.test_crops == 10 else None
     if mirrored:
         num_swapped = sum(partner not in (NEVER, label) for label, partner in enumerate(mirrored))
@@ -154,7 +155,7 @@ def main(args: Namespace) -> None:
     else:
         for line in describe_predictions(found.scores, videos, paths.categories):
             log.info(line)
-    log.info(f"{len(videos)} {unit}, {len(videos) / seconds:.1f} {unit}/s")
+    log.info(f"{counted(len(videos), unit)}, {len(videos) / seconds:.1f} {unit}s/s")
     log.info(f"{result}{dataset.coverage()}")
     check_result(result, args.weights)
     if args.report and world.is_main:

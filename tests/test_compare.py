@@ -13,6 +13,7 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 
 from datasets_video import return_dataset
+from models import TYPES
 from tools import compare
 from tools.compare import Accuracy, Groups, Row
 
@@ -119,12 +120,17 @@ def test_table_has_mean_and_spread() -> None:
     assert y == f"| Y | {common} |  |  |  |"
 
 
-def test_names_in_the_plot_do_not_overlap() -> None:
-    one = Accuracy(70, 80, 80, 70)
-    rows = [Row(name, [one, one], 1, 10**7) for name in ("GST", "C2D", "C3D", "S3D", "TSM")]
+# In the last the mean of equal values is rounded to below them.
+@pytest.mark.parametrize("values", [(70, 80), (100, 100), (20, 99), (95.4, 99.9)])
+def test_the_plot_ends_at_100_and_its_names_do_not_overlap(values: tuple[float, float]) -> None:
+    one = Accuracy(values[0], values[1], 80, 70)
+    rows = [Row(name, [one] * 3, 1, 10**7 * (number + 1)) for number, name in enumerate(TYPES)]
     figure = compare.draw(rows)
     figure.draw_without_rendering()
     for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert max(tick for tick in axes.get_yticks() if low <= tick <= high) <= 100
+        assert high < 105
         boxes = [text.get_window_extent() for text in axes.texts]
         assert len(boxes) == len(rows)
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

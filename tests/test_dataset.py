@@ -665,7 +665,7 @@ def test_missing_folders_and_frames_are_counted_and_named(damaged_root):
     with pytest.raises(UserError) as caught:
         check_videos(dataset, skip_missing=False)
     assert str(caught.value) == (
-        f"{dataset.list_file}: 3 of 6 videos are missing or incomplete "
+        f"{dataset.list_file}: 3 of 6 videos missing or incomplete "
         f"(--skip_missing leaves them out): "
         f"{frames / '2'}, {frames / '3' / '00001.jpg'}, {frames / '5' / '00010.jpg'}"
     )
@@ -678,7 +678,7 @@ def test_skip_missing_continues_without_them_and_says_so(damaged_root, capsys):
     assert [dataset.record(index) for index in range(len(dataset))] == [before[0], before[3], before[5]]
     assert dataset.coverage() == " (3 of 6 videos)"
     out = capsys.readouterr().out
-    assert "3 of 6 videos are missing or incomplete, left out:" in out
+    assert "3 of 6 videos missing or incomplete, left out:" in out
     assert len(out.splitlines()) == 1
     assert dataset[1][1] == 3  # what is left loads, with its own label
     check_videos(dataset, skip_missing=False)
@@ -763,8 +763,8 @@ def test_opened_list_may_be_cut_short_and_continue_without_what_is_missing(damag
     paths = return_dataset("somethingv1", damaged_root, for_training=False)
     transform = evaluation_transform(32)
     assert len(open_videos(paths, 4, transform, max_num=1)) == 1
-    with pytest.raises(UserError, match="1 of 2 videos are missing or incomplete"):  # of those that are used
+    with pytest.raises(UserError, match="1 of 2 videos missing or incomplete"):  # of those that are used
         open_videos(paths, 4, transform, max_num=2)
-    with pytest.raises(UserError, match="3 of 6 videos are missing or incomplete"):
+    with pytest.raises(UserError, match="3 of 6 videos missing or incomplete"):
         open_videos(paths, 4, transform, max_num=100)
     assert len(open_videos(paths, 4, transform, skip_missing=True)) == 3

@@ -448,7 +448,7 @@ def test_a_single_video(tmp_path: Path) -> None:
     source, out = make_source(tmp_path / "videos", "other.mp4", ".hidden.mp4"), tmp_path / "out"
     (source / "first.mp4").rename(source / "first")
     process = call(TOOL, "--videos", source / "first", "--out", out)
-    assert process.returncode == 0 and "1 videos, 1 extracted now" in process.stdout
+    assert process.returncode == 0 and "1 video, 1 extracted now" in process.stdout
     assert folders(out) == ["first"]
     report = failed(call(TOOL, "--videos", source / ".hidden.mp4", "--out", out), out)
     assert "not for frames" in report[".hidden.mp4"]

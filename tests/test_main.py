@@ -1257,7 +1257,7 @@ def test_missing_frames_are_counted_and_the_first_ten_named(tmp_path):
     assert any("train_videofolder.txt: 12 of 14 videos" in line and "left out" in line for line in lines)
     assert any(f"{frames}/12/00003.jpg" in line for line in lines) is False  # the twelfth is not named
     assert "somethingv1: 2 training clips from frames, 4 classes" in lines
-    assert "somethingv1: 1 validation clips from frames, 4 classes" in lines
+    assert "somethingv1: 1 validation clip from frames, 4 classes" in lines
     assert [m[4] for m in map(RESULT_LINE.fullmatch, lines) if m] == [" (1 of 3 videos)"]
 
 
@@ -1271,7 +1271,7 @@ def test_a_missing_last_frame_is_named_and_short_videos_are_counted(tmp_path):
     with Image.open(last.with_name("00001.jpg")) as image:
         image.save(last)
     lines = succeed(*small_run(root, tmp_path / "out", "--epochs", 1))
-    assert any("val_videofolder.txt: left out 1 videos with under 3 frames" in line for line in lines)
+    assert any("val_videofolder.txt: left out 1 video with under 3 frames" in line for line in lines)
     assert [m[4] for m in map(RESULT_LINE.fullmatch, lines) if m] == [" (2 of 3 videos)"]
 
 
@@ -1328,7 +1328,7 @@ def test_a_run_continues_without_a_video_that_broke(torn_frame, tmp_path):
     left_out.write_text(f"\n {video.name} \n")
     lines = succeed(*command, "--exclude", left_out)
     assert [line[:13] for line in lines if line.startswith("Epoch")][:2] == ["Epoch: [0][2/", "Epoch: [1][0/"]
-    assert any("train_videofolder.txt: left out 1 videos (--exclude)" in line for line in lines)
+    assert any("train_videofolder.txt: left out 1 video (--exclude)" in line for line in lines)
     saved = load(out / "checkpoint" / f"{NAME}_checkpoint.pth.tar")
     assert saved["excluded"] == [video.name]
 
@@ -1350,7 +1350,7 @@ def test_steps_whose_clips_are_all_excluded_are_passed_over(trn_root, tmp_path):
     names.write_text("".join(f"{clip + 1}\n" for clip in order[2:6]) + "no such video\n")
     process = call(*small_run(trn_root, tmp_path / "out", "-b", 2, "--lr", 0.001, "--exclude", names))
     assert process.returncode == 0
-    assert process.stderr == "warning: --exclude: 1 names are in none of the lists: no such video\n"
+    assert process.stderr == "warning: --exclude: 1 name not in any list: no such video\n"
     steps = [line[:13] for line in process.stdout.splitlines() if line.startswith("Epoch")]
     assert steps == ["Epoch: [0][0/", "Epoch: [0][3/"]
     names.write_text("".join(f"{clip + 1}\n" for clip in range(8)))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tools import make_motion_dataset as demo
 SCRIPT = Path(demo.__file__)
 # Grey levels of the first frame with seed 3, every 21st row and 28th column.
 DEMO_PIXELS = [[62, 32, 43], [58, 46, 55], [41, 51, 46], [63, 45, 48]]
+# CRC-32 of the pixels before they are encoded: three frames of a clip of each class, seeded with its number.
+CHECKSUMS = {"demo": 1017020180, "1": 2005862201, "2": 1600660073, "3": 3445146901}
 PARTNERS = [(0, 2), (1, 3), (4, 5)]  # away/towards, down/up, left to right/right to left
 
 
@@ -370,6 +373,35 @@ def test_one_frame_decides_the_static_classes():
         shape for shape, mask in masks.items() if min(mask[1, 20], mask[20, 1]) == 255 and mask[9, 9] == 0
     ]
     assert arms == ["cross"]
+
+
+@pytest.mark.parametrize("level", CHECKSUMS)
+def test_the_pixels_are_what_they_were(level):
+    """Another drawing of a level needs another version in `Settings.content`, and other numbers here."""
+    checksum = 0
+    for number, name in enumerate(demo.CLASSES if level == "demo" else demo.LEVEL_CLASSES):
+        rng = np.random.default_rng(number)
+        if level == "demo":
+            clip = demo.render_clip(rng, demo.draw_path(rng, name, 3))
+        else:
+            clip = demo.draw_level_clip(rng, name, 3, SIZE, demo.LEVELS[level])
+        for frame in clip:
+            checksum = zlib.crc32(frame.tobytes(), checksum)
+    assert checksum == CHECKSUMS[level]
+    assert demo.Settings(level, 1, 1, SIZE, 0).content()["version"] == (2 if level == "3" else 1)
+
+
+@pytest.mark.parametrize(("level", "share"), [("1", 0.5), ("2", 0.5), ("3", 1.0)])
+def test_a_colour_decides_the_static_classes_of_level_3(level, share):
+    """There a frame with a cross is redder than the same one with a ring, elsewhere in every second seed."""
+
+    def redness(seed, name):
+        frames = demo.draw_level_clip(np.random.default_rng(seed), name, 3, SIZE, demo.LEVELS[level])
+        red, _, blue = np.asarray(frames[1], dtype=float).mean(axis=(0, 1))
+        return red - blue
+
+    redder = [redness(seed, "Showing a cross") > redness(seed, "Showing a ring") for seed in range(100)]
+    assert np.mean(redder) == pytest.approx(share, abs=0.15)
 
 
 def test_levels_grow_harder():

@@ -56,6 +56,7 @@ def test_from_videos_to_an_accuracy_in_two_commands(my_videos: Path, tmp_path: P
     (best,) = (tmp_path / "runs").rglob("*_best.pth.tar")
     best.rename(tmp_path / "FILE")
     tested = succeed(run, "test_models.py", cwd=tmp_path)
+    assert "my_data: 6 clips from video files" in tested.stdout
     assert accuracy(tested) == accuracy(trained)
 
 

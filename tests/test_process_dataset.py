@@ -258,7 +258,7 @@ def test_a_video_in_two_lists(tmp_path: Path) -> None:
     with (annotations / "something-something-v1-validation.csv").open("a") as file:
         file.write("7;Turning something\n")
     done = process(tmp_path, "somethingv1", "--annotations", annotations)
-    assert_one_line_error(done, "1 problems", "7")
+    assert_one_line_error(done, "1 problem with", "7")
     assert "is already in train_videofolder.txt" in (home / "process_report.txt").read_text()
 
 
@@ -321,7 +321,7 @@ def test_an_order_that_is_not_the_released_one_is_noted(tmp_path: Path) -> None:
         done = process(tmp_path, "somethingv1", "--check")
         assert done.returncode == 0
         assert note in done.stdout
-        assert "0 problems, 1 notes" in done.stdout
+        assert "0 problems, 1 note\n" in done.stdout
         # Making lists puts the sorted names in its place, and says what was there.
         done = process(tmp_path, "somethingv1", "--annotations", annotations)
         assert note in done.stdout
@@ -546,7 +546,7 @@ def test_what_is_written_is_read_back(dataset: str, tmp_path: Path) -> None:
     done = process(tmp_path, dataset, "--check", "--decode_all")
     assert done.returncode == 0, done.stdout + done.stderr
     # Diving48 has no test list, for which one folder was made.
-    assert f"0 problems, {1 if dataset == 'diving48' else 0} notes" in done.stdout
+    assert f"0 problems, {'1 note' if dataset == 'diving48' else '0 notes'}\n" in done.stdout
 
 
 def test_folders_on_disk_may_have_any_name(tmp_path: Path) -> None:
@@ -635,7 +635,7 @@ def test_decode_all_reads_each_listed_frame_as_training_does(tmp_path: Path) -> 
         ("b c", "00004.jpg is 32 x 16, not 32 x 32 like 00001.jpg"),
     ]
     assert "is a named pipe, not a file" in found[1][2]
-    assert "4 problems, 1 notes" in done.stdout
+    assert "4 problems, 1 note\n" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == state
 
     # A folder whose numbering is broken, too; a list that names far more frames than there are, soon.
@@ -669,7 +669,7 @@ def test_decode_all_while_lists_are_made(tmp_path: Path) -> None:
     annotations = annotate_v1(tmp_path / "csv")
     assert process(tmp_path, "somethingv1", "--annotations", annotations).returncode == 0
     done = process(tmp_path, "somethingv1", "--annotations", annotations, "--decode_all")
-    assert_one_line_error(done, "1 problems", "00003.jpg cannot be decoded")
+    assert_one_line_error(done, "1 problem with", "00003.jpg cannot be decoded")
 
 
 def whole_state(folder: Path) -> dict[Path, bytes | int]:

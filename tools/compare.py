@@ -28,6 +28,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -431,19 +432,28 @@ def draw(rows: Sequence[Row]) -> Figure:
         means = [statistics.fmean(ones) for ones in values]
         low, high = min(map(min, values)), max(map(max, values))
         height = max(high - low, 10.0)
-        low, high = low - 0.1 * height, low + 1.1 * height
-        gap, place = 0.08 * (high - low), -math.inf
-        for number in sorted(range(len(rows)), key=means.__getitem__):
-            errors = [[means[number] - min(values[number])], [max(values[number]) - means[number]]]
+        high = min(high + 0.1 * height, 100 + 0.04 * height)  # room for a marker at 100 %
+        low = min(low - 0.1 * height, high - height)
+        # Equal ones are mostly at 100, from where names move down: lines from the left pass below others.
+        order = sorted(range(len(rows)), key=lambda number: (means[number], x[number]))
+        gap, places = 0.08 * (high - low), list(means)
+        for below, above in pairwise(order):
+            places[above] = max(places[above], places[below] + gap)
+        places[order[-1]] = min(places[order[-1]], high)
+        for above, below in pairwise(order[::-1]):
+            places[below] = min(places[below], places[above] - gap)
+        end = right + 0.1 * (right - left)
+        for number, (row, mean, ones, place) in enumerate(zip(rows, means, values, places, strict=True)):
+            # A mean of equal values may be rounded to beyond them.
+            errors = np.abs([[mean - min(ones)], [max(ones) - mean]])
             style = {"color": "black", "markerfacecolor": "0.7", "markersize": 8, "capsize": 3}
-            axes.errorbar(x[number], means[number], yerr=errors, fmt=MARKERS[number % len(MARKERS)], **style)
-            place, end = max(means[number], place + gap), right + 0.1 * (right - left)
+            axes.errorbar(x[number], mean, yerr=errors, fmt=MARKERS[number % len(MARKERS)], **style)
             line = {"color": "0.8", "linewidth": 0.8, "zorder": 0, "clip_on": False}
-            axes.plot([x[number], end], [means[number], place], **line)
-            axes.text(end, place, f" {rows[number].name}", va="center")
+            axes.plot([x[number], end], [mean, place], **line)
+            axes.text(end, place, f" {row.name}", va="center")
         axes.set(title=title, xlabel="multiply-adds of a clip, G", ylabel="top-1, %")
         axes.set_xlim(left, right)
-        axes.set_ylim(low, max(high, place + gap))
+        axes.set_ylim(low, high)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

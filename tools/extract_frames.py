@@ -41,6 +41,7 @@ from utils.cli import (
     check_writable_file,
     check_writable_folder,
     cores,
+    counted,
     number_type,
     one_line,
     run_program,
@@ -170,7 +171,7 @@ def main() -> int:
         print(f"{source}: skipped {_some(found.skipped)} (hidden, or not a video)")
     before = len(usable) - len(todo)
     print(
-        f"{out}: {extracted + before + len(failures)} videos, {extracted} extracted now, "
+        f"{out}: {counted(extracted + before + len(failures), 'video')}, {extracted} extracted now, "
         f"{before} before, {len(failures)} failed" + (f", see {out / FAILURES_FILE}" if failures else "")
     )
     return 1 if failures else 0

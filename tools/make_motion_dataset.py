@@ -73,6 +73,8 @@ class Level(NamedTuple):
         contrast: of the background's texture, in grey levels, each way.
         noise: of the camera, in grey levels, each way.
         quality: of the JPEG files.
+        colours: of the cross and the ring, that no other object has (distractors may come close); others
+            have any colour. A short training finds a colour under so much noise, but not a shape.
     """
 
     distractors: int
@@ -84,12 +86,15 @@ class Level(NamedTuple):
     contrast: int
     noise: int
     quality: int
+    colours: Mapping[str, tuple[int, int, int]]
 
 
 LEVELS = {
-    "1": Level(1, 0.03, 0.03, 0.3, 0.1, (40, 90), 25, 8, 90),
-    "2": Level(3, 0.08, 0.1, 0.6, 0.25, (40, 120), 40, 16, 75),
-    "3": Level(4, 0.15, 0.2, 1.0, 0.4, (40, 150), 60, 28, 50),
+    "1": Level(1, 0.03, 0.03, 0.3, 0.1, (40, 90), 25, 8, 90, {}),
+    "2": Level(3, 0.08, 0.1, 0.6, 0.25, (40, 120), 40, 16, 75, {}),
+    "3": Level(
+        4, 0.15, 0.2, 1.0, 0.4, (40, 150), 60, 28, 50, {"cross": (255, 20, 20), "ring": (20, 20, 255)}
+    ),
 }
 
 # The object stays in the middle of the frame: in the smallest training crop (0.66 of the short side,
@@ -190,6 +195,7 @@ def draw_level_clip(
 
     # What is in the scene: the object somewhere among the distractors, the last of which covers the others.
     colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
+    colour = np.array(level.colours.get(shape, colour))
     scene = [(_sprite(rng, shape, colour, side), draw_motion(rng, changes, frames, level.pace))]
     for _ in range(rng.integers(level.distractors + 1)):
         shape = list(SHAPES)[rng.integers(len(SHAPES))]
@@ -287,7 +293,7 @@ class Settings(NamedTuple):
         mirrored = enumerate(mirrored_labels(names))
         return {
             "made_by": "tools/make_motion_dataset.py",
-            "version": 1,
+            "version": 2 if self.level == "3" else 1,
             **self._asdict(),
             "size": list(self.size),
             "reversed_pairs": [[forwards[changes], name] for name, changes in backwards.items()],

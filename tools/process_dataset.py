@@ -67,6 +67,7 @@ from utils.cli import (
     check_writable_file,
     check_writable_folder,
     cores,
+    counted,
     non_negative_int,
     number_type,
     run_program,
@@ -245,8 +246,8 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
         first = problems[0]
         advice = f"none is left for {empty}" if args.skip_missing else "--skip_missing leaves them out"
         raise UserError(
-            f"{folder / REPORT_FILE}: {len(problems)} problems with {total} videos, the first with "
-            f"{shown(first.folder)} ({first.what}); no list was written; {advice}"
+            f"{folder / REPORT_FILE}: {counted(len(problems), 'problem')} with {counted(total, 'video')}, "
+            f"the first with {shown(first.folder)} ({first.what}); no list was written; {advice}"
         )
     if empty:
         raise UserError(f"{folder / empty}: was not written; none of its videos has {MIN_FRAMES} frames")
@@ -260,9 +261,11 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     print(f"{source}: {place}")
     print(f"{folder / 'category.txt'}: {len(categories)} classes, {changes[folder / 'category.txt']}")
     for name, videos in lists.items():
-        of = f" of {len(annotated[name])}" if len(videos) < len(annotated[name]) else ""
-        print(f"{folder / name}: {len(videos)}{of} videos, {changes[folder / name]}")
-    print(f"{folder / REPORT_FILE}: {len(problems)} problems, {len(findings) - len(problems)} notes")
+        of = f"{len(videos)} of " if len(videos) < len(annotated[name]) else ""
+        count = f"{of}{counted(len(annotated[name]), 'video')}"
+        print(f"{folder / name}: {count}, {changes[folder / name]}")
+    notes = counted(len(findings) - len(problems), "note")
+    print(f"{folder / REPORT_FILE}: {counted(len(problems), 'problem')}, {notes}")
     return 0
 
 
@@ -344,9 +347,9 @@ def check_lists(args: argparse.Namespace, source: str, place: Path) -> int:
         print(finding)
     print(f"{source}: {place}")
     for name, videos in lists.items():
-        print(f"{folder / name}: {len(videos)} videos")
+        print(f"{folder / name}: {counted(len(videos), 'video')}")
     problems = sum(finding.kind == "problem" for finding in findings)
-    print(f"{problems} problems, {len(findings) - problems} notes")
+    print(f"{counted(problems, 'problem')}, {counted(len(findings) - problems, 'note')}")
     empty = next((name for name in lists if not _has_clips(usable[name])), None)
     if empty and not problems:
         raise UserError(f"{folder / empty}: none of its videos has {MIN_FRAMES} frames")

@@ -44,6 +44,11 @@ def shown(name: object, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, which has a regular plural: '1 video', '2 videos'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Output:
     """Standard output or standard error, that a program can do without.
 
