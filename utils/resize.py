@@ -263,7 +263,7 @@ class _Taps(NamedTuple):
         return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).clamp_(0, 255).byte()
 
 
-@lru_cache(4096)  # training needs a few, evaluation two for each size of frames
+@lru_cache(1024)  # training needs some dozens, evaluation two for each size of frames
 def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool, device: torch.device) -> _Taps:
     """Pillow's weights of the pixels `start` to `start + size` when `length` pixels become `scaled`."""
     scale = length / scaled
@@ -276,9 +276,9 @@ def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool, devic
     weights[indices >= last] = 0
     # Added up one by one, as Pillow does it: another order has other last digits.
     weights = (0.5 + weights / np.cumsum(weights, axis=0)[-1] * (1 << BITS)).astype(np.int32)
-    indices = np.minimum(indices, length - 1)
+    indices = np.minimum(indices, length - 1).astype(np.int32)
     if length == scaled:  # Pillow leaves this pass out
-        indices, weights = np.arange(start, start + size)[None], weights[:1]
+        indices, weights = np.arange(start, start + size, dtype=np.int32)[None], weights[:1]
     if mirrored:
         indices, weights = indices[:, ::-1], weights[:, ::-1]
     tensors = (torch.from_numpy(values.copy()).to(device) for values in (indices, weights))
