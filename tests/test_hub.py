@@ -189,3 +189,22 @@ def test_weights_that_cannot_be_loaded_are_refused(tmp_path):
     assert load("temporal_model", type="TSM", weights=open_type).description == "TSM resnet14"
     with pytest.raises(ValueError, match="arch resnet7 is not one of"):
         load("temporal_model", arch="resnet7")
+
+
+def test_the_examples_of_the_docs(tmp_path):
+    """As a student runs them; the model is random, so the answers are, too."""
+    state_dict = TemporalModel(174, 8).state_dict()
+    torch.save(state_dict, tmp_path / "bare.pth")
+    command = [sys.executable, REPOSITORY / "tools" / "convert_checkpoint.py", "--weights", "bare.pth"]
+    command += ["--out", "gst.safetensors", "--num_segments", 8]
+    assert finish(command, cwd=tmp_path).returncode == 0
+    text = (REPOSITORY / "docs" / "CHECKPOINTS.md").read_text(encoding="utf-8")
+    examples = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    done = finish([sys.executable, "-c", "\n".join(examples).replace("CLONE", str(REPOSITORY))], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts, *answers = done.stdout.splitlines()
+    assert "'num_segments': 8" in facts
+    assert len(answers) == 5
+    assert all(" -> " in line for line in answers)
+    for file in ("bare.pth", "gst.safetensors"):
+        (tmp_path / file).unlink()
