@@ -11,6 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from forked import REPOSITORY
 from helpers import Hostile, assert_one_line_error, call, files_limited_to, run, small_run
 from reference.fill import fill_state_dict
 from synthetic import CATEGORIES
@@ -71,6 +72,22 @@ def test_evaluation_does_not_see_the_conversion(trained, released, trn_root, tmp
     assert np.array_equal(scores(other, trn_root, "-b", 2), own)
     half = converted(clean, tmp_path / "half.safetensors", "--dtype", "bf16")
     assert scores(half, trn_root) == pytest.approx(own, rel=0.05, abs=0.01)
+
+
+def test_the_commands_of_the_docs(trained, released, tmp_path):
+    text = (REPOSITORY / "docs" / "CHECKPOINTS.md").read_text(encoding="utf-8")
+    commands = [
+        line.split() for line in text.splitlines() if line.startswith(f"python {TOOL} --weights FILE")
+    ]
+    assert len(commands) == 4
+    for number, command in enumerate(commands):
+        words = command[2 : command.index("#") if "#" in command else None]
+        source = released if "--num_segments" in words else trained
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        done = run(TOOL, *[source if word == "FILE" else word for word in words], cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert [file.name for file in folder.iterdir()] == [words[words.index("--out") + 1]]
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

@@ -78,6 +78,8 @@ def run_with_own_modules(folder: Path, code: str, weights: Path) -> CompletedPro
 
 def test_a_program_keeps_its_own_modules(tmp_path, weights):
     code = """
+for name in ("torchvision", "PIL", "matplotlib", "tensorboardX", "filelock", "av"):
+    sys.modules[name] = None  # only hubconf's dependencies are needed
 first = load(clone, "temporal_model", **small)
 import utils.cli as again
 assert again.MINE
@@ -119,16 +121,6 @@ assert [each.__module__ for each in found] == names
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 
-def test_only_the_dependencies_are_needed(tmp_path, weights):
-    code = """
-for name in ("torchvision", "PIL", "matplotlib", "tensorboardX", "filelock", "av"):
-    sys.modules[name] = None
-assert load(clone, "temporal_model", weights=weights).num_segments == 2
-"""
-    done = run_with_own_modules(tmp_path, code, weights)
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
-
-
 def load(entry: str, **kwargs: object) -> torch.nn.Module:
     return torch.hub.load(str(REPOSITORY), entry, source="local", **kwargs)
 
@@ -156,6 +148,20 @@ def test_weights_say_what_the_model_is(weights, tmp_path):
     assert (model.categories, model.training) == (CLASSES, False)
     for name, value in model.state_dict().items():
         assert torch.equal(value, saved["state_dict"][name])
+
+
+def test_a_released_file_does_not_say_the_frames(weights, tmp_path):
+    state_dict = torch.load(weights, weights_only=True)["state_dict"]
+    released = tmp_path / "released.pth.tar"
+    state_dict = {f"module.{name}": value for name, value in state_dict.items()}
+    torch.save({"epoch": 3, "state_dict": state_dict, "best_prec1": torch.tensor(50.0)}, released)
+    model = load("temporal_model", weights=released, num_segments=2, input_size=32)
+    assert (model.description, model.categories) == ("GST resnet14, alpha 8, beta 1", None)
+    clips = torch.randn(1, 2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(clips), load("temporal_model", weights=weights)(clips))
+    model = load("temporal_model", weights=released)
+    assert (model.num_segments, model.input_size) == (8, 224)
 
 
 @pytest.mark.parametrize(
