@@ -124,6 +124,9 @@ class World:
         save_checkpoint(self.released, {"state_dict": self.content["state_dict"], "epoch": 2})
         self.plain = self.folder / "plain.pth.tar"
         torch.save({"state_dict": self.content["state_dict"], "epoch": 2}, self.plain)
+        self.clean = self.folder / "clean.safetensors"
+        words = ("--weights", self.checkpoint, "--out", self.clean)
+        assert call("tools/convert_checkpoint.py", *words).returncode == 0
         self.videos = self.folder / "videos"
         self.videos.mkdir()
         for suffix in ("mp4", "webm", "mkv"):
@@ -511,13 +514,13 @@ def check_damaged_checkpoint(case: Case, given: tuple[str, Damage]) -> bool:
     return result is not None
 
 
-CHECKPOINT_DAMAGE = st.tuples(st.sampled_from(["checkpoint", "released", "plain"]), DAMAGE)
+CHECKPOINT_DAMAGE = st.tuples(st.sampled_from(["checkpoint", "released", "plain", "clean"]), DAMAGE)
 
 # Where a checkpoint is changed.
 PLACES = _split(
     """
     state_dict epoch arch best_prec1 step options categories data val_data excluded num_devices run optimizer
-    scaler totals history more 7
+    scaler totals history num_class source_sha256 more 7
     options.type options.arch options.alpha options.beta options.num_segments options.input_size
     options.dropout options.batch_size options.amp options.accumulate options.lr options.lr_steps
     options.lr_schedule options.epochs options.seed options.gpus options.warmup_epochs options.more options.7

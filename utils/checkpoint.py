@@ -4,6 +4,7 @@ import glob
 import hashlib
 import io
 import itertools
+import json
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from torch.overrides import TorchFunctionMode
@@ -34,7 +36,14 @@ from datasets_video import (
     without_brackets,
 )
 from gst import ALPHAS, BETAS
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES, TemporalModel, split_options
+from models import (
+    MAX_INPUT_SIZE,
+    MAX_SEGMENTS,
+    PUBLISHED_NAMES,
+    TYPES,
+    TemporalModel,
+    split_options,
+)
 from resnet_gst import BLOCKS
 from utils.cli import UserError, log, shown
 from utils.files import link, open_regular, staged, write_atomically
@@ -46,6 +55,8 @@ _ZIP_START = b"PK\3\4"
 # The comment of a checkpoint: the checksum of all that comes before the checksum itself.
 _SEAL = b"sha256 "
 _SEAL_LENGTH = len(_SEAL) + 64
+# In the header of a safetensors file: the plain values of a checkpoint as JSON, and a checksum of all of it.
+_FACTS, _FACTS_SEAL = "gst", "gst_sha256"
 
 # The types of the values in a checkpoint that are not tensors, and their ranges.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -118,7 +129,11 @@ class _Optimizer(TypedDict):
 
 @with_config(_STRICT | ConfigDict(extra="allow"))
 class Saved(TypedDict, total=False):
-    """The content of a checkpoint; a released one has the first four, and only the first is always there."""
+    """The content of a checkpoint; a released one has the first four, and only the first is always there.
+
+    A clean one, of tools/convert_checkpoint.py, says what there is to say of its weights, and has
+    `num_class` and `source_sha256` for readers without this code.
+    """
 
     state_dict: dict[str, torch.Tensor]
     epoch: Count
@@ -127,6 +142,8 @@ class Saved(TypedDict, total=False):
     step: Count
     options: SavedOptions
     categories: list[str]
+    num_class: Positive
+    source_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of the file that it was made from
     mirrored: list[Annotated[int, Field(ge=-1)]]  # what a label becomes in a mirror; -1: never mirrored
     data: Annotated[int, Field(ge=0, lt=2**32)]
     val_data: Annotated[int, Field(ge=0, lt=2**32)]
@@ -191,6 +208,41 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     with staged({path: best or sealed}):
         if keep > 1 and path.exists():
             _keep_older(path, keep)
+
+
+def safetensors_bytes(content: dict[str, Any]) -> bytes:
+    """A file of safetensors: a checkpoint's state dict, and the plain values as JSON in the header."""
+    state_dict = content["state_dict"]
+    facts = json.dumps({name: value for name, value in content.items() if name != "state_dict"})
+    metadata = {"format": "pt", _FACTS: facts, _FACTS_SEAL: _digest(facts, state_dict)}
+    return safetensors.torch.save(state_dict, metadata)
+
+
+def _read_safetensors(content: bytes, path: str | Path) -> dict[str, Any]:
+    """Read what `safetensors_bytes` wrote, or another's file of safetensors as a bare state dict.
+
+    Raises:
+        UserError: its checksum is wrong.
+        Exception: it is damaged in another way.
+    """
+    state_dict = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if not metadata.keys() & {_FACTS, _FACTS_SEAL}:
+        return state_dict
+    facts = metadata.get(_FACTS, "")
+    if metadata.get(_FACTS_SEAL) != _digest(facts, state_dict):
+        raise UserError(f"{path}: is damaged (a checksum in it is wrong)")
+    return json.loads(facts) | {"state_dict": state_dict}
+
+
+def _digest(facts: str, state_dict: dict[str, torch.Tensor]) -> str:
+    """A checksum of a checkpoint's plain values and its tensors, whatever their order in a file."""
+    sha256 = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(state_dict.items()):
+        sha256.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
 def _seal(file: io.BytesIO) -> None:
@@ -283,7 +335,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Read a file that torch saved, new or old format, onto the CPU and without running code in it.
+    """Read a file of torch (new or old format) or safetensors, onto the CPU and without running code in it.
 
     Raises:
         UserError: there is no such file, it is damaged, or it needs code to be run.
@@ -293,8 +345,13 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             if not _is_intact(file):
                 raise UserError(f"{path}: is damaged (a checksum in it is wrong) or incomplete")
             file.seek(0)
-            warnings.simplefilter("ignore")  # of pickle protocols; an error says what matters of it
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            is_safetensors = file.read(9)[8:] == b"{"  # after its length, the header of safetensors is JSON
+            file.seek(0)
+            if is_safetensors:
+                content = _read_safetensors(file.read(), path)
+            else:
+                warnings.simplefilter("ignore")  # of pickle protocols; an error says what matters of it
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
@@ -323,7 +380,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint: this code's, one that the GST authors released, or a bare state dict.
+    """Load a checkpoint: this code's, a clean one, one that the GST authors released, or a bare state dict.
 
     Returns:
         The published form, `state_dict` with keys without `module.` and `_orig_mod.`, and `best_prec1`, if
@@ -456,6 +513,8 @@ def describe_model(saved: dict[str, Any], path: str | Path, kind: str | None = N
         kind = kind if kind in fitting else next(iter(fitting))
         split = fitting[kind]
     num_class = _tensor(state_dict, f"{head}.weight", 2, path).shape[0]
+    if saved.get("num_class", num_class) != num_class:
+        raise UserError(f"{path}: says {saved['num_class']} classes, but its classifier has {num_class}")
     return ModelSpec(
         kind, arch, split.get("alpha"), split.get("beta"), num_class, has_dropout=head == "new_fc"
     )
@@ -564,7 +623,7 @@ def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str |
                 spec.arch,
                 spec.alpha,
                 spec.beta,
-                dropout=0.5 if spec.has_dropout else 0,  # only whether it is there matters here
+                dropout=0.3 if spec.has_dropout else 0,  # the published rate; evaluation has none
                 input_size=input_size,
             )
     except ValueError as error:
