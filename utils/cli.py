@@ -115,7 +115,7 @@ class OneLine(logging.Formatter):
 
 
 # What main.py and test_models.py, and all that they use, have to say.
-log = logging.getLogger("gst")
+log = logging.getLogger(__name__)  # another one for each clone that torch.hub loads
 log.setLevel(logging.INFO)
 log.propagate = False
 _terminal = _Terminal()
