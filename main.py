@@ -173,7 +173,7 @@ def main(args: Namespace) -> None:
         )
     model.to(world.device)
     if args.channels_last or world.device.type == "cpu":
-        to_channels_last(model, world.device)
+        to_channels_last(model, world.device, for_training=not args.evaluate)
     log.info(world.describe(val_batch * world.size if args.evaluate else args.batch_size))
     if args.evaluate:
         log.info(f"precision: validation in {validation}")

@@ -265,6 +265,27 @@ def test_2d_kernels_of_a_deployed_model_compute_the_same(frames):
     assert relative(deployed(clips), expected) < 1e-10
 
 
+def test_training_takes_2d_kernels_where_a_cpu_has_no_avx512(monkeypatch):
+    def takes_2d_kernels(for_training: bool) -> bool:
+        model = filled()
+        to_channels_last(model, CPU, for_training)
+        return not any(type(module) is nn.Conv3d for module in model.modules())
+
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert [takes_2d_kernels(for_training) for for_training in (False, True)] == [False, True]
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert takes_2d_kernels(True) == (torch.backends.cpu.get_cpu_capability() == "AVX2")
+
+
+@torch.no_grad()
+def test_a_model_is_deployed_in_one_way_whatever_it_was_trained_with():
+    """So that its validation, in training, has the logits of a later evaluation."""
+    model, clips = filled(), torch.randn(2, 3, 3, 64, 64)
+    expected = deploy(model, CPU)(clips)
+    use_2d_kernels(model)
+    assert torch.equal(deploy(model, CPU)(clips), expected)
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_channels_last_stays_from_the_first_layer_to_the_last_and_back():
     # With one thread, torch computes 1x1 convolutions of few clips in another way, which is always NCTHW.

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models import TemporalModel
 from utils.cli import UserError
+from utils.precision import has_avx2_at_most
 
 
 @contextmanager
@@ -28,20 +29,22 @@ def float32_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def to_channels_last(model: nn.Module, device: torch.device) -> None:
+def to_channels_last(model: nn.Module, device: torch.device, for_training: bool = False) -> None:
     """Put a model's weights, and so all that it computes, into the layout that is fastest on a device.
 
     In channels-last the frames of a clip are 2D images in memory too, so that a convolution over
-    one frame can be a 2D convolution of batch * frames images without moving anything. On CPUs
-    oneDNN's 3D kernels are as fast as that, and faster for 3x3x3. On GPUs cuDNN's 3D kernels are slow in
-    bf16, and in some releases wrong (pytorch issue 163539).
+    one frame can be a 2D convolution of batch * frames images without moving anything. Whether that is
+    faster depends on the kernels. On GPUs cuDNN's 3D ones are slow in bf16, and in some releases wrong
+    (pytorch issue 163539). On CPUs oneDNN's 3D ones are as fast or faster, apart from training with AVX2:
+    docs/SPEED.md has the measurements.
 
     Args:
         model: changed in place; its state dict keeps names, shapes and values.
         device: where it will run.
+        for_training: whether it will be trained.
     """
     model.to(memory_format=torch.channels_last_3d)
-    if device.type == "cuda":
+    if device.type == "cuda" or (for_training and device.type == "cpu" and has_avx2_at_most()):
         use_2d_kernels(model)
 
 
@@ -50,7 +53,23 @@ def use_2d_kernels(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, module in parent.named_children():
             if _FrameConv3d.can_compute(module):
-                setattr(parent, name, _FrameConv3d.of(module))
+                setattr(parent, name, _like(_FrameConv3d, module))
+
+
+def _use_3d_kernels(model: nn.Module) -> None:
+    """Undo `use_2d_kernels`."""
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if type(module) is _FrameConv3d:
+                setattr(parent, name, _like(nn.Conv3d, module))
+
+
+def _like(kind: type[nn.Conv3d], convolution: nn.Conv3d) -> nn.Conv3d:
+    """A convolution of a kind, with the parameters of another one."""
+    shape = (convolution.in_channels, convolution.out_channels, convolution.kernel_size)
+    own = kind(*shape, convolution.stride, convolution.padding, bias=False, device="meta")
+    own.weight, own.bias = convolution.weight, convolution.bias
+    return own.train(convolution.training)
 
 
 class _FrameConv3d(nn.Conv3d):
@@ -68,14 +87,6 @@ class _FrameConv3d(nn.Conv3d):
         length, padding = module.kernel_size[0], module.padding[0]
         in_time = (module.stride[0], module.dilation[0], padding)
         return length in (1, 3) and in_time == (1, 1, length // 2) and module.dilation == (1, 1, 1)
-
-    @classmethod
-    def of(cls, convolution: nn.Conv3d) -> "_FrameConv3d":
-        """Compute a convolution, with the same parameters."""
-        shape = (convolution.in_channels, convolution.out_channels, convolution.kernel_size)
-        own = cls(*shape, convolution.stride, convolution.padding, bias=False, device="meta")
-        own.weight, own.bias = convolution.weight, convolution.bias
-        return own.train(convolution.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         clips, _, frames = x.shape[:3]
@@ -136,6 +147,7 @@ def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torc
         A model that cannot be trained, for input as the model's own.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    _use_3d_kernels(model)
     for module in model.modules():
         for norm, convolutions in _norm_inputs(module).items():
             _fold(module, norm, [module.get_submodule(name) for name in convolutions])

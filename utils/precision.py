@@ -10,6 +10,7 @@ DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave out every bfloat16 instruction.
 _ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+_ISAS_WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 
 
 class Precision(NamedTuple):
@@ -47,6 +48,13 @@ def has_instructions(device: torch.device, amp: str) -> bool:
     if not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX", "AVX10")):
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def has_avx2_at_most() -> bool:
+    """Whether this CPU is an x86 without AVX-512, or PyTorch or oneDNN are told to take it for one."""
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISAS_WITHOUT_AVX512:
+        return True
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def training_precision(option: str | None, saved: str | None, device: torch.device) -> Precision:
