@@ -5,9 +5,9 @@
     python tools/export.py --weights FILE --format pt2 --out model.pt2
 
 It holds the deployed model, batch norm folded into the convolutions, in float32. The number of clips and
-their height and width are free (multiples of 32; every size from 32 on works); the number of frames is the
-model's. Class names and facts are stored in it. Before the file is written its scores for 32 clips are
-compared with the model's. Then a few lines of Python say how to run it. See docs/DEPLOYMENT.md.
+their height and width are free (multiples of 32, in .pt2 from 64 on); the number of frames is the model's.
+Class names and facts are stored in it. Before the file is written its scores for 32 clips are compared with
+the model's. Then a few lines of Python say how to run it. See docs/DEPLOYMENT.md.
 """
 
 import re
@@ -66,6 +66,12 @@ def main() -> None:
     saved = load_checkpoint(args.weights)
     spec = describe_model(saved, args.weights, args.type)
     num_segments, input_size = read_settings(args, spec, saved.get("options", {}))
+    smallest = FORMATS[args.format].min_size
+    if input_size < smallest:
+        raise UserError(
+            f"--format {args.format}: is for clips of {smallest} x {smallest} pixels or more, and those of "
+            f"{args.weights} are {input_size} x {input_size}; use another format"
+        )
     model = build_model(spec, num_segments, input_size, args.weights)
     load_weights(model, saved["state_dict"], args.weights)
     model.eval()

@@ -58,10 +58,11 @@ def to_onnx(module: Exported, facts: Facts) -> bytes:
     """Export as ONNX; the facts are in its metadata.
 
     Raises:
-        UserError: onnx or onnxscript is not installed.
+        UserError: one of the packages is not installed.
     """
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401 - for the check
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX needs {error.name}: pip install onnx onnxruntime onnxscript") from None
@@ -76,7 +77,7 @@ def to_onnx(module: Exported, facts: Facts) -> bytes:
             dynamic_shapes=(sizes,),
         )
     content = program.model_proto
-    for node in content.graph.node:  # where in this source each comes from: of no use elsewhere
+    for node in content.graph.node:  # where in this source it comes from, as in `_program`
         del node.metadata_props[:]
     content.metadata_props.add(key=FACTS, value=json.dumps(facts))
     return content.SerializeToString()
@@ -107,7 +108,8 @@ def load_onnx(content: bytes) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def load_pt2(content: bytes) -> nn.Module:
     """Load what `to_pt2` gave, to call it."""
-    return torch.export.load(io.BytesIO(content)).module()
+    with _quiet():
+        return torch.export.load(io.BytesIO(content)).module()
 
 
 def load_torchscript(content: bytes) -> nn.Module:
@@ -121,19 +123,22 @@ class Format(NamedTuple):
 
     Attributes:
         suffix: of their names.
+        min_size: the smallest height and width of a clip, in pixels.
         save: makes a file's content of the module and the facts.
         load: makes something to call of the content.
     """
 
     suffix: str
+    min_size: int
     save: Callable[[Exported, Facts], bytes]
     load: Callable[[bytes], Callable[[torch.Tensor], torch.Tensor]]
 
 
 FORMATS = {
-    "onnx": Format(".onnx", to_onnx, load_onnx),
-    "pt2": Format(".pt2", to_pt2, load_pt2),
-    "torchscript": Format(".torchscript", to_torchscript, load_torchscript),
+    "onnx": Format(".onnx", 32, to_onnx, load_onnx),
+    # torch.export assumes that no size becomes 1 on the way, as 32 does.
+    "pt2": Format(".pt2", 33, to_pt2, load_pt2),
+    "torchscript": Format(".torchscript", 32, to_torchscript, load_torchscript),
 }
 
 
@@ -145,7 +150,12 @@ def _free(module: Exported) -> tuple[int, int, int]:
 def _program(module: Exported) -> torch.export.ExportedProgram:
     free = dict.fromkeys(_free(module), torch.export.Dim.DYNAMIC)
     with torch.no_grad():
-        return torch.export.export(module.eval(), (module.example(),), dynamic_shapes=(free,), strict=False)
+        program = torch.export.export(
+            module.eval(), (module.example(),), dynamic_shapes=(free,), strict=False
+        )
+    for node in program.graph.nodes:  # the lines and folders of this source: of no use elsewhere
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 @contextmanager

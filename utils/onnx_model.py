@@ -156,9 +156,9 @@ def _read(path: str | Path) -> tuple["InferenceSession", dict[str, Any]]:
     check_schema(Facts, facts, f"{FACTS}.", path)
     check_schema(dict[str, JsonValue], facts["options"], f"{FACTS}.options.", path)
     frames, num_class = facts["options"].get("num_segments"), facts["num_class"]
-    shape = ["batch", frames, "height", "width", 3] if facts["preprocess"] else None
-    expected = [(INPUT, shape or ["batch", frames, 3, "height", "width"]), ["batch", num_class]]
+    clips = [None, frames, None, None, 3] if facts["preprocess"] else [None, frames, 3, None, None]
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [*((value.name, value.shape) for value in inputs), *(value.shape for value in outputs)] != expected:
+    found = [[size if isinstance(size, int) else None for size in one.shape] for one in (*inputs, *outputs)]
+    if found != [clips, [None, num_class]] or inputs[0].name != INPUT or frames is None:
         raise UserError(f"{path}: its graph is not for clips of {frames} frames and {num_class} classes")
     return session, facts
