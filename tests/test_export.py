@@ -281,7 +281,9 @@ def test_other_onnx_files_are_refused(exported, folder, tmp_path):
     refused(with_facts(options=facts["options"] | {"num_segments": 8}), "8 frames")
     refused(with_facts(preprocess=True), "graph")
     refused(with_facts(categories=["one"]), "1 categories")
-    refused(with_facts(options={}), "frames")
+    for name in ("type", "arch", "num_segments", "input_size"):
+        options = {key: value for key, value in facts["options"].items() if key != name}
+        refused(with_facts(options=options), f"do not say its {name}")
     refused(with_facts(softmax="no"), "softmax")
     entry.value = "[1]"
     refused(model.SerializeToString(), "facts")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 INPUT = "clips"
 # The name under which an exported file has the facts about its model, a text in JSON.
 FACTS = "facts"
+_NEEDED = ("type", "arch", "num_segments", "input_size")
 # Options of the programs that an ONNX file has nothing for.
 _REFUSED = ("amp", "compile", "fast", "gpus", "save_features")
 
@@ -34,9 +35,7 @@ class Facts(TypedDict):
     """What an exported file says about its model."""
 
     description: str
-    options: (
-        SavedOptions  # type, arch, alpha, beta, num_segments, input_size; what else decides an evaluation
-    )
+    options: SavedOptions  # the model's, all of `_NEEDED`, and what else decides an evaluation
     num_class: Positive
     input_mean: list[float]  # of the pixels' channels, divided by 255
     input_std: list[float]
@@ -155,10 +154,13 @@ def _read(path: str | Path) -> tuple["InferenceSession", dict[str, Any]]:
         raise UserError(f"{path}: was not written by tools/export.py: its metadata has no {FACTS}") from None
     check_schema(Facts, facts, f"{FACTS}.", path)
     check_schema(dict[str, JsonValue], facts["options"], f"{FACTS}.options.", path)
-    frames, num_class = facts["options"].get("num_segments"), facts["num_class"]
+    for name in _NEEDED:
+        if name not in facts["options"]:
+            raise UserError(f"{path}: its {FACTS} do not say its {name}")
+    frames, num_class = facts["options"]["num_segments"], facts["num_class"]
     clips = [None, frames, None, None, 3] if facts["preprocess"] else [None, frames, 3, None, None]
     inputs, outputs = session.get_inputs(), session.get_outputs()
     found = [[size if isinstance(size, int) else None for size in one.shape] for one in (*inputs, *outputs)]
-    if found != [clips, [None, num_class]] or inputs[0].name != INPUT or frames is None:
+    if found != [clips, [None, num_class]] or inputs[0].name != INPUT:
         raise UserError(f"{path}: its graph is not for clips of {frames} frames and {num_class} classes")
     return session, facts
