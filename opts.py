@@ -376,7 +376,7 @@ def testing_parser() -> argparse.ArgumentParser:
         "--weights",
         required=True,
         metavar="FILE",
-        help="a checkpoint of main.py, a released one, or a bare state dict",
+        help="a checkpoint of main.py, a released one, a bare state dict, or an ONNX file of tools/export.py",
     )
     _add_data_options(parser, is_training=False)
     _add_model_options(parser, is_training=False)
@@ -448,7 +448,7 @@ def video_parser() -> argparse.ArgumentParser:
         "--weights",
         required=True,
         metavar="FILE",
-        help="a checkpoint of main.py, a released one, or a bare state dict",
+        help="a checkpoint of main.py, a released one, a bare state dict, or an ONNX file of tools/export.py",
     )
     weights.add_argument(
         "--categories",

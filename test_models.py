@@ -26,7 +26,6 @@ from utils.checkpoint import (
     describe_type,
     find_labels,
     find_mirrored,
-    load_checkpoint,
     load_weights,
     model_line,
     read_settings,
@@ -35,6 +34,7 @@ from utils.cli import UserError, check_new_file, counted, log, run_program, show
 from utils.distributed import init_distributed
 from utils.files import npz, write_atomically
 from utils.metrics import Result, check_result
+from utils.onnx_model import OnnxModel, open_weights
 from utils.precision import emulation_warning, evaluation_precision
 from utils.report import check_report, write_report
 from utils.resize import decodes_only
@@ -61,7 +61,7 @@ def main(args: Namespace) -> None:
         check_report(Path(args.report))
 
     # Model: what it is and how it is computed is read from the checkpoint.
-    saved = load_checkpoint(args.weights)
+    saved, exported, world = open_weights(args, world)
     spec = describe_model(saved, args.weights, args.type)
     options = saved.get("options", {})
     num_segments, input_size = read_settings(args, spec, options)
@@ -111,8 +111,9 @@ def main(args: Namespace) -> None:
     batches = evaluation_batches(dataset.included, max(1, batch_size // num_views), world.rank, world.size)
     loader = ClipLoader(dataset, batches, args.workers, decodes_only(args.resize, world.device))
 
-    model = build_model(spec, num_segments, input_size, args.weights)
-    load_weights(model, saved["state_dict"], args.weights)
+    model = exported or build_model(spec, num_segments, input_size, args.weights)
+    if not exported:
+        load_weights(model, saved["state_dict"], args.weights)
     described = model_line(saved, model, spec.num_class, args.weights)
     log.info(described)
     if line := describe_type(saved, spec, args):
@@ -182,7 +183,7 @@ def check_outputs(args: Namespace) -> None:
                 raise UserError(f"--{option} {file}: must not be in the folder of --report")
 
 
-def describe_views(args: Namespace, model: TemporalModel) -> str:
+def describe_views(args: Namespace, model: TemporalModel | OnnxModel) -> str:
     """For the log: what is seen of each video; empty for one centre crop of one clip."""
     if args.test_crops == args.num_clips == 1 and not args.full_res:
         return ""

@@ -34,7 +34,6 @@ from utils.checkpoint import (
     describe_model,
     describe_type,
     find_mirrored,
-    load_checkpoint,
     load_weights,
     model_line,
     read_settings,
@@ -44,6 +43,7 @@ from utils.deploy import check_deployed, deploy, float32_convolutions
 from utils.distributed import World, init_distributed
 from utils.files import write_atomically
 from utils.metrics import average_views
+from utils.onnx_model import OnnxModel, open_weights
 from utils.precision import DTYPES, emulation_warning, evaluation_precision
 from utils.render import Answer, check_rendered_output, render
 from utils.sources import FrameFolder, VideoFile, find_videos, open_video
@@ -104,7 +104,7 @@ def main(args: Namespace) -> int:
         return 1
 
     # Model: what it is and how it is computed is read from the checkpoint, as test_models.py does.
-    saved = load_checkpoint(args.weights)
+    saved, exported, world = open_weights(args, world)
     spec = describe_model(saved, args.weights, args.type)
     options = saved.get("options", {})
     num_segments, input_size = read_settings(args, spec, options)
@@ -113,13 +113,14 @@ def main(args: Namespace) -> int:
     batch_size = evaluation_batch_size(args.batch_size, options.get("batch_size"), len(world.devices))
     if warning := emulation_warning(precision, world.device):
         log.warning(warning)
-    model = build_model(spec, num_segments, input_size, args.weights)
+    model = exported or build_model(spec, num_segments, input_size, args.weights)
     if not is_quiet:
         log.info(model_line(saved, model, spec.num_class, args.weights))
         if line := describe_type(saved, spec, args):
             log.info(line)
         log.info(f"class names: {source}; {precision}")
-    load_weights(model, saved["state_dict"], args.weights)
+    if not exported:
+        load_weights(model, saved["state_dict"], args.weights)
     model.to(world.device)
 
     # Answers, in the order of the videos.
@@ -257,7 +258,7 @@ def load_clips(
 
 @float32_convolutions()
 def classify(
-    model: TemporalModel,
+    model: TemporalModel | OnnxModel,
     world: World,
     dtype: torch.dtype,
     batches: Iterator[list[Clip | UserError]],

@@ -18,7 +18,7 @@ from dataset import VideoDataSet
 from engine import to_input, train_one_epoch
 from models import TemporalModel
 from transforms import GroupCenterCrop, GroupScale, evaluation_transform
-from utils.cli import run_program
+from utils.cli import UserError, run_program
 
 CPU = torch.device("cpu")
 
@@ -144,6 +144,19 @@ def test_a_training_variant_takes_the_engines_steps(benchmark, monkeypatch, caps
         assert not torch.equal(before, after)
         before = after
     assert capsys.readouterr() == ("", "")  # nothing is logged, nor a bar shown
+
+
+def test_exported_models_are_measured_where_their_runtime_is_installed(benchmark, monkeypatch, tmp_path):
+    (comparison,) = benchmark.export_comparisons(Namespace(batch_size=1, frames=[8]), CPU, tmp_path)
+    plain, deployed, *exported = comparison.builders
+    assert (plain, deployed) == (benchmark.BASELINE, "default: float32, deployed")
+    assert [name.split()[1] for name in exported] == ["onnx,", "pt2,", "torchscript,"]
+    variant = benchmark.export_variant("torchscript", 2, 3, "resnet14", 32)
+    assert variant.clips == 3
+    assert variant.run().shape == (3, benchmark.NUM_CLASS)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="pip install"):  # upon which `Benchmark.compare` leaves the row out
+        benchmark.export_variant("onnx", 2, 3, "resnet14", 32)
 
 
 def test_a_run_prints_its_table_and_writes_its_numbers(tmp_path):

@@ -24,6 +24,9 @@ than float32 (--emulated measures them). A CPU's capability can be limited as Py
 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2. On a GPU the baseline's convolutions are in TF32,
 PyTorch's default, which evaluation does without.
 
+Exported models (tools/export.py) are measured on the CPU, in float32; ONNX is left out where onnxruntime is
+not installed.
+
 Multiply-adds (MAC) are those of convolutions and classifier; a training step has three times as many. They
 are also given as a share of the throughput of square matrix products in the variant's precision, the
 fastest of several sizes in the same run. Memory is the peak of a call beyond what was in use before it.
@@ -73,6 +76,7 @@ from transforms import (
 from utils.cli import Parser, UserError, check_writable_file, cores, number_type, run_program, uninterrupted
 from utils.deploy import compile_model, deploy, float32_convolutions, to_channels_last
 from utils.distributed import World, init_distributed
+from utils.export import FORMATS, Exported
 from utils.files import write_texts
 from utils.metrics import ClipMeters, LossWatch, multiply_adds
 from utils.optim import make_optimizer
@@ -83,7 +87,13 @@ from utils.resize import resize_clips
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
 NUM_CLASS = 174
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}
-SECONDS = {"loader": 60, "inference": 130, "training": 120, "end-to-end": 90}  # a section's budget
+SECONDS = {
+    "loader": 60,
+    "inference": 130,
+    "training": 120,
+    "end-to-end": 90,
+    "export": 60,
+}  # a section's budget
 WITH_MODELS = ("inference", "training", "end-to-end")
 MIN_ROUNDS, MAX_ROUNDS = 2, 7
 V2_VIDEOS = 220_847
@@ -568,6 +578,38 @@ def inference_variant(
     return of_size(min(sizes, key=seconds) if len(sizes) > 1 else sizes[0])
 
 
+def export_comparisons(args: Namespace, device: torch.device, folder: Path) -> list[Comparison]:
+    size, cpu = args.batch_size or 2, torch.device("cpu")  # whatever the other sections are measured on
+    comparisons = []
+    for frames in args.frames:
+        builders: dict[str, Callable[[], Variant]] = {
+            name: partial(
+                inference_variant, MODELS["GST"], frames, "off", name != BASELINE, False, [size], cpu
+            )
+            for name in (BASELINE, "default: float32, deployed")
+        }
+        for kind in FORMATS:
+            runtime = "onnxruntime" if kind == "onnx" else "torch"
+            builders[f"exported: {kind}, run by {runtime}"] = partial(export_variant, kind, frames, size)
+        comparisons.append(Comparison(f"export, CPU, GST, {frames} frames", builders))
+    return comparisons
+
+
+def export_variant(
+    kind: str, frames: int, size: int, backbone: str = "resnet50", input_size: int = 224
+) -> Variant:
+    torch.manual_seed(0)
+    exported = Exported(TemporalModel(NUM_CLASS, frames, backbone=backbone).eval())
+    call = FORMATS[kind].load(FORMATS[kind].save(exported, {}))
+    clips = torch.randn(size, frames, 3, input_size, input_size)
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            return call(clips)
+
+    return Variant(run, size)
+
+
 def training_variants(device: torch.device, emulated: bool, compiled: bool) -> dict[str, tuple[str, bool]]:
     """Name -> precision, and whether it is compiled; those that this device is measured in."""
     variants = {BASELINE: ("off", False), "float32, channels last": ("off", False)}
@@ -863,6 +905,7 @@ SECTIONS = {
     "inference": inference_comparisons,
     "training": training_comparisons,
     "end-to-end": end_to_end_comparisons,
+    "export": export_comparisons,
 }
 
 

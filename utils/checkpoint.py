@@ -379,6 +379,11 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def is_onnx(path: str | Path) -> bool:
+    """Whether a file is taken for an exported ONNX model, by its name."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint: this code's, a clean one, one that the GST authors released, or a bare state dict.
 
@@ -389,6 +394,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: see `read_tensors`; or there is no state dict in it.
     """
+    if Path(path).suffix.lower() in (".onnx", ".pt2", ".torchscript"):
+        raise UserError(
+            f"{path}: is an exported model; this needs the checkpoint (test_models.py and test_video.py also "
+            "take .onnx)"
+        )
     content = read_tensors(path)
     if "state_dict" not in content:
         content = {"state_dict": content}
@@ -401,15 +411,26 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         content["best_prec1"] = float(best)  # a tensor, as the authors' code saved it
     if "options" not in content:
         content = {name: value for name, value in content.items() if name not in _OWN}
-    _check_schema(Saved, content, "", path)
-    _check_schema(dict[str, JsonValue], content.get("options", {}), "options.", path)
+    check_schema(Saved, content, "", path)
+    check_schema(dict[str, JsonValue], content.get("options", {}), "options.", path)
     _check_finite(content["state_dict"], path)
     if content.get("optimizer", {}).get("state"):
         _check_momentum(content, path)
     return content
 
 
-def _check_schema(schema: Any, value: dict[str, Any], prefix: str, path: str | Path) -> None:
+def check_schema(schema: Any, value: dict[str, Any], prefix: str, path: str | Path) -> None:
+    """Check the types and ranges of what a file holds.
+
+    Args:
+        schema: a `TypedDict`, or another type that pydantic knows.
+        value: what the file holds.
+        prefix: of the names in the message.
+        path: the file, for the message.
+
+    Raises:
+        UserError: names the first value that cannot be right.
+    """
     try:
         TypeAdapter(schema).validate_python(value)
     except ValidationError as error:

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models import TemporalModel
 from utils.cli import UserError
+from utils.onnx_model import OnnxModel
 from utils.precision import has_avx2_at_most
 
 
@@ -133,19 +134,23 @@ def compiler_errors() -> Iterator[None]:
         raise UserError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
-def deploy(model: TemporalModel, device: torch.device, dtype: torch.dtype = torch.float32) -> TemporalModel:
+def deploy(
+    model: TemporalModel | OnnxModel, device: torch.device, dtype: torch.dtype = torch.float32
+) -> TemporalModel | OnnxModel:
     """Make a copy of a model for inference: the same answers from less work.
 
     Batch norm is folded into the convolutions, and layout and kernels are those of `to_channels_last`.
 
     Args:
-        model: stays as it is.
+        model: stays as it is. An exported one is deployed already.
         device: where the copy will run; it stays on the model's device for now.
         dtype: of its weights and all it computes. In float32 its logits are the model's to 1e-5.
 
     Returns:
         A model that cannot be trained, for input as the model's own.
     """
+    if isinstance(model, OnnxModel):
+        return model
     model = copy.deepcopy(model).eval().requires_grad_(False)
     _use_3d_kernels(model)
     for module in model.modules():
@@ -174,6 +179,8 @@ def check_deployed(model: TemporalModel, deployed: TemporalModel, clips: torch.T
     Raises:
         UserError: their logits differ by more than `TOLERANCE`.
     """
+    if deployed is model:  # it was compared when it was exported
+        return
     clips = clips[:_CLIPS_TO_COMPARE]
     if next(deployed.parameters()).dtype != torch.float32:
         deployed = deploy(model, clips.device)
