@@ -126,7 +126,8 @@ class GroupMultiScaleCrop:
         Returns:
             Left, top, right and bottom, in pixels; inside the frame.
         """
-        sizes = [self._snap(int(min(width, height) * scale), min(width, height)) for scale in self.scales]
+        short = min(width, height)
+        sizes = [self._snap(max(1, int(short * scale)), short) for scale in self.scales]
         pairs = [(w, h) for i, h in enumerate(sizes) for j, w in enumerate(sizes) if abs(i - j) <= 1]
         crop_width, crop_height = pairs[rng.integers(len(pairs))]
         places = self._places(width - crop_width, height - crop_height)
