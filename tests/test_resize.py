@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_line_error, call, small_run
+from helpers import assert_one_line_error, call, files_limited_to, small_run
 from PIL import Image, ImageEnhance
 from synthetic import make_dataset
 from video_files import cut, write_video
@@ -24,9 +24,9 @@ CPU = torch.device("cpu")
 
 def cut_on_device(frames: np.ndarray, views: list[View], size: int) -> np.ndarray:
     count, height, width, _ = frames.shape
-    shapes, order = torch.tensor([[0, count, height, width]]), torch.arange(count)[None]
+    shapes, order = np.array([[0, count, height, width]]), np.arange(count)[None]
     pixels = torch.from_numpy(frames).flatten()
-    clips = DecodedClips(pixels, shapes, order, torch.tensor([views]), size, count)
+    clips = DecodedClips(pixels, shapes, order, np.array([views]), size, count)
     return resize_clips(clips).numpy()[0]
 
 
@@ -97,6 +97,17 @@ def test_training_draws_the_same_for_outlines():
         np.testing.assert_array_equal(cut_on_device(frames, [outline.view], 48), expected)
         seen.add(outline.view)
     assert len(seen) > 20
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 40), (50, 1)])
+def test_frames_of_one_pixel_can_be_trained_on(width, height):
+    """The smaller scales would cut nothing out of them."""
+    frames = np.random.default_rng(0).integers(256, size=(1, height, width, 3), dtype=np.uint8)
+    for seed in range(10):
+        transform = training_transform(32, [0])
+        expected, _ = transform([Image.fromarray(frames[0])], 0, np.random.default_rng(seed))
+        (outline,), _ = transform([Outline.of(width, height)], 0, np.random.default_rng(seed))
+        np.testing.assert_array_equal(cut_on_device(frames, [outline.view], 32), expected)
 
 
 def test_outlines_refuse_what_they_cannot_note():
@@ -226,6 +237,28 @@ def test_different_frames_travel_once_and_in_shared_memory(root):
     num_frames = [3, len(set(decoded.order[1].tolist()))]
     assert decoded.shapes[:, 1].tolist() == num_frames
     assert len(decoded.pixels) == 64 * 40 * 3 * sum(num_frames)
+
+
+@pytest.mark.parametrize("decode_only", [False, True])
+def test_a_lack_of_shared_memory_is_said_in_one_line(root, decode_only):
+    loader = ClipLoader(open_clips(root, evaluation_transform(32), "{:05d}.jpg"), [[0, 0]], 1, decode_only)
+    with files_limited_to(4096), pytest.raises(UserError, match="^/dev/shm: has no room .* fewer --workers"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("decode_only", [False, True])
+def test_workers_need_no_shared_memory_to_send_a_batch(root, decode_only):
+    """Where none is left, the thread that sends batches would drop one, and the program wait for ever."""
+    loader = ClipLoader(open_clips(root, evaluation_transform(32), "{:05d}.jpg"), [[0]], 1, decode_only)
+    loader.collate_fn = are_shared  # in the worker, last of all
+    assert next(iter(loader)) == [True, True]
+
+
+def are_shared(batch: list) -> list[bool]:
+    """Whether each of a batch's tensors is in shared memory."""
+    clips, labels = batch
+    tensors = [*clips, labels] if isinstance(clips, DecodedClips) else batch
+    return [tensor.is_shared() for tensor in tensors if isinstance(tensor, torch.Tensor)]
 
 
 @pytest.mark.parametrize("decode_only", [False, True])

@@ -200,9 +200,9 @@ class DecodedClips(NamedTuple):
     """
 
     pixels: torch.Tensor
-    shapes: torch.Tensor
-    order: torch.Tensor
-    views: torch.Tensor
+    shapes: np.ndarray
+    order: np.ndarray
+    views: np.ndarray
     size: int
     length: int
 
