@@ -638,7 +638,7 @@ class ClipLoader(DataLoader):
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if "Too many open files" in str(error):  # torch's own text, which has several lines
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
-                if "unable to allocate shared memory" in str(error):
+                if "</torch_" in str(error):  # what torch calls a piece of shared memory
                     raise UserError(
                         "/dev/shm: has no room for the clips of --workers; make it larger (docker run "
                         "--shm-size), or try fewer --workers or a smaller batch"
