@@ -22,7 +22,7 @@ from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
 from transforms import Compose
 from utils.cli import UserError, counted, log, shown
 from utils.files import read_text
-from utils.images import EncodedFrame
+from utils.images import SourceFrame
 from utils.resize import DecodedClips, Outline
 from utils.sources import FrameFolders, VideoFiles
 
@@ -227,7 +227,7 @@ class VideoDataSet(Dataset):
 
     def _read(
         self, record: VideoRecord, rng: np.random.Generator
-    ) -> tuple[list[int], dict[int, EncodedFrame]]:
+    ) -> tuple[list[int], dict[int, SourceFrame]]:
         """Draw the frames of a video's clips, and read the different ones."""
         starts = [
             start
