@@ -4,7 +4,8 @@ The label travels along because mirroring a clip can change its class. Randomnes
 caller's generator, so that a clip's augmentation depends on nothing else.
 
 The frames are Pillow's images. Or one outline stands for all of them, which notes what the transforms do and
-leaves that to the device (`utils.resize`); a transform that changes colours needs `--resize workers`.
+leaves that to the device (`utils.resize`). So a transform does the same to every frame, and leaves their
+number and order alone (see `VideoDataSet.sample_indices`); one that changes colours needs `--resize workers`.
 """
 
 from collections.abc import Callable, Sequence
