@@ -110,6 +110,19 @@ def test_frames_of_one_pixel_can_be_trained_on(width, height):
         np.testing.assert_array_equal(cut_on_device(frames, [outline.view], 32), expected)
 
 
+def test_outlines_note_steps_of_any_number():
+    def take(frame: Image.Image | Outline) -> Image.Image | Outline:
+        frame = resize(frame.crop((3, 4, 60, 50)).crop((5, 1, 50, 40)), (40, 30))
+        frame = frame.crop((2, 3, 38, 28)).crop((7, 5, 23, 21))
+        for _ in range(3):
+            frame = frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return frame
+
+    frames = np.random.default_rng(0).integers(256, size=(1, 60, 70, 3), dtype=np.uint8)
+    expected = np.asarray(take(Image.fromarray(frames[0])))
+    np.testing.assert_array_equal(cut_on_device(frames, [take(Outline.of(70, 60)).view], 16)[0], expected)
+
+
 def test_outlines_refuse_what_they_cannot_note():
     outline = Outline.of(20, 10).crop((5, 0, 15, 10))
     assert outline.size == (10, 10)
