@@ -639,9 +639,10 @@ class ClipLoader(DataLoader):
                 if "Too many open files" in str(error):  # torch's own text, which has several lines
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
                 if "</torch_" in str(error):  # what torch calls a piece of shared memory
+                    remedies = "--resize workers, " if self.dataset.decode_only else ""
                     raise UserError(
                         "/dev/shm: has no room for the clips of --workers; make it larger (docker run "
-                        "--shm-size), or try fewer --workers or a smaller batch"
+                        f"--shm-size), or try {remedies}fewer --workers or a smaller batch"
                     ) from None
                 # Raised by the code of a clip, or because the process that had the clips is gone.
                 workers = {worker.sentinel: worker for worker in getattr(batches, "_workers", ())}
