@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
 from engine import to_device
 from transforms import Compose, evaluation_transform, training_transform
 from utils.cli import UserError
-from utils.images import JPEGFrame, read_frame
+from utils.images import ImageError, JPEGFrame, open_image, read_frame, read_image
 from utils.resize import DecodedClips, Outline, View, decodes_only, resize, resize_clips
 
 CPU = torch.device("cpu")
@@ -187,6 +188,49 @@ def test_frames_have_pillows_pixels(tmp_path, name):
     assert isinstance(frame, JPEGFrame) == (name != "CMYK")
 
 
+def test_damaged_files_are_what_pillow_makes_of_them(tmp_path):
+    """It names what is wrong with them, or decodes what is left."""
+    path = tmp_path / "1.jpg"
+    rng = np.random.default_rng(0)
+    refused = 0
+    for name, data in encodings().items():
+        for turn in range(20):
+            size = data.index(b"\xff\xc2" if name == "progressive" else b"\xff\xc0") + 5
+            damaged = bytearray(data)
+            if turn == 0:
+                damaged[size : size + 4] = b"\x40\x00\x40\x00"  # more pixels than Pillow takes
+            elif turn < 6:
+                del damaged[rng.integers(len(data)) :]
+            else:
+                damaged[rng.integers(len(data) if turn < 13 else size + 20)] = rng.integers(256)
+            path.write_bytes(damaged)
+            expected, found = outcome(lambda: decode(path)), outcome(lambda: read_image(str(path)))
+            refused += isinstance(found, str)
+            np.testing.assert_array_equal(found, expected)
+    assert 0.3 < refused / 20 / len(encodings()) < 0.9
+
+
+def test_pillows_limit_holds_for_intact_files(tmp_path, monkeypatch):
+    path = tmp_path / "1.jpg"
+    path.write_bytes(encodings()["baseline"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"exceeds limit of 2000 pixels"):
+        read_image(str(path))
+
+
+def decode(path: Path) -> Image.Image:
+    with open_image(str(path)) as image:
+        return image.convert("RGB")
+
+
+def outcome(read: Callable[[], Image.Image]) -> np.ndarray | str:
+    """The pixels, or what is said."""
+    try:
+        return np.asarray(read())
+    except ImageError as error:
+        return str(error)
+
+
 # Batches.
 
 
@@ -275,11 +319,12 @@ def are_shared(batch: list) -> list[bool]:
     return [tensor.is_shared() for tensor in tensors if isinstance(tensor, torch.Tensor)]
 
 
+@pytest.mark.parametrize("share", [0.6, 0.95], ids=["in the header", "in the pixels"])
 @pytest.mark.parametrize("decode_only", [False, True])
-def test_a_damaged_frame_is_named_on_either_path(tmp_path, decode_only):
+def test_a_damaged_frame_is_named_on_either_path(tmp_path, decode_only, share):
     make_dataset(tmp_path, train=2, val=0, frames=6)
     frame = next(tmp_path.rglob("00003.jpg"))
-    cut(frame, 0.6)
+    cut(frame, share)
     (tmp_path / "list.txt").write_text(f"{frame.parent.name} 6 0\n")
     clips = VideoDataSet(
         *(frame.parent.parent, tmp_path / "list.txt", 6, "{:05d}.jpg", 1, evaluation_transform(32), False),
