@@ -18,7 +18,7 @@ from engine import to_device
 from transforms import Compose, evaluation_transform, training_transform
 from utils.cli import UserError
 from utils.images import ImageError, JPEGFrame, open_image, read_frame, read_image
-from utils.resize import DecodedClips, Outline, View, decodes_only, resize, resize_clips
+from utils.resize import DecodedClips, Outline, View, _taps, decodes_only, resize, resize_clips
 
 CPU = torch.device("cpu")
 
@@ -338,6 +338,19 @@ def test_a_damaged_frame_is_named_on_either_path(tmp_path, decode_only, share):
         next(iter(loader))
 
 
+@pytest.mark.parametrize("decode_only", [False, True])
+def test_a_frame_of_another_size_is_named_on_either_path(tmp_path, decode_only):
+    (tmp_path / "v").mkdir()
+    for number in range(1, 5):
+        Image.new("RGB", (30, 40 + number // 4)).save(tmp_path / f"v/{number:05d}.jpg")
+    (tmp_path / "list.txt").write_text("v 4 0\n")
+    clips = open_clips(tmp_path, evaluation_transform(32), "{:05d}.jpg", test_mode=True)
+    with pytest.raises(
+        UserError, match=r"v/00004.jpg: is 30 x 41, not 30 x 40 like the clip's other frames; .*"
+    ):
+        next(iter(ClipLoader(clips, [[0]], 0, decode_only)))
+
+
 def test_the_device_decides_unless_told():
     gpu = torch.device("cuda", 0)
     assert [decodes_only(None, device) for device in (CPU, gpu)] == [False, True]
@@ -351,8 +364,10 @@ def test_the_device_decides_unless_told():
 def test_a_run_continues_on_the_other_path_and_ends_the_same(trn_root, tmp_path):
     def weights(out: Path, *turns: tuple[str, ...]) -> dict[str, torch.Tensor]:
         for more in turns:
+            _taps.cache_clear()
             process = call("main.py", *small_run(trn_root, out), "--resume", "auto", *more)
             assert process.returncode == 0, process.stderr
+            assert (_taps.cache_info().misses > 0) == ("device" in more)
         (newest,) = (path for path in out.rglob("*.pth.tar") if "best" not in path.name)
         return torch.load(newest, weights_only=True)["state_dict"]
 
@@ -364,6 +379,20 @@ def test_a_run_continues_on_the_other_path_and_ends_the_same(trn_root, tmp_path)
     for name, value in expected.items():
         assert torch.equal(value, found[name])
         assert torch.equal(value, other[name])
+
+
+def test_an_evaluation_gives_the_same_on_either_path(trn_root, tmp_path):
+    assert call("main.py", *small_run(trn_root, tmp_path)).returncode == 0
+    (weights,) = tmp_path.rglob("*best*")
+    results = []
+    for place in ("workers", "device"):
+        _taps.cache_clear()
+        options = ("--dataset", "somethingv1", "--root_path", trn_root, "-j", 0, "--resize", place)
+        process = call("test_models.py", "--weights", weights, *options, "--test_crops", 3, "--num_clips", 2)
+        results.append(process.stdout.splitlines()[-1])
+        assert (_taps.cache_info().misses > 0) == (place == "device")
+    assert "Prec@1" in results[0]
+    assert results[0] == results[1]
 
 
 def test_a_wrong_place_is_refused(trn_root, tmp_path):
