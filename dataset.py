@@ -22,7 +22,7 @@ from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
 from transforms import Compose
 from utils.cli import UserError, counted, log, shown
 from utils.files import read_text
-from utils.images import EncodedFrame
+from utils.images import SourceFrame
 from utils.resize import DecodedClips, Outline
 from utils.sources import FrameFolders, VideoFiles
 
@@ -227,7 +227,7 @@ class VideoDataSet(Dataset):
 
     def _read(
         self, record: VideoRecord, rng: np.random.Generator
-    ) -> tuple[list[int], dict[int, EncodedFrame]]:
+    ) -> tuple[list[int], dict[int, SourceFrame]]:
         """Draw the frames of a video's clips, and read the different ones."""
         starts = [
             start
@@ -312,7 +312,7 @@ class VideoDataSet(Dataset):
                     frame.write(place)
         clips = DecodedClips(
             pixels,
-            *map(torch.tensor, (shapes, orders, views)),
+            *map(np.array, (shapes, orders, views)),
             outlines[0].width,
             self.num_segments * self.new_length,
         )
@@ -595,8 +595,8 @@ class ClipLoader(DataLoader):
         decode_only: leave the resize to the device.
 
     Raises:
-        UserError: a clip cannot be loaded, a worker was killed (both in the middle of the batches), or the
-            path for temporary files is too long for the workers' sockets.
+        UserError: a clip cannot be loaded, a worker was killed or has no shared memory left (each in the
+            middle of the batches), or the path for temporary files is too long for the workers' sockets.
     """
 
     def __init__(
@@ -638,6 +638,12 @@ class ClipLoader(DataLoader):
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if "Too many open files" in str(error):  # torch's own text, which has several lines
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+                if "</torch_" in str(error):  # what torch calls a piece of shared memory
+                    remedies = "--resize workers, " if self.dataset.decode_only else ""
+                    raise UserError(
+                        "/dev/shm: has no room for the clips of --workers; make it larger (docker run "
+                        f"--shm-size), or try {remedies}fewer --workers or a smaller batch"
+                    ) from None
                 # Raised by the code of a clip, or because the process that had the clips is gone.
                 workers = {worker.sentinel: worker for worker in getattr(batches, "_workers", ())}
                 gone = multiprocessing.connection.wait(list(workers), timeout=1)
@@ -665,10 +671,14 @@ class _Tolerant(Dataset):
     def __getitems__(self, keys: list[int | tuple[int, int]]) -> Batch | UserError:
         try:
             if self.decode_only:
-                return list(self.dataset.decode(keys))
-            return default_collate([self.dataset[key] for key in keys])
+                clips, labels = self.dataset.decode(keys)
+            else:
+                clips, labels = default_collate([self.dataset[key] for key in keys])
         except UserError as error:
             return error
+        if get_worker_info():  # without room for them, the thread that sends batches would drop this one
+            labels.share_memory_()
+        return [clips, labels]
 
 
 def _as_they_are(batch: Batch | UserError) -> Batch | UserError:

@@ -4,7 +4,8 @@ The label travels along because mirroring a clip can change its class. Randomnes
 caller's generator, so that a clip's augmentation depends on nothing else.
 
 The frames are Pillow's images. Or one outline stands for all of them, which notes what the transforms do and
-leaves that to the device (`utils.resize`); a transform that changes colours needs `--resize workers`.
+leaves that to the device (`utils.resize`). So a transform does the same to every frame, and leaves their
+number and order alone (see `VideoDataSet.sample_indices`); one that changes colours needs `--resize workers`.
 """
 
 from collections.abc import Callable, Sequence
@@ -126,7 +127,8 @@ class GroupMultiScaleCrop:
         Returns:
             Left, top, right and bottom, in pixels; inside the frame.
         """
-        sizes = [self._snap(int(min(width, height) * scale), min(width, height)) for scale in self.scales]
+        short = min(width, height)
+        sizes = [self._snap(max(1, int(short * scale)), short) for scale in self.scales]
         pairs = [(w, h) for i, h in enumerate(sizes) for j, w in enumerate(sizes) if abs(i - j) <= 1]
         crop_width, crop_height = pairs[rng.integers(len(pairs))]
         places = self._places(width - crop_width, height - crop_height)

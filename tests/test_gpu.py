@@ -68,12 +68,13 @@ def test_the_gpu_resizes_as_pillow_does(root, tmp_path):
     found = losses(train(root, tmp_path / "device", "--epochs", 1, "--gpus", 0))
     assert found == pytest.approx(expected, rel=1e-3)
     program = """
+import numpy as np
 import torch
 from utils.resize import DecodedClips, resize_clips
 for width, height in ((427, 240), (176, 100), (33, 90), (1, 7)):
     pixels = torch.randint(256, (2 * height * width * 3,), dtype=torch.uint8)
-    shapes, order = torch.tensor([[0, 2, height, width]]), torch.tensor([[0, 1]])
-    views = torch.tensor([[[0, 0, width, height, 224, 224, 0, 0, 1]]])
+    shapes, order = np.array([[0, 2, height, width]]), np.array([[0, 1]])
+    views = np.array([[[0, 0, width, height, 224, 224, 0, 0, 1]]])
     clips = DecodedClips(pixels, shapes, order, views, 224, 2)
     on_gpu = resize_clips(clips._replace(pixels=pixels.cuda()))
     assert torch.equal(on_gpu.cpu(), resize_clips(clips))

@@ -2,12 +2,13 @@
 
 import io
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_line_error, call, small_run
+from helpers import assert_one_line_error, call, files_limited_to, small_run
 from PIL import Image, ImageEnhance
 from synthetic import make_dataset
 from video_files import cut, write_video
@@ -16,17 +17,17 @@ from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
 from engine import to_device
 from transforms import Compose, evaluation_transform, training_transform
 from utils.cli import UserError
-from utils.images import JPEGFrame, read_frame
-from utils.resize import DecodedClips, Outline, View, decodes_only, resize, resize_clips
+from utils.images import ImageError, JPEGFrame, open_image, read_frame, read_image
+from utils.resize import DecodedClips, Outline, View, _taps, decodes_only, resize, resize_clips
 
 CPU = torch.device("cpu")
 
 
 def cut_on_device(frames: np.ndarray, views: list[View], size: int) -> np.ndarray:
     count, height, width, _ = frames.shape
-    shapes, order = torch.tensor([[0, count, height, width]]), torch.arange(count)[None]
+    shapes, order = np.array([[0, count, height, width]]), np.arange(count)[None]
     pixels = torch.from_numpy(frames).flatten()
-    clips = DecodedClips(pixels, shapes, order, torch.tensor([views]), size, count)
+    clips = DecodedClips(pixels, shapes, order, np.array([views]), size, count)
     return resize_clips(clips).numpy()[0]
 
 
@@ -99,6 +100,30 @@ def test_training_draws_the_same_for_outlines():
     assert len(seen) > 20
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 40), (50, 1)])
+def test_frames_of_one_pixel_can_be_trained_on(width, height):
+    """The smaller scales would cut nothing out of them."""
+    frames = np.random.default_rng(0).integers(256, size=(1, height, width, 3), dtype=np.uint8)
+    for seed in range(10):
+        transform = training_transform(32, [0])
+        expected, _ = transform([Image.fromarray(frames[0])], 0, np.random.default_rng(seed))
+        (outline,), _ = transform([Outline.of(width, height)], 0, np.random.default_rng(seed))
+        np.testing.assert_array_equal(cut_on_device(frames, [outline.view], 32), expected)
+
+
+def test_outlines_note_steps_of_any_number():
+    def take(frame: Image.Image | Outline) -> Image.Image | Outline:
+        frame = resize(frame.crop((3, 4, 60, 50)).crop((5, 1, 50, 40)), (40, 30))
+        frame = frame.crop((2, 3, 38, 28)).crop((7, 5, 23, 21))
+        for _ in range(3):
+            frame = frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return frame
+
+    frames = np.random.default_rng(0).integers(256, size=(1, 60, 70, 3), dtype=np.uint8)
+    expected = np.asarray(take(Image.fromarray(frames[0])))
+    np.testing.assert_array_equal(cut_on_device(frames, [take(Outline.of(70, 60)).view], 16)[0], expected)
+
+
 def test_outlines_refuse_what_they_cannot_note():
     outline = Outline.of(20, 10).crop((5, 0, 15, 10))
     assert outline.size == (10, 10)
@@ -161,6 +186,49 @@ def test_frames_have_pillows_pixels(tmp_path, name):
     np.testing.assert_array_equal(place, expected)
     np.testing.assert_array_equal(np.asarray(frame.image()), expected)
     assert isinstance(frame, JPEGFrame) == (name != "CMYK")
+
+
+def test_damaged_files_are_what_pillow_makes_of_them(tmp_path):
+    """It names what is wrong with them, or decodes what is left."""
+    path = tmp_path / "1.jpg"
+    rng = np.random.default_rng(0)
+    refused = 0
+    for name, data in encodings().items():
+        for turn in range(20):
+            size = data.index(b"\xff\xc2" if name == "progressive" else b"\xff\xc0") + 5
+            damaged = bytearray(data)
+            if turn == 0:
+                damaged[size : size + 4] = b"\x40\x00\x40\x00"  # more pixels than Pillow takes
+            elif turn < 6:
+                del damaged[rng.integers(len(data)) :]
+            else:
+                damaged[rng.integers(len(data) if turn < 13 else size + 20)] = rng.integers(256)
+            path.write_bytes(damaged)
+            expected, found = outcome(lambda: decode(path)), outcome(lambda: read_image(str(path)))
+            refused += isinstance(found, str)
+            np.testing.assert_array_equal(found, expected)
+    assert 0.3 < refused / 20 / len(encodings()) < 0.9
+
+
+def test_pillows_limit_holds_for_intact_files(tmp_path, monkeypatch):
+    path = tmp_path / "1.jpg"
+    path.write_bytes(encodings()["baseline"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"exceeds limit of 2000 pixels"):
+        read_image(str(path))
+
+
+def decode(path: Path) -> Image.Image:
+    with open_image(str(path)) as image:
+        return image.convert("RGB")
+
+
+def outcome(read: Callable[[], Image.Image]) -> np.ndarray | str:
+    """The pixels, or what is said."""
+    try:
+        return np.asarray(read())
+    except ImageError as error:
+        return str(error)
 
 
 # Batches.
@@ -229,10 +297,34 @@ def test_different_frames_travel_once_and_in_shared_memory(root):
 
 
 @pytest.mark.parametrize("decode_only", [False, True])
-def test_a_damaged_frame_is_named_on_either_path(tmp_path, decode_only):
+def test_a_lack_of_shared_memory_is_said_in_one_line(root, decode_only):
+    loader = ClipLoader(open_clips(root, evaluation_transform(32), "{:05d}.jpg"), [[0, 0]], 1, decode_only)
+    with files_limited_to(4096), pytest.raises(UserError, match="^/dev/shm: has no room .*batch$") as caught:
+        next(iter(loader))
+    assert ("--resize workers" in str(caught.value)) == decode_only
+
+
+@pytest.mark.parametrize("decode_only", [False, True])
+def test_workers_need_no_shared_memory_to_send_a_batch(root, decode_only):
+    """Where none is left, the thread that sends batches would drop one, and the program wait for ever."""
+    loader = ClipLoader(open_clips(root, evaluation_transform(32), "{:05d}.jpg"), [[0]], 1, decode_only)
+    loader.collate_fn = are_shared  # in the worker, last of all
+    assert next(iter(loader)) == [True, True]
+
+
+def are_shared(batch: list) -> list[bool]:
+    """Whether each of a batch's tensors is in shared memory."""
+    clips, labels = batch
+    tensors = [*clips, labels] if isinstance(clips, DecodedClips) else batch
+    return [tensor.is_shared() for tensor in tensors if isinstance(tensor, torch.Tensor)]
+
+
+@pytest.mark.parametrize("share", [0.6, 0.95], ids=["in the header", "in the pixels"])
+@pytest.mark.parametrize("decode_only", [False, True])
+def test_a_damaged_frame_is_named_on_either_path(tmp_path, decode_only, share):
     make_dataset(tmp_path, train=2, val=0, frames=6)
     frame = next(tmp_path.rglob("00003.jpg"))
-    cut(frame, 0.6)
+    cut(frame, share)
     (tmp_path / "list.txt").write_text(f"{frame.parent.name} 6 0\n")
     clips = VideoDataSet(
         *(frame.parent.parent, tmp_path / "list.txt", 6, "{:05d}.jpg", 1, evaluation_transform(32), False),
@@ -244,6 +336,19 @@ def test_a_damaged_frame_is_named_on_either_path(tmp_path, decode_only):
         UserError, match=f"{frame.name}: cannot be read as an image .*[Tt]runcated.*--exclude"
     ):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("decode_only", [False, True])
+def test_a_frame_of_another_size_is_named_on_either_path(tmp_path, decode_only):
+    (tmp_path / "v").mkdir()
+    for number in range(1, 5):
+        Image.new("RGB", (30, 40 + number // 4)).save(tmp_path / f"v/{number:05d}.jpg")
+    (tmp_path / "list.txt").write_text("v 4 0\n")
+    clips = open_clips(tmp_path, evaluation_transform(32), "{:05d}.jpg", test_mode=True)
+    with pytest.raises(
+        UserError, match=r"v/00004.jpg: is 30 x 41, not 30 x 40 like the clip's other frames; .*"
+    ):
+        next(iter(ClipLoader(clips, [[0]], 0, decode_only)))
 
 
 def test_the_device_decides_unless_told():
@@ -259,8 +364,10 @@ def test_the_device_decides_unless_told():
 def test_a_run_continues_on_the_other_path_and_ends_the_same(trn_root, tmp_path):
     def weights(out: Path, *turns: tuple[str, ...]) -> dict[str, torch.Tensor]:
         for more in turns:
+            _taps.cache_clear()
             process = call("main.py", *small_run(trn_root, out), "--resume", "auto", *more)
             assert process.returncode == 0, process.stderr
+            assert (_taps.cache_info().misses > 0) == ("device" in more)
         (newest,) = (path for path in out.rglob("*.pth.tar") if "best" not in path.name)
         return torch.load(newest, weights_only=True)["state_dict"]
 
@@ -272,6 +379,20 @@ def test_a_run_continues_on_the_other_path_and_ends_the_same(trn_root, tmp_path)
     for name, value in expected.items():
         assert torch.equal(value, found[name])
         assert torch.equal(value, other[name])
+
+
+def test_an_evaluation_gives_the_same_on_either_path(trn_root, tmp_path):
+    assert call("main.py", *small_run(trn_root, tmp_path)).returncode == 0
+    (weights,) = tmp_path.rglob("*best*")
+    results = []
+    for place in ("workers", "device"):
+        _taps.cache_clear()
+        options = ("--dataset", "somethingv1", "--root_path", trn_root, "-j", 0, "--resize", place)
+        process = call("test_models.py", "--weights", weights, *options, "--test_crops", 3, "--num_clips", 2)
+        results.append(process.stdout.splitlines()[-1])
+        assert (_taps.cache_info().misses > 0) == (place == "device")
+    assert "Prec@1" in results[0]
+    assert results[0] == results[1]
 
 
 def test_a_wrong_place_is_refused(trn_root, tmp_path):

@@ -725,9 +725,8 @@ def make_videos(root: Path, size: tuple[int, int], videos: int, encoded: bool = 
         for number in range(frames):
             frame = np.asarray(scene.crop((number, 0, number + width, height))).astype(int)
             frame = np.clip(frame + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8)
-            Image.fromarray(frame).save(
-                folder / f"{number + 1:05d}.jpg", quality=80
-            )  # 30 KB at v2's size, as its JPEGs have
+            path = folder / f"{number + 1:05d}.jpg"
+            Image.fromarray(frame).save(path, quality=80)  # 30 KB at v2's size, as its JPEGs have
             images.append(frame)
         if encoded:
             encode(folder.with_suffix(".webm"), images)

@@ -94,8 +94,8 @@ class DecodedFrame:
 class JPEGFrame:
     """A frame that is read, but not decoded.
 
-    Simplejpeg has libjpeg-turbo's decoder, as Pillow does, and the same pixels. It decodes to where they are
-    needed. What it refuses is Pillow's to judge.
+    Simplejpeg uses libjpeg-turbo, as Pillow does, and gives the same pixels, decoded to where they are
+    needed. What it refuses is decoded by Pillow, or refused in its words.
 
     Args:
         path: the file.
@@ -131,10 +131,10 @@ class JPEGFrame:
             place[:] = _decode(self._path, self._data)
 
 
-EncodedFrame = DecodedFrame | JPEGFrame
+SourceFrame = DecodedFrame | JPEGFrame  # read, and decoded or not
 
 
-def read_frame(path: str) -> EncodedFrame:
+def read_frame(path: str) -> SourceFrame:
     """Read an image, and decode it if it is not a common JPEG.
 
     Raises:

@@ -191,18 +191,18 @@ class DecodedClips(NamedTuple):
 
     Attributes:
         pixels: uint8, the different frames of all videos one after the other, each height x width x 3 (RGB).
-        shapes: int64, videos x 4: where a video's frames begin in `pixels`, how many they are, their height
+        shapes: videos x 4: where a video's frames begin in `pixels`, how many they are, their height
             and width.
-        order: int64, videos x frames: which of a video's frames to take.
-        views: int64, videos x crops x 9: what becomes of them; see `View`.
+        order: videos x frames: which of a video's frames to take.
+        views: videos x crops x 9: what becomes of them; see `View`.
         size: height and width of the result, in pixels.
         length: frames of a clip. If a video has more, it has several clips.
     """
 
     pixels: torch.Tensor
-    shapes: torch.Tensor
-    order: torch.Tensor
-    views: torch.Tensor
+    shapes: np.ndarray
+    order: np.ndarray
+    views: np.ndarray
     size: int
     length: int
 
@@ -222,9 +222,9 @@ def resize_clips(clips: DecodedClips) -> torch.Tensor:
         for view in views:
             resized = _cut(frames, View(*view), clips.size)
             found.append(resized if order == list(range(count)) else resized[order])
-    num_videos, num_frames = len(clips.shapes), clips.views.shape[1] * clips.order.shape[1]
-    views = [] if num_frames == clips.length else [num_frames // clips.length]
-    return torch.cat(found).view(num_videos, *views, clips.length, clips.size, clips.size, 3)
+    num_views = clips.views.shape[1] * clips.order.shape[1] // clips.length
+    batch = [len(clips.shapes)] if num_views == 1 else [len(clips.shapes), num_views]
+    return torch.cat(found).view(*batch, clips.length, clips.size, clips.size, 3)
 
 
 def _cut(frames: torch.Tensor, view: View, size: int) -> torch.Tensor:
@@ -260,7 +260,8 @@ class _Taps(NamedTuple):
                 return frames.index_select(axis, indices)
             part = frames.index_select(axis, indices).int().mul_(weights.view(shape))
             sums = part if sums is None else sums.add_(part)
-        return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).clamp_(0, 255).byte()
+        # None is beyond 0 to 255, where Pillow would cut it off: weights are positive and add up to 1.
+        return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).byte()
 
 
 @lru_cache(1024)  # training needs some dozens, evaluation two for each size of frames
@@ -274,10 +275,10 @@ def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool, devic
     indices = first + np.arange((last - first).max())[:, None]
     weights = np.maximum(1 - np.abs((indices - centres + 0.5) * (1 / reach)), 0)
     weights[indices >= last] = 0
-    # Added up one by one, as Pillow does it: another order has other last digits.
+    # Added up one by one, as Pillow does it.
     weights = (0.5 + weights / np.cumsum(weights, axis=0)[-1] * (1 << BITS)).astype(np.int32)
     indices = np.minimum(indices, length - 1).astype(np.int32)
-    if length == scaled:  # Pillow leaves this pass out
+    if length == scaled:  # the same pixels in less time; Pillow leaves this pass out, too
         indices, weights = np.arange(start, start + size, dtype=np.int32)[None], weights[:1]
     if mirrored:
         indices, weights = indices[:, ::-1], weights[:, ::-1]

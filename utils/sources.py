@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets_video import VIDEO_SUFFIXES
 from utils.cli import UserError, shown
-from utils.images import DecodedFrame, EncodedFrame, read_frame
+from utils.images import DecodedFrame, SourceFrame, read_frame
 from utils.video import VideoError, decode, decode_frames, index_frames, is_video, to_image
 
 # Says of a video, given its name and its number of frames, which of its files is not as it must be; or None.
@@ -36,7 +36,7 @@ class FrameFolders:
         """Path of a frame."""
         return f"{self.root}/{name}/{self.template.format(number)}"
 
-    def read(self, name: str, numbers: Collection[int]) -> dict[int, EncodedFrame]:
+    def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
         """Read frames of a video.
 
         Args:
@@ -46,7 +46,7 @@ class FrameFolders:
         Raises:
             UserError: one cannot be read, or differs in size from the others.
         """
-        frames: dict[int, EncodedFrame] = {}
+        frames: dict[int, SourceFrame] = {}
         for number in numbers:
             frames[number] = read_frame(self.path(name, number))
             size, first = frames[number].size, next(iter(frames.values())).size
@@ -81,7 +81,7 @@ class VideoFiles:
     def __init__(self, root: str) -> None:
         self.root = root
 
-    def read(self, name: str, numbers: Collection[int]) -> dict[int, EncodedFrame]:
+    def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
         """Decode frames of a video as RGB, as `tools/extract_frames.py --native` does before it makes JPEGs.
 
         Args:
@@ -93,7 +93,7 @@ class VideoFiles:
         """
         path = f"{self.root}/{self._file(name)}"
         wanted, last = set(numbers), max(numbers)
-        frames: dict[int, EncodedFrame] = {}
+        frames: dict[int, SourceFrame] = {}
         scaler, size, number = VideoReformatter(), None, 0
         try:
             with closing(decode(path)) as decoded:
