@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
@@ -233,15 +234,7 @@ class VideoDataSet(Dataset):
         Raises:
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
         """
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.record(index)
-        rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
-        starts = [
-            start
-            for fraction in self.fractions
-            for start in self.sample_indices(record.num_frames, rng, fraction)
-        ]
-        numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
+        record, numbers, rng = self._sample(key)
         try:
             frames = self.source.read(record.path, list(dict.fromkeys(numbers)))
         except UserError as error:
@@ -255,6 +248,34 @@ class VideoDataSet(Dataset):
         clip, label = self.transform(clip, record.label, rng)
         length = self.num_segments * self.new_length
         return clip if len(clip) == length else clip.reshape(-1, length, *clip.shape[1:]), label
+
+    def is_mirrored(self, key: tuple[int, int]) -> bool:
+        """Whether the transform mirrors a clip: what becomes of a ramp from black to white in its place.
+
+        Args:
+            key: epoch and number of the clip.
+
+        Raises:
+            UserError: see `FrameFolders.read` and `VideoFiles.read`.
+        """
+        record, numbers, rng = self._sample(key)
+        width, height = self.source.read(record.path, numbers[:1])[numbers[0]].size
+        ramp = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
+        clip, _ = self.transform([Image.fromarray(np.tile(ramp, (height, 1, 3)))], record.label, rng)
+        return bool(clip[0, 0, 0, 0] > clip[0, 0, -1, 0])
+
+    def _sample(self, key: int | tuple[int, int]) -> tuple[VideoRecord, list[int], np.random.Generator]:
+        """A clip's record, the numbers of its frames, and the generator for its transform."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.record(index)
+        rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the clips
+        starts = [
+            start
+            for fraction in self.fractions
+            for start in self.sample_indices(record.num_frames, rng, fraction)
+        ]
+        numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
+        return record, numbers, rng
 
     def find_missing(self) -> list[tuple[int, str]]:
         """Look for every video's file, or its folder, first and last frame, in parallel.
