@@ -80,7 +80,7 @@ def read_log(path: str) -> list[dict[str, float]]:
             if len(rows) > 1 and rows[-1]["epoch"] <= rows[-2]["epoch"]:
                 raise UserError(f"{where}: epoch {shown(row['epoch'])} does not follow the one before it")
     except csv.Error as error:
-        raise UserError(f"{path}, line {table.line_num}: cannot be read ({error})") from None
+        raise UserError(f"{path}, line {table.line_num + 1}: cannot be read ({error})") from None
     if not rows:
         raise UserError(f"{path}: has no epoch yet; try again when the run has finished its first one")
     return rows

@@ -102,7 +102,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogFormatter, MaxNLocator
 
     names = [textwrap.fill(shown(name), 140) for name in runs]
     lines = sum(1 + name.count("\n") for name in names)
@@ -120,12 +120,14 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         handles.append(Line2D([], [], **style))
     for axes, label in zip(panels, ("loss", "top-1, %", "learning rate"), strict=True):
         axes.set(xlabel="epoch", title=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axes.grid(color="0.92")
     panels[1].set_ylim(0, 100)
     rates = [row["lr"] for rows in runs.values() for row in rows]
     if max(rates) >= 10 * min(rates) > 0:
         panels[2].set_yscale("log")
+        panels[2].yaxis.set_major_formatter(LogFormatter())
+        panels[2].yaxis.set_minor_formatter(LogFormatter())  # only where there is room
     else:
         panels[2].set_ylim(0, 1.1 * max(rates) or 1)
     # matplotlib leaves out labels that begin with an underscore, hence the blank.
@@ -183,6 +185,6 @@ def draw_batch(
             draw.rectangle((MARGIN, y - size[1] - 2, MARGIN + BAR - GAP - 1, y - 3), ACCENT)
             write(y, mark, bold, ACCENT)
         write(y, f"{labels[number]} {categories[labels[number]]}", bold, INK, round(bold.getlength(mark)))
-        every = f", every {step}. frame of the clip" if step > 1 else ""
-        write(y + LINE_HEIGHT, f"video {videos[number]}{every}", regular, GREY)
+        part = f"one in {step} frames of " if step > 1 else ""
+        write(y + LINE_HEIGHT, f"{part}video {videos[number]}", regular, GREY)
     return sheet

@@ -316,7 +316,10 @@ class Run:
         """Add to TensorBoard how many frames the videos of each list have, in the main process."""
         if self.curves:
             for name, numbers in lengths.items():
-                self.curves.add_summary(histogram(f"data/{name}_frames", numbers, bins=50), step)
+                # Whole numbers to a bin: others would have gaps. TensorBoard shows 30 of them.
+                width = -(-(int(np.ptp(numbers)) + 1) // 30)
+                bins = np.arange(numbers.min(), numbers.max() + width + 1, width) - 0.5
+                self.curves.add_summary(histogram(f"data/{name}_frames", numbers, bins), step)
 
     def show_batch(
         self,
