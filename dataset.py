@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 from tqdm import tqdm
 
@@ -317,6 +318,22 @@ class VideoDataSet(Dataset):
             self.num_segments * self.new_length,
         )
         return clips, torch.tensor(labels)
+
+    def is_mirrored(self, key: tuple[int, int]) -> bool:
+        """Whether the transform mirrors a clip: what becomes of a ramp from black to white in its place.
+
+        Args:
+            key: epoch and number of the clip.
+
+        Raises:
+            UserError: see `FrameFolders.read` and `VideoFiles.read`.
+        """
+        record, rng = self._generator(key)
+        _, frames = self._read(record, rng)
+        width, height = next(iter(frames.values())).size
+        ramp = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
+        clip, _ = self.transform([Image.fromarray(np.tile(ramp, (height, 1, 3)))], record.label, rng)
+        return bool(clip[0, 0, 0, 0] > clip[0, 0, -1, 0])
 
     def find_missing(self) -> list[tuple[int, str]]:
         """Look for every video's file, or its folder, first and last frame, in parallel.

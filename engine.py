@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
@@ -119,6 +119,7 @@ def train_one_epoch(
     epoch: int,
     sizes: Sequence[Sequence[int]],
     first_step: int = 0,
+    show: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Iterator[Step]:
     """Train for an epoch, or what is left of it (paper, section 4.2).
 
@@ -136,6 +137,7 @@ def train_one_epoch(
         epoch: from 0.
         sizes: for each step of the epoch, the clips in each of its batches, over all processes.
         first_step: the step to start at.
+        show: called with the clips and labels of the first batch, before they train.
 
     Yields:
         After each step what there is to say about it.
@@ -181,6 +183,9 @@ def train_one_epoch(
             batch = next(batches)
             waited += time.perf_counter() - start
             clips, labels = to_device(batch, world.device)
+            if show:
+                show(clips, labels)
+                show = None
             # The processes need not exchange gradients before the step's last batch.
             is_last = number == len(sizes[step]) - 1
             alone = model.no_sync() if world.size > 1 and not is_last else nullcontext()

@@ -227,7 +227,15 @@ def main(args: Namespace) -> None:
         compile_model(trained)
     sizes = {"training": len(train_set.included), "validation": len(val_set.included)}
     written = {"options": options, "devices": world.describe(args.batch_size), "parameters": num_parameters}
-    run.begin(state, written | {"clips": sizes}, state.epoch * steps + state.step)
+    first_step = state.epoch * steps + state.step
+    run.begin(state, written | {"clips": sizes}, first_step)
+    lengths = {"training": train_set.num_frames[train_set.included]}
+    lengths["validation"] = val_set.num_frames[val_set.included]
+    run.show_lengths(lengths, first_step)
+
+    def show_batch(clips: torch.Tensor, labels: torch.Tensor) -> None:
+        keys, step = next(iter(sampler)), sampler.epoch * steps + sampler.first_step
+        run.show_batch(clips, labels, train_set, keys, paths.categories, step)
 
     # The epochs: a checkpoint is saved, and signals are answered, between any two steps.
     for epoch in range(state.epoch, args.epochs):
@@ -248,6 +256,7 @@ def main(args: Namespace) -> None:
                 epoch,
                 sampler.batch_sizes(),
                 state.step,
+                show_batch,
             ):
                 state.step = step.done
                 run.add_curves(step.curves, epoch * steps + step.done - 1)

@@ -24,7 +24,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 _server = multiprocessing.get_context("forkserver")
 # An optimizer imports torch._dynamo.
-_server.set_forkserver_preload(["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image"])
+_server.set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image", "matplotlib.figure"]
+)
 
 
 class Program:

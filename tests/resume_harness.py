@@ -11,8 +11,11 @@ checkpoint, CSV log.
 """
 
 import argparse
+import os
 import random
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forked import REPOSITORY, Program, free_port, start_ranks, start_torchrun
+from forked import REPOSITORY, Program, start_ranks, start_torchrun
 from PIL import Image
 from synthetic import make_dataset
 from video_files import write_video
@@ -74,10 +77,40 @@ def start(
         return [Program("main.py", *options, env=ONE_THREAD, prepare=prepare)]
     if nodes == 1:
         return start_ranks(processes, "main.py", *options, env=ONE_THREAD)
-    agent = [f"--nproc_per_node={processes // nodes}", f"--nnodes={nodes}"]
-    agent += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    agents = [[*agent, f"--node_rank={node}"] for node in range(nodes)]
-    return [start_torchrun(words, "main.py", *options, env=ONE_THREAD) for words in agents]
+    agent = slurm_agent(processes // nodes, nodes)
+    return [start_torchrun(agent, "main.py", *options, env=ONE_THREAD) for _ in range(nodes)]
+
+
+def slurm_agent(processes: int, nodes: int) -> list[str]:
+    """The options that docs/slurm.sbatch gives torchrun, where the first node is this machine.
+
+    Args:
+        processes: on each node.
+        nodes: how many.
+    """
+    job = next(job for job in iter(lambda: random.getrandbits(30), None) if is_free(job))
+    facts = {"JOB_ID": job, "NNODES": nodes, "GPUS_ON_NODE": processes, "CPUS_PER_TASK": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        write_command(Path(folder, "hostname"), "echo 127.0.0.1")
+        write_command(Path(folder, "srun"), "printf '%s\\n' \"$@\"")
+        environment = os.environ | {f"SLURM_{name}": str(value) for name, value in facts.items()}
+        environment["PATH"] = f"{folder}:{environment['PATH']}"
+        command = ["bash", str(REPOSITORY / "docs" / "slurm.sbatch")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()
+    return words[words.index("torchrun") + 1 : words.index("main.py")]
+
+
+def is_free(job: int) -> bool:
+    """Whether nothing listens at the port that docs/slurm.sbatch takes for a job."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", 20000 + job % 10000)) != 0
+
+
+def write_command(path: Path, *lines: str) -> None:
+    """Write a command, in bash, that takes the place of another one."""
+    path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+    path.chmod(0o755)
 
 
 def end(programs: list[Program], seconds: float = 600) -> list[int]:

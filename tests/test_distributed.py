@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import resume_harness
 import torch
 from forked import REPOSITORY, descendants, start_ranks, start_torchrun
-from helpers import assert_one_line_error, call, run
+from helpers import assert_one_line_error, call, run, running
 from resume_harness import NAME, ONE_THREAD, training_options, what_is_left
 from synthetic import make_dataset
 
@@ -141,8 +142,44 @@ def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
 
 def test_a_killed_run_of_two_nodes_ends_as_one_that_was_not(small, alone, tmp_path):
     assert (
-        resume_harness.kill_and_compare(small, tmp_path, alone, kills=1, processes=2, nodes=2, seed=5) == []
+        resume_harness.kill_and_compare(small, tmp_path, alone, kills=1, processes=2, nodes=2, seed=9) == []
     )
+
+
+SLURM = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64"}
+# A training that is told to stop ends with 1, as torchrun does.
+TRAINING = ("trap 'exit 1' TERM", "echo $$ >pid", "while true; do sleep 0.02; done")
+NO_PREEMPTION = "   PreemptEligibleTime=2026-11-24T12:00:00 PreemptTime=None"
+PREEMPTION = NO_PREEMPTION.replace("None", "2026-11-24T13:00:00")
+
+
+@pytest.mark.parametrize(
+    ("training", "is_warned", "shown", "status", "is_requeued"),
+    [
+        (TRAINING, True, NO_PREEMPTION, 1, True),
+        (("trap 'exit 0' TERM", *TRAINING[1:]), True, NO_PREEMPTION, 0, False),  # it was finished then
+        (("exit 0",), False, NO_PREEMPTION, 0, False),
+        (("exit 3",), False, NO_PREEMPTION, 3, False),  # a mistake, which would only come again
+        (("exit 1",), False, PREEMPTION, 1, True),
+    ],
+)
+def test_a_slurm_job_is_requeued_if_it_was_stopped(tmp_path, training, is_warned, shown, status, is_requeued):
+    """docs/slurm.sbatch, with commands in the place of Slurm's; its line for torchrun: see `slurm_agent`."""
+    commands = {"srun": training, "scancel": ('echo "$@" >>scancel.txt; kill -TERM "$(<pid)"',)}
+    commands["scontrol"] = (f"if [ $1 = show ]; then echo '{shown}'; else echo \"$@\" >>scontrol.txt; fi",)
+    for name, lines in commands.items():
+        resume_harness.write_command(tmp_path / name, *lines)
+    environment = os.environ | SLURM | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", REPOSITORY / "docs" / "slurm.sbatch"]
+    with running(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as job:
+        if is_warned:
+            while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+                time.sleep(0.01)
+            job.send_signal(signal.SIGUSR1)
+        assert job.wait() == status
+    told = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
+    expected = {"scancel.txt": "--signal=TERM 77\n"} if is_warned else {}
+    assert told == expected | ({"scontrol.txt": "requeue 77\n"} if is_requeued else {})
 
 
 def test_a_process_that_fails_ends_the_others_and_says_why(root, tmp_path):

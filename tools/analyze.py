@@ -11,7 +11,6 @@ that low layers weigh static and high layers dynamic cues. An untrained model of
 control: its weights are close to 1.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from models import TemporalModel
 from utils.checkpoint import build_model, describe_model, load_checkpoint, load_weights
 from utils.cli import Parser, UserError, check_writable_folder, log, run_program
 from utils.files import write_atomically
+from utils.plots import figure_png
 
 
 def main() -> None:
@@ -59,11 +59,10 @@ def main() -> None:
         weights = (spec.alpha * share, spec.alpha * untrained[name])
         print(f"| {name} | {100 * share:.1f} | {weights[0]:.2f} | {weights[1]:.2f} |")
     if args.out:
-        picture, content = Path(args.out) / "share.png", io.BytesIO()
-        figure = draw(list(trained), list(trained.values()), list(untrained.values()), spec.alpha)
-        figure.savefig(content, format="png", dpi=150)
+        picture = Path(args.out) / "share.png"
+        shares = list(trained), list(trained.values()), list(untrained.values())
         picture.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(picture, content.getvalue())
+        write_atomically(picture, figure_png(lambda: draw(*shares, spec.alpha)))
         log.info(f"plot: {picture}")
 
 
@@ -105,8 +104,7 @@ def draw(names: Sequence[str], trained: Sequence[float], untrained: Sequence[flo
     axes.set_xticks(places[::step], names[::step], rotation=45, ha="right")
     axes.set(xlabel="block", ylabel="temporal share of what conv3 reads, %")
     axes.set_ylim(0, 120 * max(1 / alpha, *trained, *untrained))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 

@@ -15,7 +15,6 @@ Controls are lines of the table, too: GST on validation clips that are played ba
 shuffled, and GST trained with flips that leave the labels of mirrored classes as they are.
 """
 
-import io
 import json
 import math
 import os
@@ -53,11 +52,11 @@ from utils.cli import (
 )
 from utils.files import read_text, write_atomically, write_texts
 from utils.metrics import multiply_adds
+from utils.plots import MARKERS, figure_png
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Below --root_path of its own: validation clips whose frames are links in another order.
 REORDERED = {"backwards": "played backwards", "shuffled": "frames shuffled"}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 class Groups(NamedTuple):
@@ -163,9 +162,7 @@ def main() -> None:
         lines.append(Row(name, found))
     text = table(lines, seeds)
     write_texts({out / "table.md": text})
-    picture = io.BytesIO()
-    draw(rows).savefig(picture, format="png", dpi=150)
-    write_atomically(out / "plot.png", picture.getvalue())
+    write_atomically(out / "plot.png", figure_png(lambda: draw(rows)))
     print(text, end="")
 
 
@@ -454,7 +451,6 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.set(title=title, xlabel="multiply-adds of a clip, G", ylabel="top-1, %")
         axes.set_xlim(left, right)
         axes.set_ylim(low, high)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

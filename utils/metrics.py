@@ -175,9 +175,10 @@ def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class Result(NamedTuple):
     """An evaluation: raw scores (clips x classes, float32), labels, and what follows from them.
 
-    Accuracies are in percent; `mean_class` is the mean over classes of each class's top-1 accuracy. They and
-    the loss are nan where the clips have no labels (-1). `features` is what the classifier gets (clips x
-    features, float32), if that was asked for.
+    Accuracies are in percent: `class_prec1` has the top-1 of each class that has clips, by its label, and
+    `mean_class` is their mean. Where the clips have no labels (-1), the loss and the accuracies are nan, and
+    there are no classes. `features` is what the classifier gets (clips x features, float32), if that was
+    asked for.
     """
 
     scores: np.ndarray
@@ -186,6 +187,7 @@ class Result(NamedTuple):
     prec5: float
     mean_class: float
     loss: float
+    class_prec1: dict[int, float]
     features: np.ndarray | None = None
 
     @property
@@ -225,15 +227,16 @@ def summarise(scores: torch.Tensor, labels: torch.Tensor, features: torch.Tensor
     """
     kept = None if features is None else features.numpy()
     if (labels < 0).any():
-        return Result(scores.numpy(), labels.numpy(), *[math.nan] * 4, features=kept)
+        return Result(scores.numpy(), labels.numpy(), *[math.nan] * 4, class_prec1={}, features=kept)
     hits = top_k_hits(scores, labels).numpy()
-    per_class = [100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()]
+    per_class = {int(label): 100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()}
     return Result(
         scores=scores.numpy(),
         labels=labels.numpy(),
         prec1=100 * float(hits[:, 0].mean()),
         prec5=100 * float(hits.any(1).mean()),
-        mean_class=float(np.mean(per_class)),
+        mean_class=float(np.mean([*per_class.values()])),
         loss=float(functional.cross_entropy(scores.double(), labels)),
+        class_prec1=per_class,
         features=kept,
     )

@@ -10,21 +10,20 @@ import csv
 import importlib.util
 import io
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dataset import VideoDataSet
 from datasets_video import mirrored_labels
 from utils.cli import UserError, check_writable_folder, shown
 from utils.files import staged
 from utils.metrics import Result
+from utils.plots import DPI, GREY, INK, figure_png, font, image_png, shorten
 
 if TYPE_CHECKING:  # it takes half a second to import
     from matplotlib.figure import Figure
@@ -33,7 +32,6 @@ NUM_BEST = 10  # classes in the table of the best ones, and of the worst
 NUM_PAIRS = 20
 NUM_MISTAKES = 12
 
-DPI = 150
 # Up to so many classes the confusion matrix has numbers in its cells and names at both axes. With more, the
 # columns have only the numbers of the classes, and the hardest pairs stand alongside.
 FEW_CLASSES = 20
@@ -44,7 +42,6 @@ MAX_ROW_LABELS = 300
 MARGIN, GAP, TEXT_SIZE, LINE_HEIGHT = 24, 6, 17, 25
 FRAME_WIDTH, FRAME_HEIGHT = 200, 112
 FRAMES_A_LINE, MAX_FRAMES = 8, 32
-INK, GREY = "#111827", "#6b7280"
 
 
 class ClassResult(NamedTuple):
@@ -130,10 +127,10 @@ def write_report(
     contents = {
         "report.md": report_text(result, confusions, classes, categories, model, dataset.coverage()).encode(),
         "per_class.csv": per_class_csv(classes, categories).encode(),
-        "confusion.png": _confusion_png(confusions, categories),
+        "confusion.png": figure_png(lambda: draw_confusions(confusions, categories)),
     }
     if mistakes:
-        contents["mistakes.png"] = _png(draw_mistakes(mistakes))
+        contents["mistakes.png"] = image_png(draw_mistakes(mistakes))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with staged({folder / name: content for name, content in contents.items()}):
@@ -399,24 +396,6 @@ def similarity_order(confusions: np.ndarray) -> list[int]:
     return groups[0]
 
 
-def _confusion_png(confusions: np.ndarray, categories: Sequence[str]) -> bytes:
-    with _plain_matplotlib():
-        content = io.BytesIO()
-        draw_confusions(confusions, categories).savefig(content, format="png")
-    return content.getvalue()
-
-
-@contextmanager
-def _plain_matplotlib() -> Iterator[None]:
-    """Draw without a display, independently of a matplotlibrc, and without warnings of missing glyphs."""
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        matplotlib.rcdefaults()
-        yield
-
-
 def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figure":
     """Draw the confusion matrix, the classes ordered by similarity.
 
@@ -474,7 +453,7 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
     shares = (confusions / clips.clip(1)[:, None])[np.ix_(order, order)]
     axes = figure.add_axes(place(left, above, side, side))
     image = axes.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    axes.spines[:].set(linewidth=0.5)
+    axes.spines[:].set(visible=True, linewidth=0.5)
     lines = np.arange(count - 1) + 0.5 if is_small else np.arange(10, count, 10) - 0.5
     axes.vlines(lines, -0.5, count - 0.5, color="#b0b7c3", linewidth=0.4)
     axes.hlines(lines, -0.5, count - 0.5, color="#b0b7c3", linewidth=0.4)
@@ -521,36 +500,9 @@ def _text_width(size: float) -> Callable[[str], float]:
     return lambda text: renderer.get_text_width_height_descent(text, font, False)[0] / DPI
 
 
-def shorten(text: str, room: float, width_of: Callable[[str], float]) -> str:
-    """Cut a text to a width, with an ellipsis at its end.
-
-    Args:
-        text: in one line.
-        room: the width, in the unit of `width_of`.
-        width_of: gives the width of a text.
-    """
-    if width_of(text) <= room:
-        return text
-    fits, too_long = 0, len(text)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if width_of(text[:middle].rstrip() + "…") <= room:
-            fits = middle
-        else:
-            too_long = middle
-    return text[:fits].rstrip() + "…"
-
-
 def draw_mistakes(mistakes: Sequence[Mistake]) -> Image.Image:
     """Draw a contact sheet: for each clip its prediction, its label, its name, and the frames."""
-    from matplotlib.font_manager import FontProperties, findfont
-
-    def font(weight: str) -> ImageFont.FreeTypeFont:
-        file = findfont(FontProperties(family="DejaVu Sans", weight=weight))
-        # The same layout everywhere, whatever libraries are installed.
-        return ImageFont.truetype(file, TEXT_SIZE, layout_engine=ImageFont.Layout.BASIC)
-
-    bold, regular = font("bold"), font("normal")
+    bold, regular = font(TEXT_SIZE, "bold"), font(TEXT_SIZE)
     rows = [-(-len(mistake.frames) // FRAMES_A_LINE) for mistake in mistakes]
     heights = [3 * LINE_HEIGHT + (FRAME_HEIGHT + GAP) * lines + 2 * MARGIN for lines in rows]
     room = FRAMES_A_LINE * (FRAME_WIDTH + GAP) - GAP
@@ -577,9 +529,3 @@ def draw_mistakes(mistakes: Sequence[Mistake]) -> Image.Image:
             sheet.paste(small, (x, y + GAP + line * (FRAME_HEIGHT + GAP)))
         top += height
     return sheet
-
-
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,8 +32,10 @@ import torch
 from filelock import FileLock, Timeout
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import histogram, image, scalar, text
 
+from dataset import VideoDataSet
 from datasets_video import NEVER
 from models import TemporalModel
 from utils.checkpoint import (
@@ -52,6 +54,7 @@ from utils.distributed import World
 from utils.files import read_text, write_atomically, write_texts
 from utils.metrics import ClipMeters, LossWatch, Result, averages
 from utils.optim import learning_rate, load_optimizer
+from utils.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
 
 # What may not change between a checkpoint and the run that continues from it.
 MODEL_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
@@ -156,6 +159,8 @@ class Run:
         self.part = describe_start() if world.is_main else {}
         self.last_save = time.monotonic()
         self.has_failed = False  # the last save
+        self.has_lost_picture = False
+        self.has_shown_batch = False
         self.seen: dict[Path, tuple[int, int]] = {}  # its files, when it looked for a checkpoint
         # The processes that load a killed run's clips hold its lock for some seconds more.
         self.lock = FileLock(self.files.lock, timeout=8, thread_local=False)
@@ -254,6 +259,7 @@ class Run:
                 write_json(self.files.json, facts, self.part | {"epoch": state.epoch, "step": state.step})
                 write_texts({self.files.csv: format_csv(state.history)})
                 self.curves = Curves(self.files.tensorboard, first_step)
+                self.curves.add_text("run", json.dumps(facts | self.part, indent=2), first_step)
                 self.early.setTarget(_LogFile(self.files.log))
             except OSError as error:
                 raise UserError(
@@ -306,6 +312,60 @@ class Run:
         if self.curves:
             self.curves.add(values, step)
 
+    def show_lengths(self, lengths: Mapping[str, np.ndarray], step: int) -> None:
+        """Add to TensorBoard how many frames the videos of each list have, in the main process."""
+        if self.curves:
+            for name, numbers in lengths.items():
+                # Whole numbers to a bin: others would have gaps. TensorBoard shows 30 of them.
+                width = -(-(int(np.ptp(numbers)) + 1) // 30)
+                bins = np.arange(numbers.min(), numbers.max() + width + 1, width) - 0.5
+                self.curves.add_summary(histogram(f"data/{name}_frames", numbers, bins), step)
+
+    def show_batch(
+        self,
+        clips: torch.Tensor,
+        labels: torch.Tensor,
+        videos: VideoDataSet,
+        keys: Sequence[tuple[int, int]],
+        categories: Sequence[str],
+        step: int,
+    ) -> None:
+        """Draw the first batch of this part of the run, in the main process, to show mistakes in the data.
+
+        Args:
+            clips: see `utils.plots.draw_batch`.
+            labels: of the clips.
+            videos: that they are from.
+            keys: of the clips, for `videos`.
+            categories: class names.
+            step: counted over all epochs.
+        """
+        if not self.curves or self.has_shown_batch:
+            return
+        self.has_shown_batch = True
+        with self._spared(self.files.batch):
+            drawn = keys[:MAX_CLIPS]
+            names = [videos.record(number).path for _, number in drawn]
+            mirrored = [videos.is_mirrored(key) for key in drawn]
+            title = f"First batch of this run, at step {step}: {len(drawn)} of its {len(keys)} clips"
+            content = clips[:MAX_CLIPS].cpu().numpy()
+            picture = draw_batch(content, labels.tolist(), mirrored, names, categories, title)
+            self.curves.add_summary(image("train/batch", np.asarray(picture), dataformats="HWC"), step)
+            write_atomically(self.files.batch, image_png(picture))
+
+    @contextmanager
+    def _spared(self, picture: Path) -> Iterator[None]:
+        """Do without a picture that cannot be drawn or written, with one warning in the run."""
+        try:
+            yield
+        except Exception as error:  # whatever a file, a font or a library can be at fault with
+            if not self.has_lost_picture:
+                reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                log.warning(
+                    f"warning: cannot draw {picture} ({shown(reason)}); training continues without it"
+                )
+            self.has_lost_picture = True
+
     def save_if_due(self, state: TrainState) -> None:
         """Save after a step if it is time to, or if the run is to stop, and stop then.
 
@@ -356,6 +416,11 @@ class Run:
             measured["mean_class"] = result.mean_class
             row |= {f"val_{name}": value for name, value in measured.items()}
             curves |= {f"val/{name}": value for name, value in measured.items()}
+            classes = state.facts["categories"]
+            curves |= {
+                f"val_class/{label:03d} {classes[label]}": prec1
+                for label, prec1 in result.class_prec1.items()
+            }
             is_best = result.prec1 > state.best_prec1 or not self.files.best.exists()
             state.best_prec1 = max(state.best_prec1, result.prec1)
         self.add_curves(curves, (state.epoch + 1) * steps - 1)  # with the epoch's last step
@@ -367,6 +432,10 @@ class Run:
             )
         is_last = state.epoch == self.args.epochs
         self.save(state, is_best, is_last)
+        if self.curves:
+            with self._spared(self.files.picture):
+                picture = figure_png(lambda: draw_curves({self.files.name: state.history}))
+                write_atomically(self.files.picture, picture)
         if not is_last:
             self.stop_if_asked(state)
 
@@ -499,6 +568,8 @@ class RunFiles:
     csv: Path
     json: Path
     log: Path
+    picture: Path
+    batch: Path
     lock: Path
     tensorboard: Path
 
@@ -516,13 +587,15 @@ class RunFiles:
             csv=top / "log" / f"{name}.csv",
             json=top / "log" / f"{name}.json",
             log=top / "log" / f"{name}.log",
+            picture=top / "log" / f"{name}.png",
+            batch=top / "log" / f"{name}.batch.png",
             lock=top / "log" / f"{name}.lock",
             tensorboard=top / "tensorboard" / name,
         )
 
     def existing(self) -> list[Path]:
         """Those that exist."""
-        others = (self.best, self.csv, self.json, self.log, self.tensorboard)
+        others = (self.best, self.csv, self.json, self.log, self.picture, self.batch, self.tensorboard)
         checkpoints = all_checkpoints(self.checkpoint) + damaged_checkpoints(self.checkpoint)
         return checkpoints + [path for path in others if path.exists()]
 
@@ -611,7 +684,15 @@ class Curves:
     def add(self, values: dict[str, float], step: int) -> None:
         """Add a point to each curve."""
         for name, value in values.items():
-            self._write(Event(step=step, summary=scalar(name, value)))
+            self.add_summary(scalar(name, value), step)
+
+    def add_text(self, name: str, content: str, step: int) -> None:
+        """Add a text, shown as it is: in Markdown, lines that begin with four spaces are."""
+        self.add_summary(text(name, "\n".join(f"    {line}" for line in content.splitlines())), step)
+
+    def add_summary(self, summary: Summary, step: int) -> None:
+        """Add what the functions of tensorboardX make: a picture, a histogram, ..."""
+        self._write(Event(step=step, summary=summary))
 
     def _write(self, event: Event) -> None:
         if self.file is None:
