@@ -671,7 +671,10 @@ class ClipLoader(DataLoader):
                     "try fewer --workers"
                 ) from None
             if isinstance(batch, UserError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch, batches  # or the workers would live until the garbage collector finds the error
             yield batch
 
 

@@ -166,7 +166,7 @@ def test_a_run_prints_its_table_and_writes_its_numbers(tmp_path):
     assert process.stderr == ""
     table = [line for line in process.stdout.splitlines() if line.startswith("| loader")]
     rows = json.loads(path.read_text())["rows"]
-    assert len(table) == len(rows) == 10  # evaluation and training: TSN's and ours; of v2 also from videos
+    assert len(table) == len(rows) == 16  # evaluation and training: TSN's and both of ours; of v2 also from videos
     for first in (0, 2, 4, 7):
         plain, fast = rows[first : first + 2]
         ratios = np.divide(plain["rounds"], fast["rounds"])
