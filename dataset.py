@@ -674,7 +674,10 @@ class ClipLoader(DataLoader):
                 try:
                     raise batch
                 finally:
-                    del batch, batches  # or the workers would live until the garbage collector finds the error
+                    del (
+                        batch,
+                        batches,
+                    )  # or the workers would live until the garbage collector finds the error
             yield batch
 
 

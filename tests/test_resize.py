@@ -302,6 +302,7 @@ def test_a_lack_of_shared_memory_is_said_in_one_line(root, decode_only):
     with files_limited_to(4096), pytest.raises(UserError, match="^/dev/shm: has no room .*batch$") as caught:
         next(iter(loader))
     assert ("--resize workers" in str(caught.value)) == decode_only
+    del caught  # its traceback keeps the worker, which a garbage collection later would wait for
 
 
 @pytest.mark.parametrize("decode_only", [False, True])
