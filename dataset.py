@@ -233,9 +233,9 @@ class VideoDataSet(Dataset):
         starts = [
             start
             for fraction in self.fractions
-            for start in self.sample_indices(record.num_frames, rng, fraction)
+            for start in self.sample_indices(record.num_frames, rng, fraction).tolist()
         ]
-        numbers = [int(min(start + i, record.num_frames)) for start in starts for i in range(self.new_length)]
+        numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
         return numbers, self.source.read(record.path, list(dict.fromkeys(numbers)))
 
     @contextmanager

@@ -1,7 +1,6 @@
 """Image files: which are read, and what becomes of their pixels."""
 
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from utils.cli import UserError, shown
-from utils.files import open_regular
+from utils.files import open_regular, read_regular
 
 # Pillow opens many more, some by starting other programs (an EPS is run by Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -141,9 +140,7 @@ def read_frame(path: str) -> SourceFrame:
         ImageError: see `open_image`.
     """
     try:
-        with open_regular(path) as file:
-            is_huge = os.fstat(file.fileno()).st_size > _MAX_JPEG
-            data = None if is_huge else file.read()
+        data = read_regular(path, limit=_MAX_JPEG)
     except OSError as error:
         raise ImageError(path, error.strerror) from None
     if data and data.startswith(b"\xff\xd8"):
