@@ -122,7 +122,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         axes.set(xlabel="epoch", title=label)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axes.grid(color="0.92")
-    panels[1].set_ylim(0, 100)
+    panels[1].set_ylim(0, 102)  # room for a marker at 100 %
     rates = [row["lr"] for rows in runs.values() for row in rows]
     if max(rates) >= 10 * min(rates) > 0:
         panels[2].set_yscale("log")
