@@ -226,17 +226,18 @@ class VideoDataSet(Dataset):
             return np.ones_like(segments)
         return spread_frames(places, self.num_segments, fraction)
 
-    def _read(
-        self, record: VideoRecord, rng: np.random.Generator
-    ) -> tuple[list[int], dict[int, SourceFrame]]:
-        """Draw the frames of a video's clips, and read the different ones."""
+    def _sample(self, record: VideoRecord, rng: np.random.Generator) -> list[int]:
+        """Draw the numbers of the frames of a video's clips."""
         starts = [
             start
             for fraction in self.fractions
             for start in self.sample_indices(record.num_frames, rng, fraction).tolist()
         ]
-        numbers = [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
-        return numbers, self.source.read(record.path, list(dict.fromkeys(numbers)))
+        return [min(start + i, record.num_frames) for start in starts for i in range(self.new_length)]
+
+    def _read(self, record: VideoRecord, numbers: list[int]) -> dict[int, SourceFrame]:
+        """Read each of a video's frames once, however often it is in a clip."""
+        return self.source.read(record.path, list(dict.fromkeys(numbers)))
 
     @contextmanager
     def _advice(self, record: VideoRecord) -> Iterator[None]:
@@ -264,8 +265,9 @@ class VideoDataSet(Dataset):
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
         """
         record, rng = self._generator(key)
+        numbers = self._sample(record, rng)
         with self._advice(record):
-            numbers, frames = self._read(record, rng)
+            frames = self._read(record, numbers)
             images = {number: frame.image() for number, frame in frames.items()}
         clip = [images[number] for number in numbers]
         if self.transform is None:
@@ -290,8 +292,9 @@ class VideoDataSet(Dataset):
         end = 0
         for key in keys:
             record, rng = self._generator(key)
+            numbers = self._sample(record, rng)
             with self._advice(record):
-                numbers, frames = self._read(record, rng)
+                frames = self._read(record, numbers)
             videos.append((record, list(frames.values())))
             width, height = videos[-1][1][0].size
             outlines, label = self.transform([Outline.of(width, height)], record.label, rng)
@@ -329,8 +332,8 @@ class VideoDataSet(Dataset):
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
         """
         record, rng = self._generator(key)
-        _, frames = self._read(record, rng)
-        width, height = next(iter(frames.values())).size
+        first = self._sample(record, rng)[:1]
+        width, height = self._read(record, first)[first[0]].size
         ramp = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
         clip, _ = self.transform([Image.fromarray(np.tile(ramp, (height, 1, 3)))], record.label, rng)
         return bool(clip[0, 0, 0, 0] > clip[0, 0, -1, 0])

@@ -562,20 +562,31 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_TYPE: dict[str, Any] = {"type": lambda name: PUBLISHED_NAMES.get(name, name), "choices": TYPES}
+_NUM_SEGMENTS: dict[str, Any] = {"type": number_type(int, 1, MAX_SEGMENTS), "metavar": "N"}
+_INPUT_SIZE: dict[str, Any] = {"type": number_type(int, 32, MAX_INPUT_SIZE), "metavar": "N"}
+_UNSAID_TYPE = "; decides where the file has only tensors that several types have"
+_SIZE_HELP = "height and width of the network's input, in pixels"
+_UNSAID_SIZE = "; 224 where the checkpoint does not say"
+
+
+def _frames_help(unsaid: str) -> str:
+    return f"frames in a clip; {unsaid} where the checkpoint does not say"
+
+
 def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("model")
 
     def add(name: str, value: Any, help_text: str, **kwargs: Any) -> None:
         group.add_argument(name, default=value if is_training else None, help=help_text, **kwargs)
 
-    unknown = "" if is_training else "; decides where the file has only tensors that several types have"
     add(
         "--type",
         "GST",
         "type of block: GST, or a baseline: C2D (each frame by itself, as TSN), C3D (3x3x3; R3D is its other "
-        f"name), S3D (1x3x3, then 3x1x1), TSM (C2D with channels shifted in time){unknown}",
-        type=lambda name: PUBLISHED_NAMES.get(name, name),
-        choices=TYPES,
+        "name), S3D (1x3x3, then 3x1x1), TSM (C2D with channels shifted in time)"
+        f"{'' if is_training else _UNSAID_TYPE}",
+        **_TYPE,
     )
     add("--arch", "resnet50", "backbone; resnet14 and resnet26 are for small machines", choices=BLOCKS)
     add("--alpha", 4, "one in ALPHA of a block's channels is temporal (GST only)", type=int, choices=ALPHAS)
@@ -586,23 +597,22 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
         type=int,
         choices=BETAS,
     )
-    unknown = "" if is_training else "; 8 where the checkpoint does not say"
-    add(
-        "--num_segments",
-        8,
-        f"frames in a clip{unknown}",
-        type=number_type(int, 1, MAX_SEGMENTS),
-        metavar="N",
-    )
-    unknown = "" if is_training else "; 224 where the checkpoint does not say"
-    add(
-        "--input_size",
-        224,
-        f"height and width of the network's input, in pixels{unknown}",
-        type=number_type(int, 32, MAX_INPUT_SIZE),
-        metavar="N",
-    )
+    add("--num_segments", 8, "frames in a clip" if is_training else _frames_help("8"), **_NUM_SEGMENTS)
+    add("--input_size", 224, _SIZE_HELP + ("" if is_training else _UNSAID_SIZE), **_INPUT_SIZE)
     return group
+
+
+def add_unsaid_options(parser: argparse.ArgumentParser, unsaid_frames: str = "8") -> None:
+    """Add the options for what a checkpoint's tensors do not say of its model, and nothing else may.
+
+    Args:
+        parser: of a tool that has `--weights`.
+        unsaid_frames: what `--num_segments` is where the checkpoint does not say it, for the help.
+    """
+    parser.add_argument("--type", help=f"type of block{_UNSAID_TYPE}", **_TYPE)
+    parser.add_argument("--num_segments", help=_frames_help(unsaid_frames), **_NUM_SEGMENTS)
+    parser.add_argument("--input_size", help=_SIZE_HELP + _UNSAID_SIZE, **_INPUT_SIZE)
+    parser.set_defaults(arch=None, alpha=None, beta=None)  # which the tensors say
 
 
 def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -> argparse._ArgumentGroup:

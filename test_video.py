@@ -38,7 +38,7 @@ from utils.checkpoint import (
     model_line,
     read_settings,
 )
-from utils.cli import UserError, check_new_file, cores, log, run_program, shown
+from utils.cli import UserError, check_new_file, cores, log, run_program, shown, writing
 from utils.deploy import check_deployed, deploy, float32_convolutions
 from utils.distributed import World, init_distributed
 from utils.files import write_atomically
@@ -315,10 +315,8 @@ def write_json(file: str, content: dict[str, Any]) -> None:
         if sys.stdout.is_lost:
             raise UserError("--json -: stdout is closed or full, and the answers are lost")
         return
-    try:
+    with writing("--json", file):
         write_atomically(Path(file), text.encode())
-    except OSError as error:
-        raise UserError(f"--json {file}: cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -20,6 +20,12 @@ Frames = list[Frame]
 Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
 
 
+def scaled_size(frame: Frame, short: int) -> tuple[int, int]:
+    """Width and height of a frame whose short side is scaled to `short` pixels (torchvision's `Resize`)."""
+    width, height = frame.size
+    return short * width // min(width, height), short * height // min(width, height)
+
+
 class GroupScale:
     """Scale the frames' short side to `size` pixels, bilinearly (torchvision's `Resize`)."""
 
@@ -27,9 +33,7 @@ class GroupScale:
         self.size = size
 
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
-        width, height = frames[0].size
-        short = min(width, height)
-        size = (self.size * width // short, self.size * height // short)
+        size = scaled_size(frames[0], self.size)
         return [resize(frame, size) for frame in frames], label
 
 
@@ -59,9 +63,7 @@ class GroupScaleCenterCrop:
         self.crop_size = crop_size
 
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
-        width, height = frames[0].size
-        short = min(width, height)
-        scaled = (self.scale_size * width // short, self.scale_size * height // short)
+        scaled = scaled_size(frames[0], self.scale_size)
         return [resize_and_crop(frame, scaled, self.crop_size) for frame in frames], label
 
 

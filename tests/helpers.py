@@ -7,11 +7,13 @@ import os
 import resource
 import runpy
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import REPOSITORY, Program, descendants, server_pid
@@ -164,3 +166,19 @@ def files_limited_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def read_events(folder: Path) -> dict[str, dict[int, Any]]:
+    """`{tag: {step: value}}` of TensorBoard's files: records of length, checksum, content, checksum."""
+    from tensorboardX.proto.event_pb2 import Event  # some of its modules import torch, which is early here
+
+    found: dict[str, dict[int, Any]] = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value
+            data = data[16 + length :]
+    return found

@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_nothing(trained, tmp_path):
     for name in ("out.pth", "out.safetensors"):
         with files_limited_to(1 << 20):
             done = call(TOOL, "--weights", trained, "--out", tmp_path / name)
-        assert_one_line_error(done, "too large")
+        assert_one_line_error(done, f"--out {tmp_path / name}: cannot be written", "too large")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,10 +26,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import ON_CPU, REPOSITORY, assert_one_line_error, run, small_run
+from helpers import ON_CPU, REPOSITORY, assert_one_line_error, read_events, run, small_run
 from PIL import Image
 from synthetic import CATEGORIES, FRAMES, make_dataset
-from tensorboardX.proto.event_pb2 import Event
 from torchvision import transforms
 
 import opts
@@ -311,18 +310,12 @@ def test_a_json_that_is_not_this_codes_is_replaced(tmp_path, old):
 
 
 def scalars_of(folder):
-    """{tag: {step: value}} of the event files: records of length, its checksum, content, its checksum."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    found.setdefault(value.tag, {})[event.step] = value.simple_value
-            data = data[16 + length :]
-    return found
+    """{tag: {step: value}} of the curves in the event files."""
+    curves = {}
+    for tag, values in read_events(folder).items():
+        curve = {step: value.simple_value for step, value in values.items() if value.HasField("simple_value")}
+        curves |= {tag: curve} if curve else {}
+    return curves
 
 
 def test_tensorboard_has_the_curves(finished):

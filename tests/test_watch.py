@@ -4,7 +4,6 @@ import io
 import json
 import random
 import shutil
-import struct
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from forked import REPOSITORY
-from helpers import call, finish, run, small_run
+from helpers import call, finish, read_events, run, small_run
 from PIL import Image
 from synthetic import CATEGORIES, make_dataset
-from tensorboardX.proto.event_pb2 import Event
 
 from dataset import ClipSampler, VideoDataSet, open_videos
 from datasets_video import NEVER, return_dataset
@@ -25,20 +23,6 @@ from utils.plots import ACCENT, BAR, FRAME_SIZE, GAP, LINE_HEIGHT, MARGIN, MAX_C
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 MIRRORED = [2, 1, 0, 3]
-
-
-def read_events(folder: Path) -> dict[str, dict[int, object]]:
-    """`{tag: {step: value}}` of TensorBoard's files."""
-    found: dict[str, dict[int, object]] = {}
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            for value in event.summary.value:
-                found.setdefault(value.tag, {})[event.step] = value
-            data = data[16 + length :]
-    return found
 
 
 def open_clips(root: Path, mirrored: list[int] = MIRRORED, flips: bool = True) -> VideoDataSet:

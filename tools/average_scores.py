@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Parser, UserError, check_new_file, non_negative_float, run_program, shown
+from utils.cli import Parser, UserError, check_new_file, non_negative_float, run_program, shown, writing
 from utils.files import npz, open_regular, write_atomically
 
 
@@ -74,12 +74,8 @@ def main() -> None:
     for name, own in zip(names, [*files, average], strict=True):
         print(f"{name}: {own.accuracies()}")
     if args.save_scores:
-        try:
+        with writing("--save_scores", args.save_scores):
             write_atomically(Path(args.save_scores), npz(**average._asdict()))
-        except OSError as error:
-            raise UserError(
-                f"--save_scores {args.save_scores}: cannot be written ({error.strerror})"
-            ) from None
         print(f"scores: {args.save_scores}")
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES
+from opts import add_unsaid_options
 from utils.checkpoint import (
     ModelSpec,
     build_model,
@@ -34,7 +34,7 @@ from utils.checkpoint import (
     safetensors_bytes,
     save_checkpoint,
 )
-from utils.cli import Parser, UserError, check_new_file, log, number_type, run_program
+from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
 from utils.files import open_regular, write_atomically
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,16 +70,18 @@ def main() -> None:
         buffer = io.BytesIO()
         # As the authors' torch wrote it, and every torch reads it.
         torch.save(content, buffer, _use_new_zipfile_serialization=False)
-        write_atomically(out, buffer.getvalue())
+        with writing("--out", out):
+            write_atomically(out, buffer.getvalue())
     else:
         require_known(args, saved, spec)
         facts = clean_facts(saved, spec) | {"source_sha256": source_sha256}
         facts["options"] |= {"num_segments": num_segments, "input_size": input_size}
         content = facts | {"state_dict": rounded(state_dict, args)}
-        if out.suffix == ".safetensors":
-            write_atomically(out, safetensors_bytes(content))
-        else:
-            save_checkpoint(out, content)
+        with writing("--out", out):
+            if out.suffix == ".safetensors":
+                write_atomically(out, safetensors_bytes(content))
+            else:
+                save_checkpoint(out, content)
     log.info(model_line(content if "options" in content else saved, model, spec.num_class, args.weights))
     form = "released form" if args.released else args.dtype
     log.info(f"{out}: {form}, {out.stat().st_size / 1e6:.1f} MB")
@@ -98,25 +100,7 @@ def parse_args() -> Namespace:
         help="write the form of the authors' files: keys with module., epoch, arch and best_prec1, float32, "
         "and nothing about the classes",
     )
-    parser.add_argument(
-        "--type",
-        type=lambda name: PUBLISHED_NAMES.get(name, name),
-        choices=TYPES,
-        help="type of block, where the file has only tensors that several types have",
-    )
-    parser.add_argument(
-        "--num_segments",
-        type=number_type(int, 1, MAX_SEGMENTS),
-        metavar="N",
-        help="frames in a clip, where the file does not say",
-    )
-    parser.add_argument(
-        "--input_size",
-        type=number_type(int, 32, MAX_INPUT_SIZE),
-        metavar="N",
-        help="height and width of the network's input, in pixels, where the file does not say (default: 224)",
-    )
-    parser.set_defaults(arch=None, alpha=None, beta=None)  # which every file says
+    add_unsaid_options(parser, unsaid_frames="needed")
     args = parser.parse_args()
     if not args.out.endswith(SUFFIXES):
         raise UserError(f"--out {args.out}: the name must end in {', '.join(SUFFIXES)}")

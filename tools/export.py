@@ -24,7 +24,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from engine import to_input
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES, TemporalModel
+from models import TemporalModel
+from opts import add_unsaid_options
 from utils.checkpoint import (
     ModelSpec,
     build_model,
@@ -36,7 +37,7 @@ from utils.checkpoint import (
     model_line,
     read_settings,
 )
-from utils.cli import Parser, UserError, check_new_file, log, number_type, run_program
+from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
 from utils.distributed import keep_freed_memory
 from utils.export import FORMATS, Exported
 from utils.files import write_atomically
@@ -89,10 +90,8 @@ def main() -> None:
         f"checked: {sum(BATCHES)} clips have the model's best class, and scores that differ by at most "
         f"{difference:.1g} of the largest"
     )
-    try:
+    with writing("--out", out):
         write_atomically(Path(out), content)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     log.info(f"exported: {out} ({len(content) / 1e6:.1f} MB); to run it:")
     print(f"\n{instructions(args.format, out, exported, facts)}", end="")
 
@@ -119,25 +118,7 @@ def parse_args() -> Namespace:
         "normalised float32, batch x frames x RGB x height x width)",
     )
     parser.add_argument("--softmax", action="store_true", help="give probabilities (default: logits)")
-    parser.add_argument(
-        "--type",
-        choices=TYPES,
-        type=lambda name: PUBLISHED_NAMES.get(name, name),
-        help="type of block; decides where the checkpoint has only tensors that several types have",
-    )
-    parser.add_argument(
-        "--num_segments",
-        type=number_type(int, 1, MAX_SEGMENTS),
-        metavar="N",
-        help="frames in a clip; 8 where the checkpoint does not say",
-    )
-    parser.add_argument(
-        "--input_size",
-        type=number_type(int, 32, MAX_INPUT_SIZE),
-        metavar="N",
-        help="height and width for which it is meant; 224 where the checkpoint does not say",
-    )
-    parser.set_defaults(arch=None, alpha=None, beta=None)  # the checkpoint always says these
+    add_unsaid_options(parser)
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Parser, UserError, check_new_file, run_program, shown
+from utils.cli import Parser, UserError, check_new_file, run_program, shown, writing
 from utils.files import read_text, write_atomically
 from utils.plots import draw_curves, figure_png
 
@@ -36,10 +36,8 @@ def main() -> None:
     check_new_file(args.out, "--out", ".png")
     runs = {name: read_log(path) for name, path in zip(name_runs(args.logs), args.logs, strict=True)}
     picture = figure_png(lambda: draw_curves(runs))
-    try:
+    with writing("--out", args.out):
         write_atomically(Path(args.out), picture)
-    except OSError as error:
-        raise UserError(f"--out {args.out}: cannot be written ({error.strerror})") from None
     print(f"plot: {args.out}")
 
 

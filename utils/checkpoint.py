@@ -36,14 +36,7 @@ from datasets_video import (
     without_brackets,
 )
 from gst import ALPHAS, BETAS
-from models import (
-    MAX_INPUT_SIZE,
-    MAX_SEGMENTS,
-    PUBLISHED_NAMES,
-    TYPES,
-    TemporalModel,
-    split_options,
-)
+from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES, TemporalModel, split_options
 from resnet_gst import BLOCKS
 from utils.cli import UserError, log, shown
 from utils.files import link, open_regular, staged, write_atomically

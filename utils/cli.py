@@ -352,6 +352,19 @@ def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
         raise UserError(f"{option} {file}: already exists")
 
 
+@contextmanager
+def writing(option: str, file: str | Path) -> Iterator[None]:
+    """Write a file that an option names in the body of the `with`.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {file}: cannot be written ({error.strerror})") from None
+
+
 def check_writable_folder(folder: str | Path, option: str = "") -> None:
     """Refuse a folder that cannot be created or written to, before the work whose results it is for.
 

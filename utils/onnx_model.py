@@ -85,6 +85,8 @@ class OnnxModel(nn.Module):
         UserError: it cannot be read, or tools/export.py has not written it; or onnxruntime is missing.
     """
 
+    scale_size = TemporalModel.scale_size  # a property of `input_size`
+
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.session, facts = _read(path)
@@ -95,7 +97,6 @@ class OnnxModel(nn.Module):
             self.input_mean, self.input_std = (0.0,) * 3, (1 / 255,) * 3
         options = facts["options"]
         self.num_segments, self.input_size = options["num_segments"], options["input_size"]
-        self.scale_size = self.input_size * 256 // 224  # see `TemporalModel.scale_size`
         self.description = f"{facts['description']}, ONNX"
         classifier = torch.empty(facts["num_class"], 1, device="meta")
         self.saved = {name: facts[name] for name in ("options", "categories", "mirrored") if name in facts}

@@ -8,9 +8,10 @@ import torch
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave out every bfloat16 instruction.
-_ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave out AVX-512, and those that leave out every bfloat16
+# instruction.
 _ISAS_WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+_ISAS_WITHOUT_BF16 = (*_ISAS_WITHOUT_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 class Precision(NamedTuple):

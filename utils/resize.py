@@ -219,9 +219,10 @@ def resize_clips(clips: DecodedClips) -> torch.Tensor:
         clips.shapes.tolist(), clips.order.tolist(), clips.views.tolist(), strict=True
     ):
         frames = clips.pixels[start : start + count * height * width * 3].view(count, height, width, 3)
+        is_in_order = order == list(range(count))
         for view in views:
             resized = _cut(frames, View(*view), clips.size)
-            found.append(resized if order == list(range(count)) else resized[order])
+            found.append(resized if is_in_order else resized[order])
     num_views = clips.views.shape[1] * clips.order.shape[1] // clips.length
     batch = [len(clips.shapes)] if num_views == 1 else [len(clips.shapes), num_views]
     return torch.cat(found).view(*batch, clips.length, clips.size, clips.size, 3)
