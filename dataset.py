@@ -19,13 +19,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 from tqdm import tqdm
 
-from datasets_video import MAX_DIGITS, MAX_NAME, MIN_FRAMES, DatasetPaths
+from classes import MAX_NAME
+from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths
+from frames.images import SourceFrame
+from frames.resize import DecodedClips, Outline
+from frames.sources import FrameFolders, VideoFiles
 from transforms import Compose
-from utils.cli import UserError, counted, log, shown
+from utils.cli import UserError, log, pluralize, printable
 from utils.files import read_text
-from utils.images import SourceFrame
-from utils.resize import DecodedClips, Outline
-from utils.sources import FrameFolders, VideoFiles
 
 
 class VideoRecord(NamedTuple):
@@ -62,14 +63,14 @@ def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = Fal
         form = "name frames label" if has_labels else "name frames"
         fields = line.rsplit(None, len(form.split()) - 1)
         if len(fields) < len(form.split()):
-            raise UserError(f"{where}: '{shown(line)}' is not '{form}'")
+            raise UserError(f"{where}: '{printable(line)}' is not '{form}'")
         name, frames, label = fields if has_labels else [*fields, "0"]
         if len(name.encode()) > MAX_NAME or "\0" in name:
-            raise UserError(f"{where}: '{shown(name)}' cannot be a video's name")
+            raise UserError(f"{where}: '{printable(name)}' cannot be a video's name")
         for what, number in (("number of frames", frames), ("label", label)):
             if not _is_number(number):
                 raise UserError(
-                    f"{where}: {what} '{shown(number)}' is not a whole number below 10^{MAX_DIGITS}"
+                    f"{where}: {what} '{printable(number)}' is not a whole number below 10^{MAX_DIGITS}"
                 )
         if int(label) >= num_class:
             raise UserError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
@@ -246,7 +247,7 @@ class VideoDataSet(Dataset):
         except UserError as error:
             raise UserError(
                 f"{error}; to continue without this video, give --exclude FILE with the line "
-                f"'{shown(record.path)}'"
+                f"'{printable(record.path)}'"
             ) from None
 
     def _generator(self, key: int | tuple[int, int]) -> tuple[VideoRecord, np.random.Generator]:
@@ -277,7 +278,7 @@ class VideoDataSet(Dataset):
         return clip if len(clip) == length else clip.reshape(-1, length, *clip.shape[1:]), label
 
     def decode(self, keys: Sequence[int | tuple[int, int]]) -> tuple[DecodedClips, torch.Tensor]:
-        """Decode a batch of clips, and leave what `transform` does with them to `utils.resize.resize_clips`.
+        """Decode a batch of clips, and leave what `transform` does with them to `frames.resize.resize_clips`.
 
         Args:
             keys: see `__getitem__`.
@@ -426,7 +427,7 @@ def open_videos(
         videos.exclude(excluded)
     check_videos(videos, skip_missing)
     if videos.is_excluded.any():
-        log.info(f"{videos.list_file}: left out {counted(videos.is_excluded.sum(), 'video')} (--exclude)")
+        log.info(f"{videos.list_file}: left out {pluralize(videos.is_excluded.sum(), 'video')} (--exclude)")
     return videos
 
 
@@ -439,11 +440,11 @@ def read_excluded(path: str | Path) -> list[str]:
     lines = [line.strip() for line in read_text(path, "it holds names of videos, one a line").split("\n")]
     for number, line in enumerate(lines, start=1):
         if "\0" in line:
-            raise UserError(f"{path}, line {number}: '{shown(line)}' cannot be a video's name")
+            raise UserError(f"{path}, line {number}: '{printable(line)}' cannot be a video's name")
     return [line for line in lines if line]
 
 
-def renumber(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def remap_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Give labels other numbers, as for a checkpoint with another order of the classes.
 
     The labels change, not the model, whose results so stay the same to the last digit.
@@ -460,8 +461,8 @@ def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> No
     found = np.concatenate([dataset.paths[dataset.is_excluded] for dataset in videos])
     unknown = sorted(set(names) - {path.decode() for path in found})
     if unknown:
-        named = ", ".join(map(shown, unknown[:10])) + (", …" if len(unknown) > 10 else "")
-        log.warning(f"warning: --exclude: {counted(len(unknown), 'name')} not in any list: {named}")
+        named = ", ".join(map(printable, unknown[:10])) + (", …" if len(unknown) > 10 else "")
+        log.warning(f"warning: --exclude: {pluralize(len(unknown), 'name')} not in any list: {named}")
 
 
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
@@ -475,7 +476,7 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
         UserError: videos are missing, or all of them.
     """
     if dataset.num_short:
-        short = counted(dataset.num_short, "video")
+        short = pluralize(dataset.num_short, "video")
         log.info(f"{dataset.list_file}: left out {short} with under {MIN_FRAMES} frames")
     if len(dataset) > 5000:  # some seconds without a word otherwise
         log.info(f"{dataset.list_file}: looking for {len(dataset)} videos")
@@ -483,7 +484,7 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     if not missing:
         return
     named = ", ".join(path for _, path in missing[:10]) + (", …" if len(missing) > 10 else "")
-    count = f"{dataset.list_file}: {len(missing)} of {counted(len(dataset), 'video')} missing or incomplete"
+    count = f"{dataset.list_file}: {len(missing)} of {pluralize(len(dataset), 'video')} missing or incomplete"
     if not skip_missing:
         raise UserError(f"{count} (--skip_missing leaves them out): {named}")
     if len(missing) == len(dataset):
@@ -606,7 +607,7 @@ class ClipLoader(DataLoader):
     """Batches of clips and labels.
 
     The clips are uint8, batch x (views x) frames x height x width x channel; or, with `decode_only`, what
-    `utils.resize.resize_clips` makes these of.
+    `frames.resize.resize_clips` makes these of.
 
     Args:
         dataset: of the clips.

@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import Batch
+from frames.resize import DecodedClips, resize_clips
+from inference.fuse import check_fused, compile_model, compiler_errors, float32_convolutions, fuse
 from models import TemporalModel
+from training.optim import learning_rate
+from training.run import Interruption
 from utils.cli import log
-from utils.deploy import check_deployed, compile_model, compiler_errors, deploy, float32_convolutions
 from utils.distributed import World
 from utils.metrics import (
     AverageMeter,
@@ -31,10 +34,7 @@ from utils.metrics import (
     peak_memory,
     summarise,
 )
-from utils.optim import learning_rate
 from utils.precision import DTYPES
-from utils.resize import DecodedClips, resize_clips
-from utils.run import Interruption
 
 
 def to_device(batch: Batch, device: torch.device) -> list[torch.Tensor]:
@@ -259,7 +259,7 @@ def evaluate(
     with_features: bool = False,
     max_clips: int | None = None,
 ) -> Result | None:
-    """Score every video once, with the model's deployed form (see `utils.deploy.deploy`).
+    """Score every video once, with the model's fused form (see `inference.fuse.fuse`).
 
     Where a video has several views, its scores are the mean over them (`utils.metrics.average_views`).
 
@@ -270,7 +270,7 @@ def evaluate(
         amp: 'off', 'bf16' or 'fp16', the precision of all that is computed.
         print_freq: log a line every so many batches.
         interruption: its `number` is looked at after every batch: 0, or give up.
-        compiled: whether to compile the deployed form; its last digits differ.
+        compiled: whether to compile the fused form; its last digits differ.
         mirrored: see `utils.metrics.average_views`.
         with_features: keep what the classifier gets, too.
         max_clips: the most views that are computed together; a video may have more.
@@ -279,19 +279,19 @@ def evaluate(
         The same in every process, the videos in the order of the list; None if interrupted.
 
     Raises:
-        UserError: the deployed form's logits differ from the model's, or it cannot be compiled.
+        UserError: the fused form's logits differ from the model's, or it cannot be compiled.
     """
     batch_time = AverageMeter()
     meters = ClipMeters(World(0, 1, world.devices))  # a glimpse for the log, of this process's clips
     found = []
-    world.share_buffers(model)
-    deployed = deploy(model, world.device, DTYPES[amp])
-    called = world.place(deployed)
+    world.broadcast_buffers(model)
+    fused = fuse(model, world.device, DTYPES[amp])
+    called = world.wrap(fused)
     if compiled:
         compile_model(called)
-    classifier_inputs = _ClassifierInputs(deployed, world.devices) if with_features else None
+    classifier_inputs = _ClassifierInputs(fused, world.devices) if with_features else None
     batches = iter(loader)
-    num_batches = world.max(len(loader))[0]
+    num_batches = world.all_reduce_max(len(loader))[0]
     end = time.perf_counter()
     for step in tqdm(
         range(num_batches), desc="test", unit="batch", disable=None if world.is_main else True, leave=False
@@ -304,9 +304,9 @@ def evaluate(
             parts = clips.flatten(0, 1).split(max_clips or shape.numel()) if len(shape) == 2 else [clips]
             results: list[list[torch.Tensor]] = []  # of each part: logits, and features if wanted
             for number, part in enumerate(parts):
-                inputs = to_input(part, deployed)
+                inputs = to_input(part, fused)
                 if step == number == 0:
-                    check_deployed(model, deployed, inputs)
+                    check_fused(model, fused, inputs)
                 with torch.inference_mode(), compiler_errors():
                     results.append([called(inputs).float()])
                     if classifier_inputs:
@@ -325,9 +325,9 @@ def evaluate(
         if step % print_freq == 0 and world.is_main:  # another one may have had no clip yet
             so_far = f"\t{meters}" if has_labels else ""
             log.info(f"Test: [{step}/{num_batches}]\tTime {batch_time}{so_far}")
-        if interruption and world.max(interruption.number)[0]:
+        if interruption and world.all_reduce_max(interruption.number)[0]:
             return None
-    shares = world.gather([tuple(tensor.cpu() for tensor in batch) for batch in found])
+    shares = world.all_gather([tuple(tensor.cpu() for tensor in batch) for batch in found])
     in_order = [share[step] for step in range(num_batches) for share in shares if step < len(share)]
     return summarise(*(torch.cat(tensors) for tensors in zip(*in_order, strict=True)))
 

@@ -32,7 +32,7 @@ class GSTBottleneck(nn.Module):
 
     # Which norm follows directly on which convolutions, so that evaluation may fold it into them. Whoever
     # changes `forward` changes this, too; what is not in it is computed as it is.
-    norm_inputs = {"bn1": ("conv1",), "bn2": ("conv2", "Tconv"), "bn3": ("conv3",)}
+    fusable_norms = {"bn1": ("conv1",), "bn2": ("conv2", "Tconv"), "bn3": ("conv3",)}
 
     def __init__(
         self,

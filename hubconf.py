@@ -23,7 +23,7 @@ dependencies = ["torch", "numpy", "pydantic", "safetensors", "tqdm"]
 _HOME = Path(__file__).resolve().parent
 # One for each clone, so that a program can load two versions.
 _PACKAGE = f"gst_video_{hashlib.sha256(str(_HOME).encode()).hexdigest()[:8]}"
-_OWN = {"utils", *(path.stem for path in _HOME.glob("*.py"))}
+_OWN = {path.parent.name for path in _HOME.glob("*/__init__.py")} | {path.stem for path in _HOME.glob("*.py")}
 
 
 def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
@@ -131,7 +131,7 @@ def gst_large_resnet50(
 def _load(given: Namespace, num_class: int | None) -> nn.Module:
     """The model of the checkpoint `given.weights`, whose other attributes must not contradict it."""
     path = given.weights
-    checkpoint = importlib.import_module(f"{_PACKAGE}.utils.checkpoint")
+    checkpoint = importlib.import_module(f"{_PACKAGE}.training.checkpoint")
     user_error = importlib.import_module(f"{_PACKAGE}.utils.cli").UserError
     try:
         saved = checkpoint.load_checkpoint(path)

@@ -25,6 +25,7 @@ from collections import Counter
 
 import torch
 
+from classes import NEVER, describe_flips, match_categories, mirrored_labels, read_flip_pairs
 from dataset import (
     ClipLoader,
     ClipSampler,
@@ -33,22 +34,16 @@ from dataset import (
     evaluation_batches,
     open_videos,
     read_excluded,
-    renumber,
+    remap_labels,
 )
-from datasets_video import (
-    NEVER,
-    describe_flips,
-    match_categories,
-    mirrored_labels,
-    read_flip_pairs,
-    return_dataset,
-)
+from datasets_video import return_dataset
 from engine import evaluate, train_one_epoch
-from models import TemporalModel
+from frames.resize import decodes_only
+from inference.fuse import compile_model, to_channels_last
+from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
 from resnet_gst import load_2d_weights
-from transforms import evaluation_transform, training_transform
-from utils.checkpoint import (
+from training.checkpoint import (
     check_categories,
     class_names,
     describe_labels,
@@ -58,14 +53,13 @@ from utils.checkpoint import (
     load_weights,
     read_pretrained,
 )
-from utils.cli import UserError, counted, log, run_program, shown
-from utils.deploy import compile_model, to_channels_last
+from training.optim import make_optimizer
+from training.run import Run, TrainState, check_flips
+from transforms import evaluation_transform, training_transform
+from utils.cli import UserError, log, pluralize, printable, run_program
 from utils.distributed import init_distributed
-from utils.metrics import DivergedError, averages, check_result, multiply_adds
-from utils.optim import make_optimizer
+from utils.metrics import DivergedError, averages, check_result
 from utils.precision import emulation_warning, evaluation_precision, training_precision
-from utils.resize import decodes_only
-from utils.run import Run, TrainState, check_flips
 
 
 def main(args: Namespace) -> None:
@@ -117,16 +111,16 @@ def main(args: Namespace) -> None:
         mirrored = mirrored_labels(paths.categories, given)
         transform = training_transform(args.input_size, mirrored)
         train_set = open_videos(paths, transform=transform, is_training=True, **how)
-        count = counted(len(train_set.included), "training clip")
+        count = pluralize(len(train_set.included), "training clip")
         log.info(f"{args.dataset}: {count} from {paths.source}, {classes}")
     val_set = open_videos(paths, transform=evaluation_transform(args.input_size), **how)
-    count = counted(len(val_set.included), "validation clip")
+    count = pluralize(len(val_set.included), "validation clip")
     log.info(f"{args.dataset}: {count} from {paths.source}, {classes}")
     if world.is_main:
         check_excluded(excluded, [val_set] if args.evaluate else [train_set, val_set])
     if saved and args.evaluate:
         labels = find_labels(saved, paths.categories, run.checkpoint)
-        val_set.labels = renumber(val_set.labels, labels)
+        val_set.labels = remap_labels(val_set.labels, labels)
         if line := describe_labels(labels, run.checkpoint):
             log.info(line)
     elif saved:
@@ -168,7 +162,7 @@ def main(args: Namespace) -> None:
     elif args.pretrained == "none":
         log.info("weights: random start")
     else:  # the other processes get them from the main one
-        has_new_classifier = world.share(
+        has_new_classifier = world.broadcast(
             load_pretrained(model, args, paths.categories) if world.is_main else None
         )
     model.to(world.device)
@@ -191,11 +185,11 @@ def main(args: Namespace) -> None:
         log.info("--lr_mult_new has no effect: the classifier did not start from scratch")
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
     options = vars(args) | {"amp": precision.amp, "source": paths.source}
-    facts = {"arch": args.arch, "options": options, "categories": paths.categories, "mirrored": mirrored}
-    facts |= {"data": train_set.fingerprint(), "val_data": val_set.fingerprint()}
-    facts |= {"excluded": sorted(excluded), "run": run.files.name, "num_devices": world.num_devices}
-    facts["new_classifier"] = has_new_classifier
-    state = TrainState(model, optimizer, scaler, world, facts)
+    metadata = {"arch": args.arch, "options": options, "categories": paths.categories, "mirrored": mirrored}
+    metadata |= {"data": train_set.fingerprint(), "val_data": val_set.fingerprint()}
+    metadata |= {"excluded": sorted(excluded), "run": run.files.name, "num_devices": world.num_devices}
+    metadata["new_classifier"] = has_new_classifier
+    state = TrainState(model, optimizer, scaler, world, metadata)
     state.epoch = args.start_epoch or 0
     if saved:
         state.load_state_dict(saved, run.checkpoint)
@@ -222,7 +216,7 @@ def main(args: Namespace) -> None:
         raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")
     if state.step > steps:
         raise UserError(f"{run.checkpoint}: its step {state.step} is beyond the {steps} steps of an epoch")
-    trained = world.place(model, for_training=True, sync_bn=args.sync_bn)
+    trained = world.wrap(model, for_training=True, sync_bn=args.sync_bn)
     if args.compile:
         compile_model(trained)
     sizes = {"training": len(train_set.included), "validation": len(val_set.included)}
@@ -263,7 +257,7 @@ def main(args: Namespace) -> None:
                 run.save_if_due(state)
             state.watch.check()
         except DivergedError as error:
-            clips = ", ".join(shown(train_set.record(clip).path) for clip in sampler.clips_of(error.step))
+            clips = ", ".join(printable(train_set.record(clip).path) for clip in sampler.clips_of(error.step))
             raise UserError(
                 f"epoch {epoch}, step {error.step}: loss or gradient is {error.loss}, so training stops and "
                 f"nothing more is saved; try a smaller --lr. The clips of that step: {clips}"

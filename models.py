@@ -1,17 +1,18 @@
 """`TemporalModel`: a backbone of any type of block under TSN's segments and consensus."""
 
+import copy
 import inspect
 from functools import partial
 
 import torch
 from torch import nn
 
+from baselines import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck
 from gst import GSTBottleneck
-from resnet_gst import BLOCKS, ResNet
-from utils.blocks import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck
+from resnet_gst import DEPTHS, ResNet
 
 # The types of block: for another one, write its class and add it here.
-TYPES = {
+BLOCKS = {
     "GST": GSTBottleneck,
     "C2D": C2DBottleneck,
     "C3D": C3DBottleneck,
@@ -26,9 +27,9 @@ MAX_SEGMENTS = 256
 MAX_INPUT_SIZE = 1024
 
 
-def split_options(kind: str) -> tuple[str, ...]:
+def block_kwargs(kind: str) -> tuple[str, ...]:
     """Which of alpha and beta a type of block has: those that its constructor takes."""
-    arguments = inspect.signature(TYPES[kind]).parameters
+    arguments = inspect.signature(BLOCKS[kind]).parameters
     return tuple(name for name in ("alpha", "beta") if name in arguments)
 
 
@@ -44,8 +45,8 @@ class TemporalModel(nn.Module):
     Args:
         num_class: number of classes.
         num_segments: frames per clip.
-        model: the type of block, a key of `TYPES`.
-        backbone: an arch of `resnet_gst.BLOCKS`.
+        model: the type of block, a key of `BLOCKS`.
+        backbone: an arch of `resnet_gst.DEPTHS`.
         alpha: one in alpha of a block's channels is temporal; ignored for a type without.
         beta: 2 for GST, 1 for GST-Large; ignored for a type without.
         dropout: probability before the classifier, drawn for each frame. Above 0 the classifier is
@@ -71,10 +72,10 @@ class TemporalModel(nn.Module):
         input_size: int = 224,
     ) -> None:
         super().__init__()
-        if model not in TYPES:
-            raise ValueError(f"type {model} is not one of {', '.join(TYPES)} (GST-Large is GST with beta 1)")
-        if backbone not in BLOCKS:
-            raise ValueError(f"arch {backbone} is not one of {', '.join(BLOCKS)}")
+        if model not in BLOCKS:
+            raise ValueError(f"type {model} is not one of {', '.join(BLOCKS)} (GST-Large is GST with beta 1)")
+        if backbone not in DEPTHS:
+            raise ValueError(f"arch {backbone} is not one of {', '.join(DEPTHS)}")
         if num_class < 1 or num_segments < 1:
             raise ValueError(f"num_class {num_class} and num_segments {num_segments} must be 1 or more")
         if not 0 <= dropout < 1:
@@ -85,12 +86,12 @@ class TemporalModel(nn.Module):
         self.input_size = input_size
 
         given = {"alpha": alpha, "beta": beta}
-        split = {name: given[name] for name in split_options(model)}
+        split = {name: given[name] for name in block_kwargs(model)}
         # For logs: which model it is.
         self.description = ", ".join(
             [f"{model} {backbone}", *(f"{name} {value}" for name, value in split.items())]
         )
-        self.base_model = ResNet(partial(TYPES[model], **split), BLOCKS[backbone])
+        self.base_model = ResNet(partial(BLOCKS[model], **split), DEPTHS[backbone])
         classifier = nn.Linear(self.base_model.fc.in_features, num_class)
         nn.init.normal_(classifier.weight, 0, 0.001)
         nn.init.zeros_(classifier.bias)
@@ -171,3 +172,16 @@ class TemporalModel(nn.Module):
             {"name": name, "params": params, "lr_mult": lr_mult, "decay_mult": decay_mult}
             for name, params, lr_mult, decay_mult in groups
         ]
+
+
+def multiply_adds(model: TemporalModel) -> int:
+    """Multiply-adds of the convolutions and the classifier in one clip's forward pass; none is computed."""
+    found = []
+    shapes = copy.deepcopy(model).to("meta").eval()
+    for module in shapes.modules():
+        if isinstance(module, nn.Conv3d | nn.Linear):
+            module.register_forward_hook(
+                lambda module, _, output: found.append(output.numel() * module.weight[0].numel())
+            )
+    shapes(torch.empty(1, model.num_segments, 3, model.input_size, model.input_size, device="meta"))
+    return sum(found)

@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets_video import LAYOUTS, SOURCES, dataset_name
 from gst import ALPHAS, BETAS
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES, split_options
-from resnet_gst import BLOCKS
+from models import BLOCKS, MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, block_kwargs
+from resnet_gst import DEPTHS
 from utils.cli import (
     Parser,
     UserError,
@@ -272,7 +272,7 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
     args = parser.parse_args(words, argparse.Namespace(alpha=None, beta=None))
     for name in ("alpha", "beta"):
         given = getattr(args, name)
-        if name in split_options(args.type):
+        if name in block_kwargs(args.type):
             setattr(args, name, given or parser.get_default(name))
         elif given is not None:
             raise UserError(f"--{name} {given}: type {args.type} has no {name}; leave it out")
@@ -562,7 +562,7 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-_TYPE: dict[str, Any] = {"type": lambda name: PUBLISHED_NAMES.get(name, name), "choices": TYPES}
+_TYPE: dict[str, Any] = {"type": lambda name: PUBLISHED_NAMES.get(name, name), "choices": BLOCKS}
 _NUM_SEGMENTS: dict[str, Any] = {"type": number_type(int, 1, MAX_SEGMENTS), "metavar": "N"}
 _INPUT_SIZE: dict[str, Any] = {"type": number_type(int, 32, MAX_INPUT_SIZE), "metavar": "N"}
 _UNSAID_TYPE = "; decides where the file has only tensors that several types have"
@@ -588,7 +588,7 @@ def _add_model_options(parser: argparse.ArgumentParser, is_training: bool) -> ar
         f"{'' if is_training else _UNSAID_TYPE}",
         **_TYPE,
     )
-    add("--arch", "resnet50", "backbone; resnet14 and resnet26 are for small machines", choices=BLOCKS)
+    add("--arch", "resnet50", "backbone; resnet14 and resnet26 are for small machines", choices=DEPTHS)
     add("--alpha", 4, "one in ALPHA of a block's channels is temporal (GST only)", type=int, choices=ALPHAS)
     add(
         "--beta",

@@ -9,7 +9,7 @@ from torch import nn
 from gst import EXPANSION
 
 # Bottlenecks in each of the four stages. 14 and 26 are for small machines; no ImageNet weights exist.
-BLOCKS = {
+DEPTHS = {
     "resnet14": (1, 1, 1, 1),
     "resnet26": (2, 2, 2, 2),
     "resnet50": (3, 4, 6, 3),
@@ -31,7 +31,7 @@ class ResNet(nn.Module):
         num_classes: outputs of the classifier `fc`.
     """
 
-    norm_inputs = {"bn1": ("conv1",)}  # see `gst.GSTBottleneck`
+    fusable_norms = {"bn1": ("conv1",)}  # see `gst.GSTBottleneck`
 
     def __init__(
         self, block: Callable[..., nn.Module], layers: tuple[int, int, int, int], num_classes: int = 1000

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded, renumber
-from datasets_video import NEVER, return_dataset
+from classes import NEVER
+from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded, remap_labels
+from datasets_video import return_dataset
 from engine import evaluate
+from frames.resize import decodes_only
+from inference.onnx_model import OnnxModel, open_weights
 from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
-from transforms import evaluation_transform
-from utils.checkpoint import (
+from reports.report import check_report, write_report
+from training.checkpoint import (
     build_model,
     describe_labels,
     describe_model,
@@ -30,14 +33,12 @@ from utils.checkpoint import (
     model_line,
     read_settings,
 )
-from utils.cli import UserError, check_new_file, counted, log, run_program, shown
+from transforms import evaluation_transform
+from utils.cli import UserError, check_new_file, log, pluralize, printable, run_program
 from utils.distributed import init_distributed
 from utils.files import npz, write_atomically
 from utils.metrics import Result, check_result
-from utils.onnx_model import OnnxModel, open_weights
 from utils.precision import emulation_warning, evaluation_precision
-from utils.report import check_report, write_report
-from utils.resize import decodes_only
 
 # The options that name a file to write, and its suffix.
 OUTPUTS = {"save_scores": ".npz", "save_features": ".npz", "submission": ".csv"}
@@ -101,7 +102,7 @@ def main(args: Namespace) -> None:
     )
     if args.report and (dataset.labels < 0).any():
         raise UserError(f"--report: needs labels, and {paths.val_list} has none")
-    dataset.labels = renumber(dataset.labels, labels)
+    dataset.labels = remap_labels(dataset.labels, labels)
     if world.is_main:
         check_excluded(excluded, [dataset])
     videos = [dataset.record(number).path for number in dataset.included]
@@ -122,7 +123,7 @@ def main(args: Namespace) -> None:
     unit = "clip" if num_views == 1 else "video"
     source = "video files" if paths.source == "videos" else paths.source
     views = describe_views(args, model)
-    log.info(f"{args.dataset}: {counted(len(videos), unit)} from {source}{views}")
+    log.info(f"{args.dataset}: {pluralize(len(videos), unit)} from {source}{views}")
     mirrored = find_mirrored(saved, paths.categories, args.weights) if args.test_crops == 10 else None
     if mirrored:
         num_swapped = sum(partner not in (NEVER, label) for label, partner in enumerate(mirrored))
@@ -148,7 +149,7 @@ def main(args: Namespace) -> None:
 
     # Results, in the order of category.txt, whatever the checkpoint's is.
     found = result._replace(
-        scores=result.scores[:, labels], labels=renumber(result.labels, np.argsort(labels))
+        scores=result.scores[:, labels], labels=remap_labels(result.labels, np.argsort(labels))
     )
     failures = write_outputs(args, found, videos, paths.categories) if world.is_main else []
     if result.has_labels:
@@ -156,7 +157,7 @@ def main(args: Namespace) -> None:
     else:
         for line in describe_predictions(found.scores, videos, paths.categories):
             log.info(line)
-    log.info(f"{counted(len(videos), unit)}, {len(videos) / seconds:.1f} {unit}s/s")
+    log.info(f"{pluralize(len(videos), unit)}, {len(videos) / seconds:.1f} {unit}s/s")
     log.info(f"{result}{dataset.coverage()}")
     check_result(result, args.weights)
     if args.report and world.is_main:
@@ -204,8 +205,8 @@ def check_ids(videos: Sequence[str]) -> None:
         name = Path(video).name
         if name in named:
             raise UserError(
-                f"--submission: '{shown(named[name])}' and '{shown(video)}' would have the same id in it, "
-                f"'{shown(name)}'"
+                f"--submission: '{printable(named[name])}' and '{printable(video)}' would have the same id in it, "
+                f"'{printable(name)}'"
             )
         named[name] = video
 
@@ -225,10 +226,10 @@ def write_outputs(
         For each file that cannot be written, which and why.
     """
     failures = []
-    facts = {"labels": result.labels, "videos": videos, "classes": categories}
+    metadata = {"labels": result.labels, "videos": videos, "classes": categories}
     contents = {
-        "save_scores": lambda: npz(scores=result.scores, **facts),
-        "save_features": lambda: npz(features=result.features, **facts),
+        "save_scores": lambda: npz(scores=result.scores, **metadata),
+        "save_features": lambda: npz(features=result.features, **metadata),
         "submission": lambda: submission(result.scores, videos),
     }
     for option, content in contents.items():
@@ -269,7 +270,7 @@ def describe_predictions(
     for video, own in zip(videos[:_MAX_PREDICTIONS], scores.astype(np.float64), strict=False):
         best = int(own.argmax())
         probability = 1 / np.exp(own - own[best]).sum()
-        yield f"{probability:.3f} -> {shown(categories[best])}  ({shown(video)})"
+        yield f"{probability:.3f} -> {printable(categories[best])}  ({printable(video)})"
     if len(videos) > _MAX_PREDICTIONS:
         yield f"… and {len(videos) - _MAX_PREDICTIONS} more"
 

@@ -22,13 +22,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from classes import CATEGORIES, read_categories
 from dataset import clip_fractions, spread_frames
-from datasets_video import CATEGORIES, read_categories
 from engine import to_device, to_input
+from frames.sources import FrameFolder, VideoFile, find_videos, open_video
+from inference.fuse import check_fused, float32_convolutions, fuse
+from inference.onnx_model import OnnxModel, open_weights
 from models import TemporalModel
 from opts import evaluation_batch_size, video_parser
-from transforms import Compose, evaluation_transform
-from utils.checkpoint import (
+from reports.render import Answer, check_rendered_output, render
+from training.checkpoint import (
     build_model,
     class_names,
     describe_model,
@@ -38,15 +41,12 @@ from utils.checkpoint import (
     model_line,
     read_settings,
 )
-from utils.cli import UserError, check_new_file, cores, log, run_program, shown, writing
-from utils.deploy import check_deployed, deploy, float32_convolutions
+from transforms import Compose, evaluation_transform
+from utils.cli import UserError, check_new_file, cores, log, printable, run_program, writing
 from utils.distributed import World, init_distributed
 from utils.files import write_atomically
 from utils.metrics import average_views
-from utils.onnx_model import OnnxModel, open_weights
 from utils.precision import DTYPES, emulation_warning, evaluation_precision
-from utils.render import Answer, check_rendered_output, render
-from utils.sources import FrameFolder, VideoFile, find_videos, open_video
 
 NUM_ANSWERS = 5
 
@@ -141,18 +141,20 @@ def main(args: Namespace) -> int:
                 continue
             name = str(clip.video.path)
             if not logits.isfinite().all():
-                raise UserError(f"{args.weights}: its scores of {shown(name)} are not finite; try --amp off")
+                raise UserError(
+                    f"{args.weights}: its scores of {printable(name)} are not finite; try --amp off"
+                )
             best = logits.softmax(dim=0).topk(min(NUM_ANSWERS, spec.num_class))
             top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
             if clip.video.num_frames < num_segments:
                 log.warning(
-                    f"warning: {shown(name)}: has {clip.video.num_frames} frames and the model sees "
+                    f"warning: {printable(name)}: has {clip.video.num_frames} frames and the model sees "
                     f"{num_segments}: some are repeated"
                 )
             if not is_quiet:
-                log.info(f"RESULT ON {shown(name)}")
+                log.info(f"RESULT ON {printable(name)}")
                 for label, probability in top:
-                    log.info(f"{probability:.3f} -> {shown(names[label])}")
+                    log.info(f"{probability:.3f} -> {printable(names[label])}")
             answers.append(
                 {
                     "video": name,
@@ -170,12 +172,12 @@ def main(args: Namespace) -> int:
                     log.info(f"rendered: {args.rendered_output}")
 
     if args.json:
-        facts = spec._asdict() | {"num_segments": num_segments, "input_size": input_size}
-        facts |= {"weights": args.weights, "class_names": source, "precision": precision.amp}
+        metadata = spec._asdict() | {"num_segments": num_segments, "input_size": input_size}
+        metadata |= {"weights": args.weights, "class_names": source, "precision": precision.amp}
         answers += [
             {"video": path, "error": error} for path, error in errors.items() if Path(path) not in videos
         ]
-        write_json(args.json, {"model": facts, "videos": answers})
+        write_json(args.json, {"model": metadata, "videos": answers})
     return 1 if errors else 0
 
 
@@ -265,7 +267,7 @@ def classify(
     max_clips: int,
     mirrored: Sequence[int] | None,
 ) -> Iterator[tuple[Clip | UserError, torch.Tensor | None]]:
-    """Compute the logits of clips, with the model's deployed form (see `utils.deploy.deploy`).
+    """Compute the logits of clips, with the model's fused form (see `inference.fuse.fuse`).
 
     Args:
         model: on the device.
@@ -279,10 +281,10 @@ def classify(
         Each clip and its logits, or the error in its place and None.
 
     Raises:
-        UserError: the deployed form's logits differ from the model's.
+        UserError: the fused form's logits differ from the model's.
     """
-    deployed = deploy(model, world.device, dtype)
-    called = world.place(deployed)
+    fused = fuse(model, world.device, dtype)
+    called = world.wrap(fused)
     is_checked = False
     for batch in batches:
         clips = [clip for clip in batch if isinstance(clip, Clip)]
@@ -291,10 +293,10 @@ def classify(
             stacked = torch.from_numpy(np.stack([clip.pixels for clip in clips]))
             found = []
             for part in to_device([stacked], world.device)[0].flatten(0, 1).split(max_clips):
-                inputs = to_input(part, deployed)
+                inputs = to_input(part, fused)
                 if not is_checked:
                     # A corner of one clip, since on a CPU the whole would take as long as the answer.
-                    check_deployed(model, deployed, inputs[:1, ..., :64, :64])
+                    check_fused(model, fused, inputs[:1, ..., :64, :64])
                     is_checked = True
                 with torch.inference_mode():
                     found.append(called(inputs).float())

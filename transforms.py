@@ -4,7 +4,7 @@ The label travels along because mirroring a clip can change its class. Randomnes
 caller's generator, so that a clip's augmentation depends on nothing else.
 
 The frames are Pillow's images. Or one outline stands for all of them, which notes what the transforms do and
-leaves that to the device (`utils.resize`). So a transform does the same to every frame, and leaves their
+leaves that to the device (`frames.resize`). So a transform does the same to every frame, and leaves their
 number and order alone (see `VideoDataSet.sample_indices`); one that changes colours needs `--resize workers`.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from datasets_video import NEVER
-from utils.resize import Frame, Outline, resize, resize_and_crop
+from classes import NEVER
+from frames.resize import Frame, Outline, resize, resize_and_crop
 
 Frames = list[Frame]
 Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
@@ -180,7 +180,7 @@ class Stack:
 
 
 class Compose:
-    """Apply transforms one after the other, to a clip's frames or to the outline of one (`utils.resize`)."""
+    """Apply transforms one after the other, to a clip's frames or to the outline of one (`frames.resize`)."""
 
     def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms

@@ -39,10 +39,11 @@ from PIL import Image
 from synthetic import CATEGORIES, FRAMES, make_dataset
 from video_files import write_video
 
+from classes import read_categories
 from dataset import read_list
-from datasets_video import MOTION_SETTINGS, read_categories
+from datasets_video import MOTION_SETTINGS
 from tools.make_motion_dataset import Settings
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import one_line
 
 DATASET = "somethingv1"
@@ -197,10 +198,10 @@ def snapshot(*folders: Path) -> dict[Path, tuple]:
     found = {}
     for folder in folders:
         for path in folder.rglob("*"):
-            facts = path.lstat()
+            metadata = path.lstat()
             # A folder's time changes with what is in it, which is looked at itself.
-            times = () if path.is_dir() else (facts.st_size, facts.st_mtime_ns)
-            found[path] = (facts.st_ino, facts.st_mode, *times)
+            times = () if path.is_dir() else (metadata.st_size, metadata.st_mtime_ns)
+            found[path] = (metadata.st_ino, metadata.st_mode, *times)
     return found
 
 

@@ -32,7 +32,7 @@ from video_files import write_video
 
 sys.path.insert(0, str(REPOSITORY))
 
-from utils.checkpoint import all_checkpoints, load_checkpoint, load_newest
+from training.checkpoint import all_checkpoints, load_checkpoint, load_newest
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 # Another number of threads adds numbers in another order.
@@ -89,11 +89,11 @@ def slurm_agent(processes: int, nodes: int) -> list[str]:
         nodes: how many.
     """
     job = next(job for job in iter(lambda: random.getrandbits(30), None) if is_free(job))
-    facts = {"JOB_ID": job, "NNODES": nodes, "GPUS_ON_NODE": processes, "CPUS_PER_TASK": 1}
+    metadata = {"JOB_ID": job, "NNODES": nodes, "GPUS_ON_NODE": processes, "CPUS_PER_TASK": 1}
     with tempfile.TemporaryDirectory() as folder:
         write_command(Path(folder, "hostname"), "echo 127.0.0.1")
         write_command(Path(folder, "srun"), "printf '%s\\n' \"$@\"")
-        environment = os.environ | {f"SLURM_{name}": str(value) for name, value in facts.items()}
+        environment = os.environ | {f"SLURM_{name}": str(value) for name, value in metadata.items()}
         environment["PATH"] = f"{folder}:{environment['PATH']}"
         command = ["bash", str(REPOSITORY / "docs" / "slurm.sbatch")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -148,8 +148,8 @@ def test_a_training_variant_takes_the_engines_steps(benchmark, monkeypatch, caps
 
 def test_exported_models_are_measured_where_their_runtime_is_installed(benchmark, monkeypatch, tmp_path):
     (comparison,) = benchmark.export_comparisons(Namespace(batch_size=1, frames=[8]), CPU, tmp_path)
-    plain, deployed, *exported = comparison.builders
-    assert (plain, deployed) == (benchmark.BASELINE, "default: float32, deployed")
+    plain, fused, *exported = comparison.builders
+    assert (plain, fused) == (benchmark.BASELINE, "default: float32, fused")
     assert [name.split()[1] for name in exported] == ["onnx,", "pt2,", "torchscript,"]
     variant = benchmark.export_variant("torchscript", 2, 3, "resnet14", 32)
     assert variant.clips == 3

@@ -192,12 +192,12 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
-from utils.cli import UserError, log, run_program, shown
+from utils.cli import UserError, log, run_program, printable
 
 def main():
     log.info("clip \u00fc a\\nb\\x1b[2J\tc")
     print("\u2026")
-    raise UserError(f"{{shown('x' * 300)}}: no\\nsuch file")
+    raise UserError(f"{{printable('x' * 300)}}: no\\nsuch file")
 
 run_program(main)
 """

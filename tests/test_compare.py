@@ -13,7 +13,7 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 
 from datasets_video import return_dataset
-from models import TYPES
+from models import BLOCKS
 from tools import compare
 from tools.compare import Accuracy, Groups, Row
 
@@ -124,7 +124,7 @@ def test_table_has_mean_and_spread() -> None:
 @pytest.mark.parametrize("values", [(70, 80), (100, 100), (20, 99), (95.4, 99.9)])
 def test_the_plot_ends_at_100_and_its_names_do_not_overlap(values: tuple[float, float]) -> None:
     one = Accuracy(values[0], values[1], 80, 70)
-    rows = [Row(name, [one] * 3, 1, 10**7 * (number + 1)) for number, name in enumerate(TYPES)]
+    rows = [Row(name, [one] * 3, 1, 10**7 * (number + 1)) for number, name in enumerate(BLOCKS)]
     figure = compare.draw(rows)
     figure.draw_without_rendering()
     for axes in figure.axes:

@@ -18,7 +18,7 @@ from synthetic import CATEGORIES
 from video_files import write_video
 
 from models import TemporalModel
-from utils.checkpoint import load_checkpoint, safetensors_bytes
+from training.checkpoint import load_checkpoint, safetensors_bytes
 from utils.cli import UserError
 
 TOOL = "tools/convert_checkpoint.py"
@@ -106,10 +106,10 @@ def test_half_precision_is_for_kernels(trained, tmp_path, dtype, kind, suffix):
 def test_a_file_says_what_it_is(trained, released, tmp_path):
     file = converted(trained, tmp_path / "own.safetensors")
     with safetensors.safe_open(file, "pt") as reader:  # as a service reads it, without this code
-        facts = json.loads(reader.metadata()["gst"])
+        metadata = json.loads(reader.metadata()["gst"])
     same = load_checkpoint(converted(file, tmp_path / "own.pth"))
     before = load_checkpoint(trained)
-    assert facts == {
+    assert metadata == {
         "arch": "resnet14",
         "num_class": 4,
         "options": {
@@ -123,12 +123,12 @@ def test_a_file_says_what_it_is(trained, released, tmp_path):
         "source_sha256": hashlib.sha256(trained.read_bytes()).hexdigest(),
     }
     del same["state_dict"]
-    assert same == facts | {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    facts = load_checkpoint(converted(released, tmp_path / "released.pth", *SEGMENTS))
-    del facts["state_dict"], facts["source_sha256"]
+    assert same == metadata | {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    metadata = load_checkpoint(converted(released, tmp_path / "released.pth", *SEGMENTS))
+    del metadata["state_dict"], metadata["source_sha256"]
     options = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 4, "input_size": 224}
     said = {"epoch": 3, "best_prec1": torch.tensor(61.6).item()}
-    assert facts == said | {"arch": "resnet14", "num_class": 4, "options": options}
+    assert metadata == said | {"arch": "resnet14", "num_class": 4, "options": options}
 
 
 def test_every_program_reads_it(trained, trn_root, tmp_path):

@@ -16,6 +16,7 @@ from helpers import REPOSITORY, assert_one_line_error, run
 from PIL import Image
 from synthetic import CATEGORIES, make_dataset
 
+from classes import mirrored_labels
 from dataset import (
     ClipLoader,
     ClipSampler,
@@ -27,7 +28,7 @@ from dataset import (
     open_videos,
     read_list,
 )
-from datasets_video import mirrored_labels, return_dataset
+from datasets_video import return_dataset
 from transforms import Compose, GroupScale, Stack, evaluation_transform, training_transform
 from utils.cli import UserError
 

@@ -6,10 +6,9 @@ import random
 import pytest
 from synthetic import CATEGORIES, make_dataset
 
-from datasets_video import CATEGORIES as CATEGORY_FILES
-from datasets_video import (
+from classes import CATEGORIES as CATEGORY_FILES
+from classes import (
     NEVER,
-    check_template,
     describe_flips,
     describe_order,
     match_categories,
@@ -17,8 +16,8 @@ from datasets_video import (
     read_categories,
     read_flip_pairs,
     released_categories,
-    return_dataset,
 )
+from datasets_video import check_template, return_dataset
 from utils.cli import UserError
 
 # Names of Something-Something-v1 and -v2.

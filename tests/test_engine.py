@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import engine
 from dataset import ClipSampler, evaluation_batches
 from engine import autocast, derive_seed, evaluate, freeze_batch_norm, to_input, train_one_epoch
-from models import TemporalModel
+from models import TemporalModel, multiply_adds
+from training.optim import learning_rate, make_optimizer
 from utils.distributed import World
 from utils.metrics import (
     AverageMeter,
@@ -22,10 +23,8 @@ from utils.metrics import (
     LossWatch,
     averages,
     batch_sums,
-    multiply_adds,
     summarise,
 )
-from utils.optim import learning_rate, make_optimizer
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, [CPU])

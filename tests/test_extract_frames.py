@@ -34,7 +34,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import extract_frames
 
-from utils.video import VideoError, decode
+from frames.video import VideoError, decode
 
 TOOL = "tools/extract_frames.py"
 # name -> (frames, options of write_video)

@@ -70,7 +70,7 @@ def test_the_gpu_resizes_as_pillow_does(root, tmp_path):
     program = """
 import numpy as np
 import torch
-from utils.resize import DecodedClips, resize_clips
+from frames.resize import DecodedClips, resize_clips
 for width, height in ((427, 240), (176, 100), (33, 90), (1, 7)):
     pixels = torch.randint(256, (2 * height * width * 3,), dtype=torch.uint8)
     shapes, order = np.array([[0, 2, height, width]]), np.array([[0, 1]])
@@ -136,7 +136,7 @@ DEPLOYED = """
 import torch
 from torch import nn
 from models import TemporalModel
-from utils.deploy import deploy, float32_convolutions
+from inference.fuse import fuse, float32_convolutions
 
 torch.manual_seed(0)
 model = TemporalModel(5, 4, backbone="resnet14").eval()
@@ -150,9 +150,9 @@ clips, device = torch.randn(2, 4, 3, 64, 64), torch.device("cuda")
 with torch.inference_mode(), float32_convolutions():
     expected = model(clips)
     for dtype in (torch.float32, torch.bfloat16):
-        deployed = deploy(model, device, dtype).to(device)
-        assert not any(type(module) is nn.Conv3d for module in deployed.modules()), "3D kernels are used"
-        found = deployed(clips.to(device)).float().cpu()
+        fused = fuse(model, device, dtype).to(device)
+        assert not any(type(module) is nn.Conv3d for module in fused.modules()), "3D kernels are used"
+        found = fused(clips.to(device)).float().cpu()
         print(float((found - expected).norm() / expected.norm()))
 """
 

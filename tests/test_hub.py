@@ -11,7 +11,7 @@ from forked import REPOSITORY
 from helpers import Hostile, finish
 
 from models import TemporalModel
-from utils.checkpoint import save_checkpoint
+from training.checkpoint import save_checkpoint
 
 SMALL = {"arch": "resnet14", "num_segments": 2, "input_size": 32}
 CLASSES = ["a", "b", "c"]
@@ -31,8 +31,8 @@ path = list(sys.path)
 """
 AFTER = """
 assert sys.path == path
-import dataset, utils.checkpoint
-for module in (models, utils, utils.cli, utils.checkpoint, dataset):
+import dataset, training.checkpoint
+for module in (models, utils, utils.cli, training.checkpoint, dataset):
     assert module.MINE and sys.modules[module.__name__] is module
 assert not {"gst", "opts", "resnet_gst", "hubconf"} & sys.modules.keys()
 print("ok")
@@ -52,7 +52,9 @@ def weights(tmp_path: Path) -> Path:
 
 def copied(clone: Path) -> Path:
     """A copy of what hubconf.py needs."""
-    shutil.copytree(REPOSITORY / "utils", clone / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in REPOSITORY.glob("*/__init__.py"):
+        folder = package.parent
+        shutil.copytree(folder, clone / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "categories", clone / "categories")
     for file in REPOSITORY.glob("*.py"):
         shutil.copy(file, clone)
@@ -69,7 +71,7 @@ def run_with_own_modules(folder: Path, code: str, weights: Path) -> CompletedPro
     """
     home = folder / "program"
     (home / "utils").mkdir(parents=True)
-    for name in ("models", "dataset", "utils/__init__", "utils/cli", "utils/checkpoint"):
+    for name in ("models", "dataset", "utils/__init__", "utils/cli", "training/checkpoint"):
         (home / f"{name}.py").write_text("MINE = True\n")
     (home / "program.py").write_text(BEFORE + code + AFTER)
     command = [sys.executable, home / "program.py", REPOSITORY, copied(folder / "clone"), weights]
@@ -208,8 +210,8 @@ def test_the_examples_of_the_docs(tmp_path):
     examples = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
     done = finish([sys.executable, "-c", "\n".join(examples).replace("CLONE", str(REPOSITORY))], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    facts, *answers = done.stdout.splitlines()
-    assert "'num_segments': 8" in facts
+    metadata, *answers = done.stdout.splitlines()
+    assert "'num_segments': 8" in metadata
     assert len(answers) == 5
     assert all(" -> " in line for line in answers)
     for file in ("bare.pth", "gst.safetensors"):

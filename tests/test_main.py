@@ -32,12 +32,12 @@ from synthetic import CATEGORIES, FRAMES, make_dataset
 from torchvision import transforms
 
 import opts
+from classes import released_categories
 from dataset import ClipSampler
-from datasets_video import released_categories
+from inference.fuse import to_channels_last
 from models import TemporalModel
-from utils.deploy import to_channels_last
-from utils.optim import load_optimizer, make_optimizer
-from utils.run import Curves, RunFiles, describe_changes, write_json
+from training.optim import load_optimizer, make_optimizer
+from training.run import Curves, RunFiles, describe_changes, write_json
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"

@@ -3,7 +3,7 @@
 import pytest
 from helpers import REPOSITORY, call
 
-from models import TYPES
+from models import BLOCKS
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_papers_accuracies_are_next_to_its_models(table):
         ("GST", "4", "2"): ["47.0 / 61.6", "48.6 / 62.6"],
         ("GST", "4", "1"): ["47.7 / 62.0", ""],
     }
-    assert {row[0] for row in rows_of(table)} == set(TYPES)
+    assert {row[0] for row in rows_of(table)} == set(BLOCKS)
 
 
 def test_the_page_has_the_same_table(table):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import TYPES, TemporalModel
-from utils.deploy import deploy
-from utils.optim import make_optimizer
+from inference.fuse import fuse
+from models import BLOCKS, TemporalModel
+from training.optim import make_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +236,7 @@ class Mine(nn.Module):
 def test_a_type_that_is_added_trains_and_is_deployed(monkeypatch):
     with pytest.raises(ValueError, match="^type mine "):
         small(model="mine")
-    monkeypatch.setitem(TYPES, "mine", Mine)
+    monkeypatch.setitem(BLOCKS, "mine", Mine)
     model = small(model="mine", alpha=8, dropout=0)
     assert all(type(block) is Mine for block in (model.base_model.layer1[0], model.base_model.layer4[0]))
     assert model.base_model.layer1[0].conv.out_channels == 64 // 8
@@ -254,8 +254,8 @@ def test_a_type_that_is_added_trains_and_is_deployed(monkeypatch):
     assert losses[-1] < 0.5 * losses[0]
     assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
     model.eval()
-    deployed = deploy(model, torch.device("cpu"))
+    fused = fuse(model, torch.device("cpu"))
     with torch.inference_mode():
-        torch.testing.assert_close(deployed(clips), model(clips), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused(clips), model(clips), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="^type other is not one of GST, .*TSM, mine "):
         small(model="other")

@@ -13,8 +13,9 @@ import pytest
 from helpers import assert_one_line_error, call
 from PIL import Image
 
+from classes import mirrored_labels
 from dataset import VideoDataSet
-from datasets_video import MOTION_SETTINGS, mirrored_labels, return_dataset
+from datasets_video import MOTION_SETTINGS, return_dataset
 from tools import make_motion_dataset as demo
 
 SCRIPT = Path(demo.__file__)

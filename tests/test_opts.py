@@ -11,8 +11,8 @@ from helpers import REPOSITORY, finish
 import opts
 from datasets_video import SOURCES
 from gst import ALPHAS, BETAS
-from models import TYPES
-from resnet_gst import BLOCKS
+from models import BLOCKS
+from resnet_gst import DEPTHS
 from utils.cli import UserError
 
 REQUIRED = ["--dataset", "somethingv1", "--root_path", "data"]
@@ -70,7 +70,7 @@ def test_a_published_option_keeps_its_names_and_default(names, words, value, def
 
 @pytest.mark.parametrize(
     ("option", "table"),
-    [("source", SOURCES), ("type", TYPES), ("arch", BLOCKS), ("alpha", ALPHAS), ("beta", BETAS)],
+    [("source", SOURCES), ("type", BLOCKS), ("arch", DEPTHS), ("alpha", ALPHAS), ("beta", BETAS)],
 )
 def test_the_choices_are_those_of_the_tables(option, table, capsys):
     for parser in (opts.training_parser(), opts.testing_parser()):
@@ -351,9 +351,9 @@ def reads_of_options(source):
 @pytest.mark.parametrize(
     ("make_parser", "files"),
     [
-        (opts.training_parser, ["main.py", "engine.py", "utils/run.py", "utils/optim.py"]),
-        (opts.testing_parser, ["test_models.py", "utils/checkpoint.py"]),
-        (opts.video_parser, ["test_video.py", "utils/checkpoint.py"]),
+        (opts.training_parser, ["main.py", "engine.py", "training/run.py", "training/optim.py"]),
+        (opts.testing_parser, ["test_models.py", "training/checkpoint.py"]),
+        (opts.video_parser, ["test_video.py", "training/checkpoint.py"]),
     ],
 )
 def test_every_option_is_read_somewhere(make_parser, files):

@@ -6,9 +6,9 @@ import pytest
 from helpers import assert_one_line_error, call, run
 from PIL import Image
 
+from reports.plots import draw_curves
 from tools import plot_runs
-from utils.plots import draw_curves
-from utils.run import format_csv
+from training.run import format_csv
 
 ROWS = [
     {"epoch": 0, "lr": 0.01, "train_loss": 4.0, "train_prec1": 5.0, "train_prec5": 9.0},

@@ -17,9 +17,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import VideoDataSet
-from models import TemporalModel
-from utils.metrics import multiply_adds
-from utils.optim import make_optimizer
+from models import TemporalModel, multiply_adds
+from training.optim import make_optimizer
 
 REFERENCE = Path(__file__).parent / "reference"
 LOGITS, TRAINING, SAMPLING = (

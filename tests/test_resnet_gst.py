@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from gst import GSTBottleneck
-from resnet_gst import BLOCKS, ResNet, load_2d_weights
+from resnet_gst import DEPTHS, ResNet, load_2d_weights
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def seeded():
 
 
 def gst_resnet(arch: str, alpha: int = 4, beta: int = 2) -> ResNet:
-    return ResNet(partial(GSTBottleneck, alpha=alpha, beta=beta), BLOCKS[arch])
+    return ResNet(partial(GSTBottleneck, alpha=alpha, beta=beta), DEPTHS[arch])
 
 
 def weights_2d(blocks: tuple[int, ...], classes: int = 10) -> dict[str, torch.Tensor]:
@@ -169,7 +169,7 @@ def test_2d_weights_of_torchvisions_resnet50_are_converted(alpha, beta):
 
 @torch.no_grad()
 def test_converted_convolutions_compute_what_the_2d_ones_did():
-    weights = weights_2d(BLOCKS["resnet14"])
+    weights = weights_2d(DEPTHS["resnet14"])
     model = gst_resnet("resnet14", beta=1)
     load_2d_weights(model, weights)
     x = torch.randn(1, 3, 2, 32, 32)
@@ -181,14 +181,14 @@ def test_converted_convolutions_compute_what_the_2d_ones_did():
 
 
 def test_2d_weights_without_a_classifier_do():
-    weights = weights_2d(BLOCKS["resnet14"])
+    weights = weights_2d(DEPTHS["resnet14"])
     headless = {name: value for name, value in weights.items() if not name.startswith("fc.")}
     one, other = (gst_resnet("resnet14") for _ in range(2))
     assert load_2d_weights(one, weights) == load_2d_weights(other, headless)
 
 
 def broken(change: str) -> dict[str, torch.Tensor]:
-    weights = weights_2d(BLOCKS["resnet14"])
+    weights = weights_2d(DEPTHS["resnet14"])
     if change == "missing":
         del weights["layer2.0.bn2.running_var"]
     elif change == "narrow":

@@ -21,8 +21,8 @@ from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, r
 from resume_harness import NAME, ONE_THREAD, checkpoint_of, differences, training_options, what_is_left
 
 from dataset import ClipSampler
+from training.run import Curves, _LogFile, format_csv
 from utils.cli import log
-from utils.run import Curves, _LogFile, format_csv
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 import opts
 import test_models
-from datasets_video import released_categories
+from classes import released_categories
 from models import TemporalModel
 from utils.cli import run_program
 
@@ -393,7 +393,7 @@ def test_other_categories_than_the_checkpoints_are_refused(refuse, evaluate, tmp
 
 
 def reorder(root: Path, names: Sequence[str], order: Sequence[int]) -> None:
-    """Give the classes another order, and renumber the validation list: class `order[n]` becomes `n`."""
+    """Give the classes another order, and remap_labels the validation list: class `order[n]` becomes `n`."""
     home = root / "somethingv1"
     (home / "category.txt").write_text("".join(f"{names[label]}\n" for label in order))
     lines = [line.split() for line in (home / "val_videofolder.txt").read_text().splitlines()]

@@ -7,7 +7,8 @@ import pytest
 import torchvision.transforms as published
 from PIL import Image
 
-from datasets_video import NEVER, mirrored_labels
+from classes import NEVER, mirrored_labels
+from frames.resize import Axis
 from transforms import (
     Compose,
     GroupCenterCrop,
@@ -19,7 +20,6 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
-from utils.resize import Axis
 
 # Width x height: as the data sets have them, odd ones, both ways up, a square, small ones.
 SIZES = [

@@ -14,14 +14,14 @@ from torch.nn import functional
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from video_files import write_video as write_video_file
 
+from classes import NEVER, mirrored_labels
 from dataset import ClipLoader, VideoDataSet, clip_fractions
-from datasets_video import NEVER, mirrored_labels
 from engine import evaluate
+from frames.sources import VideoFiles
+from inference.fuse import fuse
 from models import TemporalModel
 from transforms import GroupOverSample, evaluation_transform
-from utils.deploy import deploy
 from utils.distributed import World
-from utils.sources import VideoFiles
 
 WORLD = World(0, 1, [torch.device("cpu")])
 # The last class has a direction and no partner: its clips are never mirrored.
@@ -110,7 +110,7 @@ def views_by_hand(
     model: TemporalModel, root: Path, num_crops: int, num_clips: int, size: int = SIZE
 ) -> list[dict]:
     """For each video the logits of each view, evaluated alone: `{(crop, clip, is mirrored): logits}`."""
-    model = deploy(model, torch.device("cpu"))
+    model = fuse(model, torch.device("cpu"))
     folder = root / "somethingv1" / FRAMES["somethingv1"][0]
     videos = []
     for video in sorted(folder.iterdir()):

@@ -16,10 +16,21 @@ from helpers import call, finish, read_events, run, small_run
 from PIL import Image
 from synthetic import CATEGORIES, make_dataset
 
+from classes import NEVER
 from dataset import ClipSampler, VideoDataSet, open_videos
-from datasets_video import NEVER, return_dataset
+from datasets_video import return_dataset
+from reports.plots import (
+    ACCENT,
+    BAR,
+    FRAME_SIZE,
+    GAP,
+    LINE_HEIGHT,
+    MARGIN,
+    MAX_CLIPS,
+    draw_batch,
+    draw_curves,
+)
 from transforms import Compose, GroupRandomHorizontalFlip, training_transform
-from utils.plots import ACCENT, BAR, FRAME_SIZE, GAP, LINE_HEIGHT, MARGIN, MAX_CLIPS, draw_batch, draw_curves
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 MIRRORED = [2, 1, 0, 3]

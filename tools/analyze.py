@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 
 from gst import GSTBottleneck
 from models import TemporalModel
-from utils.checkpoint import build_model, describe_model, load_checkpoint, load_weights
+from reports.plots import figure_png
+from training.checkpoint import build_model, describe_model, load_checkpoint, load_weights
 from utils.cli import Parser, UserError, check_writable_folder, log, run_program
 from utils.files import write_atomically
-from utils.plots import figure_png
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Parser, UserError, check_new_file, non_negative_float, run_program, shown, writing
+from utils.cli import Parser, UserError, check_new_file, non_negative_float, printable, run_program, writing
 from utils.files import npz, open_regular, write_atomically
 
 
@@ -70,7 +70,7 @@ def main() -> None:
         total += weight / sum(weights) * (softmax(scores) if args.softmax else scores)
     average = first._replace(scores=total.astype(np.float32))
 
-    names = [*map(shown, args.files), "average" + (" of probabilities" if args.softmax else "")]
+    names = [*map(printable, args.files), "average" + (" of probabilities" if args.softmax else "")]
     for name, own in zip(names, [*files, average], strict=True):
         print(f"{name}: {own.accuracies()}")
     if args.save_scores:
@@ -114,7 +114,7 @@ def read_scores(path: str) -> Scores:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({shown(error.strerror or error)})") from None
+        raise UserError(f"{path}: cannot be read ({printable(error.strerror or error)})") from None
     except UserError:
         raise
     except Exception:  # whatever bytes can make np.load raise; its own text advises to unpickle the file
@@ -130,13 +130,13 @@ def read_scores(path: str) -> Scores:
         scores = scores.astype(np.float32)
     if not np.isfinite(scores).all():
         video = videos[np.flatnonzero(~np.isfinite(scores).all(axis=1))[0]]
-        raise UserError(f"{path}: the scores of video '{shown(video)}' are not finite")
+        raise UserError(f"{path}: the scores of video '{printable(video)}' are not finite")
     is_labelled = labels[0] >= 0
     if labels.max() >= len(classes) or labels.min() < -1 or ((labels >= 0) != is_labelled).any():
         raise UserError(f"{path}: its labels are not those of {len(classes)} classes")
     doubled = [video for video, count in Counter(videos.tolist()).items() if count > 1]
     if doubled:
-        raise UserError(f"{path}: has video '{shown(doubled[0])}' more than once")
+        raise UserError(f"{path}: has video '{printable(doubled[0])}' more than once")
     return found._replace(scores=scores)
 
 
@@ -160,20 +160,20 @@ def match(own: Scores, first: Scores, path: str, first_path: str) -> np.ndarray:
     for label, (name, other) in enumerate(zip(own.classes, first.classes, strict=True)):
         if name != other:
             raise UserError(
-                f"{path}: class {label} is '{shown(name)}', but in {first_path} it is '{shown(other)}'"
+                f"{path}: class {label} is '{printable(name)}', but in {first_path} it is '{printable(other)}'"
             )
     row = {video: number for number, video in enumerate(own.videos.tolist())}
     for video, label in zip(first.videos.tolist(), first.labels, strict=True):
         if video not in row:
-            raise UserError(f"{path}: has no video '{shown(video)}', which {first_path} has")
+            raise UserError(f"{path}: has no video '{printable(video)}', which {first_path} has")
         if own.labels[row[video]] != label:
             raise UserError(
-                f"{path}: the label of video '{shown(video)}' is {own.labels[row[video]]}, but in "
+                f"{path}: the label of video '{printable(video)}' is {own.labels[row[video]]}, but in "
                 f"{first_path} it is {label}"
             )
     more = sorted(row.keys() - set(first.videos.tolist()))
     if more:
-        raise UserError(f"{first_path}: has no video '{shown(more[0])}', which {path} has")
+        raise UserError(f"{first_path}: has no video '{printable(more[0])}', which {path} has")
     return own.scores[[row[video] for video in first.videos.tolist()]]
 
 

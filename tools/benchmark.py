@@ -64,7 +64,11 @@ from tqdm import tqdm
 
 from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
 from engine import evaluate, to_device, train_one_epoch
-from models import TemporalModel
+from frames.resize import resize_clips
+from inference.export import FORMATS, Exported
+from inference.fuse import compile_model, float32_convolutions, fuse, to_channels_last
+from models import TemporalModel, multiply_adds
+from training.optim import make_optimizer
 from transforms import (
     GroupCenterCrop,
     GroupMultiScaleCrop,
@@ -74,15 +78,11 @@ from transforms import (
     training_transform,
 )
 from utils.cli import Parser, UserError, check_writable_file, cores, number_type, run_program, uninterrupted
-from utils.deploy import compile_model, deploy, float32_convolutions, to_channels_last
 from utils.distributed import World, init_distributed
-from utils.export import FORMATS, Exported
 from utils.files import write_texts
-from utils.metrics import ClipMeters, LossWatch, multiply_adds
-from utils.optim import make_optimizer
+from utils.metrics import ClipMeters, LossWatch
 from utils.pool import worker_pool
 from utils.precision import DTYPES, has_instructions
-from utils.resize import resize_clips
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta
 NUM_CLASS = 174
@@ -520,12 +520,12 @@ def meta_model(beta: int, frames: int) -> TemporalModel:
 
 def inference_variants(device: torch.device, emulated: bool) -> dict[str, tuple[str, bool]]:
     """Name -> precision, and whether it is compiled; those that this device is measured in."""
-    variants = {BASELINE: ("off", False), "default: float32, deployed": ("off", False)}
+    variants = {BASELINE: ("off", False), "default: float32, fused": ("off", False)}
     fastest = precisions(device, emulated)[-1]
     if fastest == "bf16":
-        variants["bf16, deployed"] = ("bf16", False)
+        variants["bf16, fused"] = ("bf16", False)
     name = "float32" if fastest == "off" else fastest
-    return variants | {f"{name}, deployed, compiled (--fast)": (fastest, True)}
+    return variants | {f"{name}, fused, compiled (--fast)": (fastest, True)}
 
 
 def inference_comparisons(args: Namespace, device: torch.device, folder: Path) -> list[Comparison]:
@@ -549,15 +549,15 @@ def inference_variant(
     beta: int,
     frames: int,
     amp: str,
-    deployed: bool,
+    fused: bool,
     compiled: bool,
     sizes: list[int],
     device: torch.device,
 ) -> Variant:
     torch.manual_seed(0)
     model = TemporalModel(NUM_CLASS, frames, beta=beta).to(device).eval()
-    if deployed:
-        model = deploy(model, device, DTYPES[amp])
+    if fused:
+        model = fuse(model, device, DTYPES[amp])
     if compiled:
         compile_model(model)
 
@@ -565,7 +565,7 @@ def inference_variant(
         clips = torch.randn(size, frames, 3, 224, 224, device=device)
 
         def run() -> torch.Tensor:
-            with torch.inference_mode(), float32_convolutions() if deployed else nullcontext():
+            with torch.inference_mode(), float32_convolutions() if fused else nullcontext():
                 return model(clips)
 
         return Variant(run, size)
@@ -586,7 +586,7 @@ def export_comparisons(args: Namespace, device: torch.device, folder: Path) -> l
             name: partial(
                 inference_variant, MODELS["GST"], frames, "off", name != BASELINE, False, [size], cpu
             )
-            for name in (BASELINE, "default: float32, deployed")
+            for name in (BASELINE, "default: float32, fused")
         }
         for kind in FORMATS:
             runtime = "onnxruntime" if kind == "onnx" else "torch"

@@ -38,8 +38,9 @@ from matplotlib.figure import Figure
 
 from dataset import read_list
 from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, return_dataset
-from models import TYPES
-from utils.checkpoint import build_model, describe_model, load_checkpoint
+from models import BLOCKS, multiply_adds
+from reports.plots import MARKERS, figure_png
+from training.checkpoint import build_model, describe_model, load_checkpoint
 from utils.cli import (
     Parser,
     UserError,
@@ -47,12 +48,10 @@ from utils.cli import (
     cores,
     non_negative_int,
     number_type,
+    printable,
     run_program,
-    shown,
 )
 from utils.files import read_text, write_atomically, write_texts
-from utils.metrics import multiply_adds
-from utils.plots import MARKERS, figure_png
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Below --root_path of its own: validation clips whose frames are links in another order.
@@ -117,7 +116,7 @@ def main() -> None:
         "--dataset", type=dataset_name, required=True, metavar="NAME", help="from make_motion_dataset.py"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for runs, table and plot")
-    parser.add_argument("--types", choices=tuple(TYPES), nargs="+", default=list(TYPES), help="to compare")
+    parser.add_argument("--types", choices=tuple(BLOCKS), nargs="+", default=list(BLOCKS), help="to compare")
     parser.add_argument("--seeds", type=non_negative_int, nargs="+", default=[0, 1, 2], help="to train with")
     parser.add_argument(
         "--jobs", type=number_type(int, 1, 64), default=1, metavar="N", help="models at a time"
@@ -297,7 +296,7 @@ def run_all(commands: Mapping[str, Iterator[list[object]]], at_a_time: int, mess
                         continue
                     if status := running.pop(name).returncode:
                         lines = file.read_text(errors="replace").splitlines() or [f"status {status}"]
-                        raise UserError(f"{name}: {shown(lines[-1].removeprefix('error: '))}")
+                        raise UserError(f"{name}: {printable(lines[-1].removeprefix('error: '))}")
                 else:
                     waiting.remove(name)
                 if command := next(commands[name], None):

@@ -1,4 +1,4 @@
-"""Convert a checkpoint to its weights and the facts about them, or to the form that the authors released.
+"""Convert a checkpoint to its weights and the metadata about them, or to the form that the authors released.
 
     python tools/convert_checkpoint.py --weights FILE --out gst.safetensors
     python tools/convert_checkpoint.py --weights FILE --out gst.pth --dtype bf16      # half the size
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from opts import add_unsaid_options
-from utils.checkpoint import (
+from training.checkpoint import (
     ModelSpec,
     build_model,
     class_names,
@@ -74,9 +74,9 @@ def main() -> None:
             write_atomically(out, buffer.getvalue())
     else:
         require_known(args, saved, spec)
-        facts = clean_facts(saved, spec) | {"source_sha256": source_sha256}
-        facts["options"] |= {"num_segments": num_segments, "input_size": input_size}
-        content = facts | {"state_dict": rounded(state_dict, args)}
+        metadata = clean_facts(saved, spec) | {"source_sha256": source_sha256}
+        metadata["options"] |= {"num_segments": num_segments, "input_size": input_size}
+        content = metadata | {"state_dict": rounded(state_dict, args)}
         with writing("--out", out):
             if out.suffix == ".safetensors":
                 write_atomically(out, safetensors_bytes(content))
@@ -139,8 +139,8 @@ def clean_facts(saved: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     options = {"type": spec.type, "arch": spec.arch, **split}
     known = saved.get("options", {})
     options |= {name: known[name] for name in KEPT_OPTIONS if name in known}
-    facts = {name: saved[name] for name in KEPT if name in saved}
-    return facts | {"arch": spec.arch, "num_class": spec.num_class, "options": options}
+    metadata = {name: saved[name] for name in KEPT if name in saved}
+    return metadata | {"arch": spec.arch, "num_class": spec.num_class, "options": options}
 
 
 def rounded(state_dict: dict[str, torch.Tensor], args: Namespace) -> dict[str, torch.Tensor]:

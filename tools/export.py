@@ -4,9 +4,9 @@
     python tools/export.py --weights FILE --preprocess --softmax
     python tools/export.py --weights FILE --format pt2 --out model.pt2
 
-It holds the deployed model, batch norm folded into the convolutions, in float32. The number of clips and
+It holds the fused model, batch norm folded into the convolutions, in float32. The number of clips and
 their height and width are free (multiples of 32, in .pt2 from 64 on); the number of frames is the model's.
-Class names and facts are stored in it. Before the file is written its scores for 32 clips are compared with
+Class names and metadata are stored in it. Before the file is written its scores for 32 clips are compared with
 the model's. Then a few lines of Python say how to run it. See docs/DEPLOYMENT.md.
 """
 
@@ -24,9 +24,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from engine import to_input
+from inference.export import FORMATS, Exported
+from inference.onnx_model import Facts
 from models import TemporalModel
 from opts import add_unsaid_options
-from utils.checkpoint import (
+from training.checkpoint import (
     ModelSpec,
     build_model,
     class_names,
@@ -39,9 +41,7 @@ from utils.checkpoint import (
 )
 from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
 from utils.distributed import keep_freed_memory
-from utils.export import FORMATS, Exported
 from utils.files import write_atomically
-from utils.onnx_model import Facts
 
 # The largest difference between the scores of the file and of the model, as a share of the largest score.
 TOLERANCE = 1e-4
@@ -83,8 +83,8 @@ def main() -> None:
     # File: made, checked, and only then written.
     keep_freed_memory()
     exported = Exported(model, args.preprocess, args.softmax)
-    facts = describe(saved, spec, model, args)
-    content = FORMATS[args.format].save(exported, facts)
+    metadata = describe(saved, spec, model, args)
+    content = FORMATS[args.format].save(exported, metadata)
     difference = check(model, exported, FORMATS[args.format].load(content), args.weights)
     log.info(
         f"checked: {sum(BATCHES)} clips have the model's best class, and scores that differ by at most "
@@ -93,7 +93,7 @@ def main() -> None:
     with writing("--out", out):
         write_atomically(Path(out), content)
     log.info(f"exported: {out} ({len(content) / 1e6:.1f} MB); to run it:")
-    print(f"\n{instructions(args.format, out, exported, facts)}", end="")
+    print(f"\n{instructions(args.format, out, exported, metadata)}", end="")
 
 
 def parse_args() -> Namespace:
@@ -132,7 +132,7 @@ def describe(saved: dict[str, Any], spec: ModelSpec, model: TemporalModel, args:
     known = {name: saved["options"][name] for name in _OPTIONS if name in saved.get("options", {})}
     known |= {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     known |= {"num_segments": model.num_segments, "input_size": model.input_size}
-    facts: Facts = {
+    metadata: Facts = {
         "description": model.description,
         "options": known,
         "num_class": spec.num_class,
@@ -142,10 +142,10 @@ def describe(saved: dict[str, Any], spec: ModelSpec, model: TemporalModel, args:
         "softmax": args.softmax,
     }
     if names := class_names(saved, args.weights):
-        facts["categories"] = names
+        metadata["categories"] = names
     if "mirrored" in saved:
-        facts["mirrored"] = saved["mirrored"]
-    return facts
+        metadata["mirrored"] = saved["mirrored"]
+    return metadata
 
 
 def check(
@@ -208,7 +208,7 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession({file!r})
-facts = json.loads(session.get_modelmeta().custom_metadata_map["facts"])
+metadata = json.loads(session.get_modelmeta().custom_metadata_map["metadata"])
 clips = np.zeros({shape}, np.{dtype})  # {values}
 ({scores},) = session.run(None, {{"clips": clips}})
 print({answer})
@@ -217,9 +217,9 @@ print({answer})
 import json
 import torch
 
-extra = {{"facts": ""}}
+extra = {{"metadata": ""}}
 model = torch.export.load({file!r}, extra_files=extra).module()
-facts = json.loads(extra["facts"])
+metadata = json.loads(extra["metadata"])
 clips = torch.zeros({shape}, dtype=torch.{dtype})  # {values}
 with torch.inference_mode():
     {scores} = model(clips)
@@ -229,9 +229,9 @@ print({answer})
 import json
 import torch
 
-extra = {{"facts": ""}}
+extra = {{"metadata": ""}}
 model = torch.jit.load({file!r}, _extra_files=extra)
-facts = json.loads(extra["facts"])
+metadata = json.loads(extra["metadata"])
 clips = torch.zeros({shape}, dtype=torch.{dtype})  # {values}
 with torch.inference_mode():
     {scores} = model(clips)
@@ -240,16 +240,16 @@ print({answer})
 }
 
 
-def instructions(kind: str, file: str, exported: Exported, facts: Facts) -> str:
+def instructions(kind: str, file: str, exported: Exported, metadata: Facts) -> str:
     """A program in Python that runs an exported file.
 
     Args:
         kind: its format.
         file: its path.
         exported: what is in it.
-        facts: of the model.
+        metadata: of the model.
     """
-    size = facts["options"]["input_size"]
+    size = metadata["options"]["input_size"]
     scores = "probabilities" if exported.softmax else "logits"
     best = f"{scores}[0].argmax()"
     return _RUN[kind].format(
@@ -258,7 +258,7 @@ def instructions(kind: str, file: str, exported: Exported, facts: Facts) -> str:
         dtype="uint8" if exported.preprocess else "float32",
         values="RGB, 0 to 255" if exported.preprocess else "RGB, (pixel / 255 - input_mean) / input_std",
         scores=scores,
-        answer=f'facts["categories"][{best}]' if "categories" in facts else best,
+        answer=f'metadata["categories"][{best}]' if "categories" in metadata else best,
     )
 
 

@@ -35,22 +35,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from av.video.reformatter import VideoReformatter
 
 from datasets_video import check_folder, check_template, dataset_name, layout
+from frames.video import VideoError, check_pixels, decode, is_video, resample, to_image
 from utils.cli import (
     Parser,
     UserError,
     check_writable_file,
     check_writable_folder,
     cores,
-    counted,
     number_type,
     one_line,
+    pluralize,
+    printable,
     run_program,
-    shown,
     uninterrupted,
 )
 from utils.files import read_text, write_texts
 from utils.pool import progress_bar, worker_pool
-from utils.video import VideoError, check_pixels, decode, is_video, resample, to_image
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"
@@ -171,7 +171,7 @@ def main() -> int:
         print(f"{source}: skipped {_some(found.skipped)} (hidden, or not a video)")
     before = len(usable) - len(todo)
     print(
-        f"{out}: {counted(extracted + before + len(failures), 'video')}, {extracted} extracted now, "
+        f"{out}: {pluralize(extracted + before + len(failures), 'video')}, {extracted} extracted now, "
         f"{before} before, {len(failures)} failed" + (f", see {out / FAILURES_FILE}" if failures else "")
     )
     return 1 if failures else 0
@@ -248,7 +248,7 @@ def parse_args() -> argparse.Namespace:
     if args.image_tmpl:
         check_template(args.image_tmpl, suffixes=(".jpg", ".jpeg"))
         if len(os.fsencode(args.image_tmpl.format(10**9))) > 255:
-            raise UserError(f"--image_tmpl {shown(args.image_tmpl)}: is too long for the name of a file")
+            raise UserError(f"--image_tmpl {printable(args.image_tmpl)}: is too long for the name of a file")
     return args
 
 
@@ -297,7 +297,7 @@ def find_videos(top: Path) -> Found:
         hidden = [entry for entry in folders if entry.startswith(".")]
         folders[:] = sorted(set(folders).difference(hidden))
         if other != name:
-            found.refused[name] = f"is the same folder as {'--videos' if other == '.' else shown(other)}"
+            found.refused[name] = f"is the same folder as {'--videos' if other == '.' else printable(other)}"
         elif SETTINGS_FILE in files:
             found.skipped.append(name)
         else:
@@ -334,12 +334,16 @@ def check_names(videos: list[str]) -> dict[str, str]:
         folder = frame_folder(name)
         other = video_of.setdefault(folder, name)
         if other != name:
-            reasons[name] = f"would fill the same folder as {shown(other)}; rename one"
-            reasons.setdefault(other, f"would fill the same folder as {shown(name)}; rename one")
+            reasons[name] = f"would fill the same folder as {printable(other)}; rename one"
+            reasons.setdefault(other, f"would fill the same folder as {printable(name)}; rename one")
         elif folder in shared:
-            reasons[name] = f"would fill a folder that holds other videos' frames, {shown(folder)}; rename it"
+            reasons[name] = (
+                f"would fill a folder that holds other videos' frames, {printable(folder)}; rename it"
+            )
         elif folder.name.startswith(".") or folder.parts[0].lower() == FAILURES_FILE:
-            reasons[name] = f"would fill a folder named {shown(folder)}, which is not for frames; rename it"
+            reasons[name] = (
+                f"would fill a folder named {printable(folder)}, which is not for frames; rename it"
+            )
         elif not _can_be_listed(str(folder)):
             reasons[name] = (
                 "cannot stand in a list (control characters, not UTF-8, or space at an end); rename it"
@@ -357,7 +361,7 @@ def prepare_folder(out: Path, settings: Settings) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # a link that leads nowhere
-        raise UserError(f"{out}: cannot be made a folder ({shown(error.filename)} is none)") from None
+        raise UserError(f"{out}: cannot be made a folder ({printable(error.filename)} is none)") from None
     check_writable_file(out / FAILURES_FILE)
     file, now = out / SETTINGS_FILE, asdict(settings)
     if not file.exists() and not file.is_symlink():
@@ -368,7 +372,9 @@ def prepare_folder(out: Path, settings: Settings) -> None:
     try:
         before = json.loads(read_text(file))
         different = [
-            f"--{key} {shown(before[key])} (now {shown(now[key])})" for key in now if before[key] != now[key]
+            f"--{key} {printable(before[key])} (now {printable(now[key])})"
+            for key in now
+            if before[key] != now[key]
         ]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{file}: is damaged; extract into a new folder") from None
@@ -500,7 +506,7 @@ def _give_name(part: Path, folder: Path) -> str | None:
     except OSError as error:
         if error.errno not in _NAME_ERRORS:
             raise
-        return f"{shown(folder)} cannot be made its frame folder ({error.strerror})"
+        return f"{printable(folder)} cannot be made its frame folder ({error.strerror})"
     return None
 
 
@@ -521,14 +527,14 @@ def _ended(handed_out: dict[Future, str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _cause(error: OSError) -> str:
-    culprit = shown(error.filename or "writing")
+    culprit = printable(error.filename or "writing")
     if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
         return f"{error.strerror}: {culprit}; is a second run at work there?"
     return f"{error.strerror}: {culprit}"
 
 
 def _line(name: str, reason: str) -> str:
-    return f"{shown(name)}: {one_line(reason)}"
+    return f"{printable(name)}: {one_line(reason)}"
 
 
 def _escaped(text: str) -> str:
@@ -537,7 +543,7 @@ def _escaped(text: str) -> str:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(shown, names[:3])) + more
+    return ", ".join(map(printable, names[:3])) + more
 
 
 def _can_be_listed(name: str) -> bool:

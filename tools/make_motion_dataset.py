@@ -32,8 +32,9 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets_video import MOTION_SETTINGS, TRAIN_LISTS, VAL_LISTS, dataset_name, layout, mirrored_labels
-from utils.cli import Parser, UserError, non_negative_int, number_type, positive_int, run_program, shown
+from classes import mirrored_labels
+from datasets_video import MOTION_SETTINGS, TRAIN_LISTS, VAL_LISTS, dataset_name, layout
+from utils.cli import Parser, UserError, non_negative_int, number_type, positive_int, printable, run_program
 from utils.files import read_text
 
 # class name -> (what changes, whether the clip is played backwards); partners differ in the latter only.
@@ -418,7 +419,7 @@ def _check_same(target: Path, settings: Settings) -> None:
     if found != wanted:
         known = found if isinstance(found, dict) else {}
         changed = [name for name in wanted if known.get(name) != wanted[name]]
-        values = ", ".join(f"{name} {shown(known.get(name))} (not {wanted[name]})" for name in changed)
+        values = ", ".join(f"{name} {printable(known.get(name))} (not {wanted[name]})" for name in changed)
         raise UserError(f"{target}: has other settings: {values or 'some are unknown'}; {advice}")
 
 

@@ -15,9 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from models import TYPES, TemporalModel, split_options
+from models import BLOCKS, TemporalModel, block_kwargs, multiply_adds
 from utils.cli import Parser, run_program
-from utils.metrics import multiply_adds
 
 NUM_CLASS = 174
 FRAMES = (8, 16)
@@ -35,8 +34,8 @@ def main() -> None:
     heads = ["type", *SPLITS, "parameters", *(f"multiply-adds, {frames} frames" for frames in FRAMES)]
     heads += [f"paper, v1 / v2, {frames} frames" for frames in FRAMES]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for kind in TYPES:
-        names = split_options(kind)
+    for kind in BLOCKS:
+        names = block_kwargs(kind)
         for values in itertools.product(*(SPLITS[name] for name in names)):
             print(f"| {' | '.join(describe(kind, dict(zip(names, values, strict=True))))} |", flush=True)
 

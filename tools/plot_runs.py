@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Parser, UserError, check_new_file, run_program, shown, writing
+from reports.plots import draw_curves, figure_png
+from utils.cli import Parser, UserError, check_new_file, printable, run_program, writing
 from utils.files import read_text, write_atomically
-from utils.plots import draw_curves, figure_png
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_prec1", "val_loss", "val_prec1")
 
@@ -76,7 +76,7 @@ def read_log(path: str) -> list[dict[str, float]]:
             values = {name: row[name] for name in COLUMNS if row[name] or not name.startswith("val_")}
             rows.append({name: _number(value, f"{where}: {name}") for name, value in values.items()})
             if len(rows) > 1 and rows[-1]["epoch"] <= rows[-2]["epoch"]:
-                raise UserError(f"{where}: epoch {shown(row['epoch'])} does not follow the one before it")
+                raise UserError(f"{where}: epoch {printable(row['epoch'])} does not follow the one before it")
     except csv.Error as error:
         raise UserError(f"{path}, line {table.line_num + 1}: cannot be read ({error})") from None
     if not rows:
@@ -90,7 +90,7 @@ def _number(text: str | None, what: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{what} '{shown(text or '')}' is not a number")
+        raise UserError(f"{what} '{printable(text or '')}' is not a number")
     return value
 
 

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from classes import check_name, describe_order, read_categories
 from datasets_video import (
     LAYOUTS,
     MIN_FRAMES,
@@ -40,15 +41,14 @@ from datasets_video import (
     TRAIN_LISTS,
     VAL_LISTS,
     VIDEO_SUFFIXES,
-    check_name,
     dataset_name,
-    describe_order,
     find_dataset,
     find_source,
     layout,
-    read_categories,
     return_dataset,
 )
+from frames.images import ImageError, open_image, read_image
+from frames.video import VideoError, count_frames, decode, is_video
 from utils.annotations import (
     TEST_LIST,
     TRAIN_LIST,
@@ -67,17 +67,15 @@ from utils.cli import (
     check_writable_file,
     check_writable_folder,
     cores,
-    counted,
     non_negative_int,
     number_type,
+    pluralize,
+    printable,
     run_program,
-    shown,
     uninterrupted,
 )
 from utils.files import write_texts
-from utils.images import ImageError, open_image, read_image
 from utils.pool import progress_bar, worker_pool
-from utils.video import VideoError, count_frames, decode, is_video
 
 REPORT_FILE = "process_report.txt"
 
@@ -117,7 +115,7 @@ class Finding(NamedTuple):
             # As it is, so that it can be cut out and used; a list can carry it, so it fits into a line.
             folder = check_name(self.folder)
         except ValueError:
-            folder = shown(self.folder)
+            folder = printable(self.folder)
         return f"{self.kind}\t{self.list_name}\t{folder}\t{self.what}"
 
 
@@ -246,8 +244,8 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
         first = problems[0]
         advice = f"none is left for {empty}" if args.skip_missing else "--skip_missing leaves them out"
         raise UserError(
-            f"{folder / REPORT_FILE}: {counted(len(problems), 'problem')} with {counted(total, 'video')}, "
-            f"the first with {shown(first.folder)} ({first.what}); no list was written; {advice}"
+            f"{folder / REPORT_FILE}: {pluralize(len(problems), 'problem')} with {pluralize(total, 'video')}, "
+            f"the first with {printable(first.folder)} ({first.what}); no list was written; {advice}"
         )
     if empty:
         raise UserError(f"{folder / empty}: was not written; none of its videos has {MIN_FRAMES} frames")
@@ -262,10 +260,10 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     print(f"{folder / 'category.txt'}: {len(categories)} classes, {changes[folder / 'category.txt']}")
     for name, videos in lists.items():
         of = f"{len(videos)} of " if len(videos) < len(annotated[name]) else ""
-        count = f"{of}{counted(len(annotated[name]), 'video')}"
+        count = f"{of}{pluralize(len(annotated[name]), 'video')}"
         print(f"{folder / name}: {count}, {changes[folder / name]}")
-    notes = counted(len(findings) - len(problems), "note")
-    print(f"{folder / REPORT_FILE}: {counted(len(problems), 'problem')}, {notes}")
+    notes = pluralize(len(findings) - len(problems), "note")
+    print(f"{folder / REPORT_FILE}: {pluralize(len(problems), 'problem')}, {notes}")
     return 0
 
 
@@ -347,9 +345,9 @@ def check_lists(args: argparse.Namespace, source: str, place: Path) -> int:
         print(finding)
     print(f"{source}: {place}")
     for name, videos in lists.items():
-        print(f"{folder / name}: {counted(len(videos), 'video')}")
+        print(f"{folder / name}: {pluralize(len(videos), 'video')}")
     problems = sum(finding.kind == "problem" for finding in findings)
-    print(f"{counted(problems, 'problem')}, {counted(len(findings) - problems, 'note')}")
+    print(f"{pluralize(problems, 'problem')}, {pluralize(len(findings) - problems, 'note')}")
     empty = next((name for name in lists if not _has_clips(usable[name])), None)
     if empty and not problems:
         raise UserError(f"{folder / empty}: none of its videos has {MIN_FRAMES} frames")
@@ -442,7 +440,7 @@ def look_into_videos(
         if len(usable) == 1:
             files[name] = Path(folder, usable[0])
         elif usable:
-            looked[name] = 0, [f"{' and '.join(map(shown, usable))} would have the same name; rename one"]
+            looked[name] = 0, [f"{' and '.join(map(printable, usable))} would have the same name; rename one"]
         else:
             looked[name] = 0, [_no_video(folder, there)]
     order, size = sorted(files), min(_SAMPLE, len(files))
@@ -451,7 +449,7 @@ def look_into_videos(
     return looked | look_into(partial(look_into_video, decode_all), jobs, workers)
 
 
-# As utils/sources.py looks for them.
+# As frames/sources.py looks for them.
 _SUFFIXES = [*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)]
 
 
@@ -471,7 +469,7 @@ def _no_video(folder: str, there: list[str]) -> str:
     other = next((path.name for path in paths if not path.is_dir() and is_video(path)), None)
     if other:
         return (
-            f"{shown(other)} is not one of {', '.join(VIDEO_SUFFIXES)}; convert it, or extract the frames "
+            f"{printable(other)} is not one of {', '.join(VIDEO_SUFFIXES)}; convert it, or extract the frames "
             "(tools/extract_frames.py)"
         )
     return f"no video ({', '.join(VIDEO_SUFFIXES)})"
@@ -492,10 +490,10 @@ def look_into_video(decode_all: bool, is_decoded: bool, file: Path) -> tuple[int
         decoded = sum(1 for _ in decode(file)) if is_decoded else None
         count = decoded if decode_all else count_frames(file)
     except VideoError as error:
-        return 0, [f"{shown(file.name)}: {error}"]
+        return 0, [f"{printable(file.name)}: {error}"]
     if decoded not in (None, count):
         return 0, [
-            f"{shown(file.name)}: has {count} frames by its packets, but {decoded} when decoded; "
+            f"{printable(file.name)}: has {count} frames by its packets, but {decoded} when decoded; "
             "--decode_all counts by decoding"
         ]
     return count, []
@@ -527,7 +525,7 @@ def look_into_folder(
     gap = next((name for name in expected if name not in names), None)
     count, problems = len(names), []
     if gap:
-        stranger = shown(min(names.difference(expected)))
+        stranger = printable(min(names.difference(expected)))
         count, problems = 0, [f"{len(names)} files, but no {gap}; there is {stranger}"]
     if decode_all:
         used = sorted(name for name in names if _is_used(name, template, listed))
@@ -554,7 +552,7 @@ def _decode(folder: str, name: str) -> list[str]:
             image.draft("L", (1, 1))
             image.load()
     except ImageError as error:
-        return [f"{name} cannot be decoded ({shown(error.reason)})"]
+        return [f"{name} cannot be decoded ({printable(error.reason)})"]
     return []
 
 
@@ -566,7 +564,7 @@ def _read_all(folder: str, names: list[str]) -> list[str]:
         try:
             size = read_image(f"{folder}/{name}").size
         except ImageError as error:
-            problems.append(f"{name} cannot be decoded ({shown(error.reason)})")
+            problems.append(f"{name} cannot be decoded ({printable(error.reason)})")
             continue
         first = first or (name, size)
         if size != first[1]:

@@ -1,1 +1,1 @@
-"""What the programs share apart from model and data; nothing in here imports from a program."""
+"""Helpers that know nothing about GST; they import nothing from the layers above."""

@@ -24,10 +24,11 @@ from pydantic import (
     model_validator,
 )
 
-from datasets_video import MAX_DIGITS, MAX_NAME, TRAIN_LISTS, VAL_LISTS, check_folder, check_name
-from utils.cli import UserError, shown
+from classes import MAX_NAME, check_name
+from datasets_video import MAX_DIGITS, TRAIN_LISTS, VAL_LISTS, check_folder
+from frames.video import SUFFIXES, is_video
+from utils.cli import UserError, printable
 from utils.files import read_text
-from utils.video import SUFFIXES, is_video
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
 
@@ -124,7 +125,7 @@ class _Dive(_Entry):
         if self.start_frame >= self.end_frame:
             raise ValueError(
                 f"start_frame {self.start_frame} must be less than end_frame {self.end_frame} "
-                f"(video '{shown(self.vid_name)}')"
+                f"(video '{printable(self.vid_name)}')"
             )
         return self
 
@@ -195,12 +196,12 @@ def read_class_folders(top: Path, source: str) -> tuple[list[OwnVideo], list[str
                 others.append(f"{folder.name}/{path.name}")
         if not names:
             what = "frame folders" if source == "frames" else "videos"
-            levels = f" but folders such as '{shown(below[0])}'" if below else ""
+            levels = f" but folders such as '{printable(below[0])}'" if below else ""
             raise UserError(
-                f"{shown(folder)}: has no {what}{levels}; expected is {shown(top)}/CLASS/VIDEO, without a "
+                f"{printable(folder)}: has no {what}{levels}; expected is {printable(top)}/CLASS/VIDEO, without a "
                 "level such as train or val in between (a split of your own: --annotations FILE.csv)"
             )
-        videos += [OwnVideo(name, folder.name, shown(folder)) for name in names]
+        videos += [OwnVideo(name, folder.name, printable(folder)) for name in names]
     if not folders:
         raise UserError(
             f"{top}: has no folders of classes; expected is {top}/CLASS/VIDEO, or give --annotations FILE.csv"
@@ -227,7 +228,7 @@ def read_csv(path: Path) -> list[OwnVideo]:
                 if fields not in (["video", "label"], ["video", "label", "split"]):
                     raise UserError(
                         f"{where}: the header must be 'video,label' or 'video,label,split', "
-                        f"not '{shown(','.join(row))}'"
+                        f"not '{printable(','.join(row))}'"
                     )
                 header = fields
                 continue
@@ -235,14 +236,14 @@ def read_csv(path: Path) -> list[OwnVideo]:
                 raise UserError(f"{where}: has {len(fields)} fields, not {len(header)} like the header")
             name, label, *split = fields
             if split and split[0] not in _SPLITS:
-                raise UserError(f"{where}: '{shown(split[0])}' is not a split ({', '.join(_SPLITS)})")
+                raise UserError(f"{where}: '{printable(split[0])}' is not a split ({', '.join(_SPLITS)})")
             list_name = _SPLITS[split[0]] if split else None
             name = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
             _check_field(path, reader.line_num, check_folder, name)
             if label or list_name != TEST_LIST:
                 _check_field(path, reader.line_num, check_name, label)
             if name in seen:
-                raise UserError(f"{where}: '{shown(name)}' is already in line {seen[name]}")
+                raise UserError(f"{where}: '{printable(name)}' is already in line {seen[name]}")
             seen[name] = reader.line_num
             videos.append(OwnVideo(name, label, where, list_name))
     except csv.Error as error:
@@ -281,7 +282,7 @@ def make_lists(
     for video in videos:
         if video.category and video.category not in label_of:
             raise UserError(
-                f"{video.where}: the class '{shown(video.category)}' is not in {file}, whose order is kept; "
+                f"{video.where}: the class '{printable(video.category)}' is not in {file}, whose order is kept; "
                 "add it there, or move that file away"
             )
     if videos[0].list_name is None:
@@ -294,7 +295,7 @@ def make_lists(
         for video in chosen:
             if not is_labelled and re.search(r"\s[0-9]+$", video.name):
                 raise UserError(
-                    f"{video.where}: '{shown(video.name)}' ends in a number, which a list without labels "
+                    f"{video.where}: '{printable(video.name)}' ends in a number, which a list without labels "
                     "cannot tell from the number of frames; rename the video, or label all test videos"
                 )
             label = label_of[video.category] if is_labelled else None
@@ -311,8 +312,8 @@ def _draw(videos: list[OwnVideo], val_fraction: float, seed: int) -> list[OwnVid
     for category, members in classes.items():
         if len(members) == 1:
             raise UserError(
-                f"{members[0].where}: the class '{shown(category)}' has a single video, "
-                f"'{shown(members[0].name)}', but training and validation need one each; add videos, leave "
+                f"{members[0].where}: the class '{printable(category)}' has a single video, "
+                f"'{printable(members[0].name)}', but training and validation need one each; add videos, leave "
                 "the class out, or give the split in a CSV (--annotations)"
             )
         # By hashes, not by a generator's numbers: a new video leaves almost all others where they are.
@@ -327,14 +328,14 @@ def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise UserError(f"{shown(folder)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(folder)}: cannot be read ({error.strerror})") from None
 
 
 def _check_path(path: Path, check: Callable[[str], str], name: str) -> str:
     try:
         return check(name)
     except ValueError as error:
-        raise UserError(f"{shown(path)}: {error}; rename it") from None
+        raise UserError(f"{printable(path)}: {error}; rename it") from None
 
 
 def read_test_list(path: Path) -> list[Video]:
@@ -349,9 +350,9 @@ def read_test_list(path: Path) -> list[Video]:
             continue
         folder, *frames = line.strip().rsplit(None, 1)
         if not frames or not isinstance(_text_as_number(frames[0]), int):
-            raise UserError(f"{path}, line {number}: '{shown(line.strip())}' is not 'name frames'")
+            raise UserError(f"{path}, line {number}: '{printable(line.strip())}' is not 'name frames'")
         if len(folder.encode()) > MAX_NAME or "\0" in folder:
-            raise UserError(f"{path}, line {number}: '{shown(folder)}' cannot be a video's name")
+            raise UserError(f"{path}, line {number}: '{printable(folder)}' cannot be a video's name")
         videos.append(Video(folder, None, int(frames[0])))
     if not videos:
         raise UserError(f"{path}: is empty; it holds a line 'name frames' for each video")
@@ -372,7 +373,7 @@ def _read_v1(names: tuple[str, ...], folder: Path) -> tuple[list[str], Lists]:
         name, _, label = line.partition(";")
         _check_field(path, number, check_folder, name)
         if label not in label_of:
-            raise UserError(f"{path}, line {number}: '{shown(label)}' is not in {labels.name}")
+            raise UserError(f"{path}, line {number}: '{printable(label)}' is not in {labels.name}")
         return Video(name, label_of[label])
 
     def test_video(path: Path, number: int, line: str) -> Video:
@@ -398,7 +399,7 @@ def _read_v2(folder: Path) -> tuple[list[str], Lists]:
     for name, label in label_of.items():
         if label >= len(label_of) or label in names:
             raise UserError(
-                f"{labels}, '{shown(name)}': its number is {label}, but the numbers must be "
+                f"{labels}, '{printable(name)}': its number is {label}, but the numbers must be "
                 f"0 to {len(label_of) - 1}, each once"
             )
         names[label] = name
@@ -406,8 +407,8 @@ def _read_v2(folder: Path) -> tuple[list[str], Lists]:
     def video(path: Path, number: int, entry: _V2Video) -> Video:
         name = entry.template.replace("[", "").replace("]", "")
         if name not in label_of:
-            where = f"{path}, entry {number}: video '{shown(entry.id)}'"
-            raise UserError(f"{where}: '{shown(name)}' is not in {labels.name}")
+            where = f"{path}, entry {number}: video '{printable(entry.id)}'"
+            raise UserError(f"{where}: '{printable(name)}' is not in {labels.name}")
         return Video(entry.id, label_of[name])
 
     def test_video(path: Path, number: int, entry: _V2TestVideo) -> Video:
@@ -433,7 +434,7 @@ def _read_diving48(folder: Path) -> tuple[list[str], Lists]:
 
     def video(path: Path, number: int, entry: _Dive) -> Video:
         if entry.label >= len(categories):
-            where = f"{path}, entry {number}: video '{shown(entry.vid_name)}'"
+            where = f"{path}, entry {number}: video '{printable(entry.vid_name)}'"
             raise UserError(f"{where}: {vocabulary.name} has no label {entry.label}")
         return Video(entry.vid_name, entry.label, start=entry.start_frame, end=entry.end_frame)
 
@@ -462,7 +463,7 @@ def _check_field(path: Path, number: int, check: Callable[[str], str], name: str
     try:
         return check(name)
     except ValueError as error:
-        raise UserError(f"{path}, line {number}: {error} ('{shown(name)}')") from None
+        raise UserError(f"{path}, line {number}: {error} ('{printable(name)}')") from None
 
 
 def _check_unique(path: Path, unit: str, names: list[str]) -> None:
@@ -470,7 +471,7 @@ def _check_unique(path: Path, unit: str, names: list[str]) -> None:
     for number, name in enumerate(names, start=1):
         first = first_seen.setdefault(name, number)
         if first != number:
-            raise UserError(f"{path}, {unit} {number}: '{shown(name)}' is already in {unit} {first}")
+            raise UserError(f"{path}, {unit} {number}: '{printable(name)}' is already in {unit} {first}")
 
 
 def _read_videos(path: Path, schema: TypeAdapter, make: Callable[[Path, int, Any], Video]) -> list[Video]:
@@ -529,10 +530,14 @@ def _first_complaint(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     entry, field, *_ = (*first["loc"], None, None)
     where = (
-        "" if entry is None else f", entry {entry + 1}" if isinstance(entry, int) else f", '{shown(entry)}'"
+        ""
+        if entry is None
+        else f", entry {entry + 1}"
+        if isinstance(entry, int)
+        else f", '{printable(entry)}'"
     )
     if isinstance(field, str) and field != "[key]":
-        where += f": {shown(field)}"
+        where += f": {printable(field)}"
     words = {
         "missing": "is missing",
         "too_short": "is empty",
@@ -542,9 +547,9 @@ def _first_complaint(error: ValidationError) -> str:
     what = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
     value = first["input"]
     if isinstance(value, _Twice):
-        return f"{where}: has the key '{shown(value)}' twice"
+        return f"{where}: has the key '{printable(value)}' twice"
     is_short = value is None or isinstance(value, str | int | float | _Unusable)
-    return f"{where}: {words.get(first['type'], what)}" + (f" ('{shown(value)}')" if is_short else "")
+    return f"{where}: {words.get(first['type'], what)}" + (f" ('{printable(value)}')" if is_short else "")
 
 
 def _text(path: Path) -> str:

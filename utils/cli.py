@@ -38,13 +38,13 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def shown(name: object, limit: int = 200) -> str:
+def printable(name: object, limit: int = 200) -> str:
     """What to print of a name or value that comes from data: escaped, and at most `limit` characters."""
     text = one_line(str(name)[: limit + 1]).replace("\t", "\\t")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """A number and what it counts, which has a regular plural: '1 video', '2 videos'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -151,7 +151,7 @@ def run_program(
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:  # no room, no permission: where that was not foreseen
-        where = f"{shown(error.filename)}: " if error.filename else ""
+        where = f"{printable(error.filename)}: " if error.filename else ""
         advice = "; raise the limit (ulimit -n) or try fewer --workers" if error.errno == errno.EMFILE else ""
         log.error("error: %s", f"{where}{error.strerror or error}{advice}")
         sys.exit(1)
@@ -294,7 +294,7 @@ def environment_number(name: str, default: int | None = None) -> int:
     """
     value = os.environ.get(name, "" if default is None else str(default))
     if not (value.isascii() and value.isdecimal() and len(value) < 10):
-        told = f"is {shown(value)!r}" if name in os.environ else "is missing"
+        told = f"is {printable(value)!r}" if name in os.environ else "is missing"
         raise UserError(f"environment variable {name}: {told}; torchrun sets it to a whole number")
     return int(value)
 

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError, environment_number, log, shown
+from utils.cli import UserError, environment_number, log, printable
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -61,7 +61,7 @@ class World:
         """How many devices share a batch of training."""
         return self.size * len(self.devices)
 
-    def place(self, model: nn.Module, for_training: bool = False, sync_bn: bool = False) -> nn.Module:
+    def wrap(self, model: nn.Module, for_training: bool = False, sync_bn: bool = False) -> nn.Module:
         """Move a model to the devices.
 
         Args:
@@ -82,14 +82,14 @@ class World:
                 return DistributedDataParallel(model)
         return nn.DataParallel(model, device_ids=self.devices) if len(self.devices) > 1 else model
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the processes, in place."""
         if self.size > 1:
             with self.lost_process():
                 distributed.all_reduce(values)
         return values
 
-    def max(self, *values: int) -> list[int]:
+    def all_reduce_max(self, *values: int) -> list[int]:
         """The largest of each value over the processes. Goes over the CPU: no GPU is waited for."""
         box = torch.tensor(values)
         if self.size > 1:
@@ -97,7 +97,7 @@ class World:
                 distributed.all_reduce(box, distributed.ReduceOp.MAX)
         return box.tolist()
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What `value` is in the main process."""
         if self.size == 1:
             return value
@@ -106,7 +106,7 @@ class World:
             distributed.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What `value` is in every process, in the order of their ranks."""
         if self.size == 1:
             return [value]
@@ -115,7 +115,7 @@ class World:
             distributed.all_gather_object(box, value)
         return box
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the main process's running statistics of batch norm."""
         with self.lost_process():
             for buffer in model.buffers() if self.size > 1 else ():
@@ -201,7 +201,7 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         store = distributed.PrefixStore(str(restarts), store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
-        reason = shown(str(error).splitlines()[0])
+        reason = printable(str(error).splitlines()[0])
         raise UserError(f"cannot join the other processes of torchrun ({reason})") from None
     atexit.register(_leave)
     if rank > 0:

@@ -1,6 +1,5 @@
 """Losses and accuracies over clips, and averages for the log."""
 
-import copy
 import math
 import resource
 import sys
@@ -11,11 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
-from datasets_video import NEVER
-from models import TemporalModel
 from utils.cli import UserError
 from utils.distributed import World
 
@@ -105,7 +101,7 @@ class ClipMeters:
 
     def update(self, sums: torch.Tensor) -> None:
         """Add a step: the sum over its batches of what `batch_sums` gives."""
-        self.last = self.world.sum(sums)
+        self.last = self.world.all_reduce_sum(sums)
         self.total += self.last
 
     @property
@@ -133,25 +129,12 @@ def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tenso
     return torch.stack([loss_sum, 100 * hits[:, 0].sum(), 100 * hits.sum(), ones.sum()]).double()
 
 
-def multiply_adds(model: TemporalModel) -> int:
-    """Multiply-adds of the convolutions and the classifier in one clip's forward pass; none is computed."""
-    found = []
-    shapes = copy.deepcopy(model).to("meta").eval()
-    for module in shapes.modules():
-        if isinstance(module, nn.Conv3d | nn.Linear):
-            module.register_forward_hook(
-                lambda module, _, output: found.append(output.numel() * module.weight[0].numel())
-            )
-    shapes(torch.empty(1, model.num_segments, 3, model.input_size, model.input_size, device="meta"))
-    return sum(found)
-
-
 def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -> torch.Tensor:
     """Average a video's logits, before softmax, over its views (TSM's test program).
 
     Args:
         logits: videos x views x classes.
-        mirrored: for each class what it becomes when a clip is mirrored, or `NEVER`. Then the second half of
+        mirrored: for each class what it becomes when a clip is mirrored, or -1 where nothing does. Then the second half of
             the views is the first half mirrored. A class's score in a mirrored view is that of the class
             that it becomes there. A class without one keeps the score of the view that is not mirrored.
 
@@ -161,7 +144,7 @@ def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -
     if mirrored is not None:
         classes = torch.tensor(mirrored, device=logits.device)
         as_is, flipped = logits.chunk(2, dim=1)
-        flipped = torch.where(classes == NEVER, as_is, flipped[..., classes.clamp(min=0)])
+        flipped = torch.where(classes < 0, as_is, flipped[..., classes.clamp(min=0)])
         logits = torch.cat([as_is, flipped], dim=1)
     return logits.mean(dim=1)
 

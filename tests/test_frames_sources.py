@@ -9,12 +9,13 @@ from av.video.reformatter import VideoReformatter
 from synthetic import CATEGORIES
 from video_files import cut, numbered_image, read_number, write_audio, write_video
 
+from classes import mirrored_labels
 from dataset import ClipLoader, ClipSampler, VideoDataSet, open_videos, read_list
-from datasets_video import mirrored_labels, return_dataset
+from datasets_video import return_dataset
+from frames.sources import FrameFolders, VideoFiles
+from frames.video import decode, to_image
 from transforms import Compose, Stack, evaluation_transform, training_transform
 from utils.cli import UserError
-from utils.sources import FrameFolders, VideoFiles
-from utils.video import decode, to_image
 
 # What folders hold: two codecs, odd sizes, B-frames, times that vary, a turned camera, colour tags, capitals.
 VIDEOS = {

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from inference.fuse import fuse
+from inference.onnx_model import FACTS, INPUT, Facts, open_session, outputs_of
 from models import TemporalModel
 from utils.cli import UserError
-from utils.deploy import deploy
-from utils.onnx_model import FACTS, INPUT, Facts, open_session, outputs_of
 
 
 class Exported(nn.Module):
-    """What is exported: the deployed form of a model, and what is to be in the file around it.
+    """What is exported: the fused form of a model, and what is to be in the file around it.
 
     Input:  batch x num_segments x 3 x height x width, float32, normalised by the model's mean and std;
             with `preprocess` batch x num_segments x height x width x 3, uint8. RGB, frames in time order
@@ -32,7 +32,7 @@ class Exported(nn.Module):
 
     def __init__(self, model: TemporalModel, preprocess: bool = False, softmax: bool = False) -> None:
         super().__init__()
-        self.model = deploy(model, torch.device("cpu"))
+        self.model = fuse(model, torch.device("cpu"))
         self.preprocess = preprocess
         self.softmax = softmax
         self.register_buffer("mean", torch.tensor(model.input_mean).view(3, 1, 1))
@@ -54,8 +54,8 @@ class Exported(nn.Module):
         return torch.zeros(self.input_shape(2, 64, 96), dtype=torch.uint8 if self.preprocess else None)
 
 
-def to_onnx(module: Exported, facts: Facts) -> bytes:
-    """Export as ONNX; the facts are in its metadata.
+def to_onnx(module: Exported, metadata: Facts) -> bytes:
+    """Export as ONNX; the metadata are in its metadata.
 
     Raises:
         UserError: one of the packages is not installed.
@@ -79,24 +79,24 @@ def to_onnx(module: Exported, facts: Facts) -> bytes:
     content = program.model_proto
     for node in content.graph.node:  # where in this source it comes from, as in `_program`
         del node.metadata_props[:]
-    content.metadata_props.add(key=FACTS, value=json.dumps(facts))
+    content.metadata_props.add(key=FACTS, value=json.dumps(metadata))
     return content.SerializeToString()
 
 
-def to_pt2(module: Exported, facts: Facts) -> bytes:
-    """Export as torch.export does; the facts are an extra file in it."""
+def to_pt2(module: Exported, metadata: Facts) -> bytes:
+    """Export as torch.export does; the metadata are an extra file in it."""
     content = io.BytesIO()
     with _quiet():
-        torch.export.save(_program(module), content, extra_files={FACTS: json.dumps(facts)})
+        torch.export.save(_program(module), content, extra_files={FACTS: json.dumps(metadata)})
     return content.getvalue()
 
 
-def to_torchscript(module: Exported, facts: Facts) -> bytes:
-    """Export by torch.jit.trace; the facts are an extra file in it."""
+def to_torchscript(module: Exported, metadata: Facts) -> bytes:
+    """Export by torch.jit.trace; the metadata are an extra file in it."""
     content = io.BytesIO()
     with _quiet(), torch.inference_mode():
         traced = torch.jit.trace(module, module.example(), check_trace=False)
-        torch.jit.save(traced, content, _extra_files={FACTS: json.dumps(facts)})
+        torch.jit.save(traced, content, _extra_files={FACTS: json.dumps(metadata)})
     return content.getvalue()
 
 
@@ -124,7 +124,7 @@ class Format(NamedTuple):
     Attributes:
         suffix: of their names.
         min_size: the smallest height and width of a clip, in pixels.
-        save: makes a file's content of the module and the facts.
+        save: makes a file's content of the module and the metadata.
         load: makes something to call of the content.
     """
 

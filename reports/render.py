@@ -14,8 +14,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from utils.cli import UserError, check_new_file, shown, uninterrupted
-from utils.sources import FrameFolder, VideoFile
+from frames.sources import FrameFolder, VideoFile
+from utils.cli import UserError, check_new_file, printable, uninterrupted
 
 SUFFIXES = (".mp4", ".gif", ".png")
 
@@ -142,7 +142,7 @@ def contact_sheet(
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small, large = _font(18), _font(24)
     row_height = size[1] + _line_height(small) + _GAP
-    titles = _wrap(shown(video.path.name), large, _SHEET_WIDTH - 2 * _GAP)
+    titles = _wrap(printable(video.path.name), large, _SHEET_WIDTH - 2 * _GAP)
     top_of_frames = _GAP + len(titles) * _line_height(large) + _GAP
     top_of_bars = top_of_frames + math.ceil(len(numbers) / columns) * row_height + _GAP
     bar_left, bar_width = _SHEET_WIDTH * 6 // 10, _SHEET_WIDTH * 3 // 10
@@ -254,7 +254,7 @@ def _even(number: int) -> int:
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Break a text into lines that are at most so many pixels wide; where a word is wider, inside it."""
     lines = [""]
-    for word in shown(text).split(" "):
+    for word in printable(text).split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if font.getlength(longer) <= width:
             lines[-1] = longer

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from classes import mirrored_labels
 from dataset import VideoDataSet
-from datasets_video import mirrored_labels
-from utils.cli import UserError, check_writable_folder, shown
+from reports.plots import DPI, GREY, INK, figure_png, font, image_png, shorten
+from utils.cli import UserError, check_writable_folder, printable
 from utils.files import staged
 from utils.metrics import Result
-from utils.plots import DPI, GREY, INK, figure_png, font, image_png, shorten
 
 if TYPE_CHECKING:  # it takes half a second to import
     from matplotlib.figure import Figure
@@ -366,7 +366,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _escaped(text: str) -> str:
     """A text that Markdown shows as it is, also in a table's cell."""
-    return re.sub(r"([\\`*_\[\]<>|~&$#@:!])", r"\\\1", shown(text))
+    return re.sub(r"([\\`*_\[\]<>|~&$#@:!])", r"\\\1", printable(text))
 
 
 def _numbered(label: int, categories: Sequence[str]) -> str:
@@ -422,7 +422,7 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
 
     def named(label: int) -> str:
         note = "" if clips[label] else " (no clips)"
-        return shorten(shown(_numbered(label, categories)), max_names - width_of(note), width_of) + note
+        return shorten(printable(_numbered(label, categories)), max_names - width_of(note), width_of) + note
 
     order = similarity_order(confusions)
     row_names = [named(order[number]) for number in labelled]
@@ -484,7 +484,7 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
             y = above + 0.3 + 0.43 * number
             write(x, y, f"{pair.confusion:.1f} %", 9)
             for line, label in enumerate((pair.first, pair.second)):
-                text = shorten(shown(_numbered(label, categories)), pairs - 0.6, width_of_pair)
+                text = shorten(printable(_numbered(label, categories)), pairs - 0.6, width_of_pair)
                 write(x + 0.6, y + 0.18 * line, text, 9)
         if not hardest:
             write(x, above + 0.3, "none: no class is taken for another", 9)
@@ -519,7 +519,7 @@ def draw_mistakes(mistakes: Sequence[Mistake]) -> Image.Image:
             (f"true ({mistake.label_probability:.1f} %): {mistake.label}", regular, INK),
             (f"video {mistake.video}, frames {frames}", regular, GREY),
         ):
-            draw.text((MARGIN, y), shorten(shown(text), room, style.getlength), colour, style)
+            draw.text((MARGIN, y), shorten(printable(text), room, style.getlength), colour, style)
             y += LINE_HEIGHT
         for number, frame in enumerate(mistake.frames):
             scale = min(FRAME_WIDTH / frame.width, FRAME_HEIGHT / frame.height)

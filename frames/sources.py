@@ -12,9 +12,9 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from datasets_video import VIDEO_SUFFIXES
-from utils.cli import UserError, shown
-from utils.images import DecodedFrame, SourceFrame, read_frame
-from utils.video import VideoError, decode, decode_frames, index_frames, is_video, to_image
+from frames.images import DecodedFrame, SourceFrame, read_frame
+from frames.video import VideoError, decode, decode_frames, index_frames, is_video, to_image
+from utils.cli import UserError, printable
 
 # Says of a video, given its name and its number of frames, which of its files is not as it must be; or None.
 Check = Callable[[str, int], str | None]
@@ -51,7 +51,7 @@ class FrameFolders:
             frames[number] = read_frame(self.path(name, number))
             size, first = frames[number].size, next(iter(frames.values())).size
             if size != first:
-                path = self.path(shown(name), number)
+                path = self.path(printable(name), number)
                 raise UserError(
                     f"{path}: is {size[0]} x {size[1]}, not {first[0]} x {first[1]} like the clip's other "
                     "frames"
@@ -67,7 +67,7 @@ class FrameFolders:
             if not os.path.exists(path):  # noqa: PTH110 - half a million of these
                 folder = os.path.dirname(path)  # noqa: PTH120
                 missing = path if os.path.isdir(folder) else folder  # noqa: PTH112
-                return missing.replace(name, shown(name))
+                return missing.replace(name, printable(name))
         return None
 
 
@@ -105,14 +105,14 @@ class VideoFiles:
                     if number == last:
                         return frames
         except VideoError as error:
-            raise UserError(f"{shown(path)}: {error}") from None
-        raise UserError(f"{shown(path)}: has only {number} frames; by the list it has frame {last}")
+            raise UserError(f"{printable(path)}: {error}") from None
+        raise UserError(f"{printable(path)}: has only {number} frames; by the list it has frame {last}")
 
     def _file(self, name: str) -> str:
         for suffix in _SUFFIXES:
             if os.path.exists(f"{self.root}/{name}{suffix}"):  # noqa: PTH110 - for every clip
                 return name + suffix
-        raise UserError(f"{self.root}/{shown(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
+        raise UserError(f"{self.root}/{printable(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
 
     def checker(self) -> Check:
         """Make a function that looks for a video's file; it reads each folder once, not for each video."""
@@ -123,9 +123,11 @@ class VideoFiles:
             there = names_in(folder)
             files = [stem + suffix for suffix in _SUFFIXES if stem + suffix in there]
             if not files:
-                return f"{self.root}/{shown(name)}{VIDEO_SUFFIXES[0]} (or {', '.join(VIDEO_SUFFIXES[1:])})"
+                return (
+                    f"{self.root}/{printable(name)}{VIDEO_SUFFIXES[0]} (or {', '.join(VIDEO_SUFFIXES[1:])})"
+                )
             if len(files) > 1:
-                return f"{self.root}/{shown(name)} ({' and '.join(map(shown, files))}: which?)"
+                return f"{self.root}/{printable(name)} ({' and '.join(map(printable, files))}: which?)"
             return None
 
         return check
@@ -163,9 +165,9 @@ class FrameFolder:
         try:
             matches = [match for name in os.listdir(path) if (match := _frame_name(name))]  # noqa: PTH208
         except OSError as error:
-            raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
         if len({match.group(1, 3) for match in matches}) != 1:
-            raise UserError(f"{shown(path)}: must hold images of one name and suffix, such as 00001.jpg")
+            raise UserError(f"{printable(path)}: must hold images of one name and suffix, such as 00001.jpg")
         numbers = sorted(int(match[2]) for match in matches)
         first = min(matches, key=lambda match: int(match[2]))
         width = len(first[2])
@@ -176,7 +178,7 @@ class FrameFolder:
         names = {match[0] for match in matches}
         for number in range(numbers[0], numbers[0] + len(numbers)):
             if (name := self._frames.template.format(number)) not in names:
-                raise UserError(f"{shown(path)}: {shown(name)} is missing")
+                raise UserError(f"{printable(path)}: {printable(name)} is missing")
 
     def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
         """Read frames as RGB.
@@ -216,7 +218,7 @@ class VideoFile:
         try:
             self._index = index_frames(path)
         except VideoError as error:
-            raise UserError(f"{shown(path)}: {error}") from None
+            raise UserError(f"{printable(path)}: {error}") from None
         self.num_frames = self._index.count
 
     def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
@@ -236,7 +238,7 @@ class VideoFile:
                     for number, frame in frames
                 }
         except VideoError as error:
-            raise UserError(f"{shown(self.path)}: {error}") from None
+            raise UserError(f"{printable(self.path)}: {error}") from None
 
     def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
         """Yield every frame as RGB with the time, in seconds, at which it is shown.
@@ -254,7 +256,7 @@ class VideoFile:
                         time = int(index.times[number] - index.times[0]) * index.time_base
                     yield to_image(frame, *index.size, scaler).convert("RGB"), time
         except VideoError as error:
-            raise UserError(f"{shown(self.path)}: {error}") from None
+            raise UserError(f"{printable(self.path)}: {error}") from None
 
 
 def open_video(path: Path) -> FrameFolder | VideoFile:
@@ -285,7 +287,7 @@ def find_videos(path: Path) -> list[Path]:
     seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{shown(error.filename)}: cannot be read ({error.strerror})")
+        raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})")
 
     for place, folders, files in os.walk(path, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
@@ -301,7 +303,7 @@ def find_videos(path: Path) -> list[Path]:
             folders.clear()
         found += videos
     if not found:
-        raise UserError(f"{shown(path)}: has no videos and no numbered images in it")
+        raise UserError(f"{printable(path)}: has no videos and no numbered images in it")
     return sorted(found)
 
 

@@ -15,7 +15,7 @@ class C2DBottleneck(nn.Module):
     """The image network's bottleneck, on each frame by itself: what TSN is (arXiv 1608.00859)."""
 
     kernel_size = (1, 3, 3)  # of the 3x3 convolution
-    norm_inputs = {"bn1": ("conv1",), "bn2": ("conv2",), "bn3": ("conv3",)}  # see `gst.GSTBottleneck`
+    fusable_norms = {"bn1": ("conv1",), "bn2": ("conv2",), "bn3": ("conv3",)}  # see `gst.GSTBottleneck`
 
     def __init__(
         self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
@@ -59,7 +59,7 @@ class S3DBottleneck(C2DBottleneck):
     differs from the others in its convolution alone, and can start as exactly the 2D network.
     """
 
-    norm_inputs = {"bn1": ("conv1",), "bn2": ("conv2_t",), "bn3": ("conv3",)}
+    fusable_norms = {"bn1": ("conv1",), "bn2": ("conv2_t",), "bn3": ("conv3",)}
 
     def __init__(
         self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
@@ -87,7 +87,7 @@ class TSMBottleneck(C2DBottleneck):
     every second block where a stage has 23 of them or more.
     """
 
-    norm_inputs = C2DBottleneck.norm_inputs
+    fusable_norms = C2DBottleneck.fusable_norms
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

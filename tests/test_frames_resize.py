@@ -15,10 +15,10 @@ from video_files import cut, write_video
 
 from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
 from engine import to_device
+from frames.images import ImageError, JPEGFrame, open_image, read_frame, read_image
+from frames.resize import DecodedClips, Outline, View, _taps, decodes_only, resize, resize_clips
 from transforms import Compose, evaluation_transform, training_transform
 from utils.cli import UserError
-from utils.images import ImageError, JPEGFrame, open_image, read_frame, read_image
-from utils.resize import DecodedClips, Outline, View, _taps, decodes_only, resize, resize_clips
 
 CPU = torch.device("cpu")
 

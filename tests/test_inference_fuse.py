@@ -1,4 +1,4 @@
-"""utils/deploy.py and the options that use it: the same numbers as the baseline, whatever computes it."""
+"""inference/fuse.py and the options that use it: the same numbers as the baseline, whatever computes it."""
 
 import copy
 import os
@@ -25,16 +25,16 @@ import opts
 import test_models
 from engine import freeze_batch_norm, to_input
 from gst import GSTBottleneck
-from models import TemporalModel
-from utils.cli import UserError, run_program
-from utils.deploy import (
-    check_deployed,
+from inference.fuse import (
+    check_fused,
     compile_model,
     compiler_errors,
-    deploy,
+    fuse,
     to_channels_last,
     use_2d_kernels,
 )
+from models import TemporalModel
+from utils.cli import UserError, run_program
 from utils.distributed import init_distributed
 from utils.precision import has_instructions
 
@@ -73,7 +73,7 @@ def same_state(model, before):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The deployed form.
+# The fused form.
 
 
 @pytest.mark.parametrize("dropout", [0, 0.3])
@@ -83,8 +83,8 @@ def test_the_deployed_form_gives_the_logits_of_the_model(alpha, beta, dropout):
     model, clips = filled(alpha=alpha, beta=beta, dropout=dropout).eval(), torch.randn(2, 3, 3, 32, 32)
     expected = model(clips)
     assert expected.std(0).min() > 0.01, "logits that hardly differ would prove nothing"
-    assert relative(deploy(model, CPU)(clips), expected) < 1e-5
-    half = deploy(model, CPU, torch.bfloat16)(clips)  # given float32, as it is everywhere
+    assert relative(fuse(model, CPU)(clips), expected) < 1e-5
+    half = fuse(model, CPU, torch.bfloat16)(clips)  # given float32, as it is everywhere
     assert half.dtype == torch.bfloat16
     assert relative(half.float(), expected) < 2e-2
 
@@ -92,18 +92,18 @@ def test_the_deployed_form_gives_the_logits_of_the_model(alpha, beta, dropout):
 def test_the_deployed_form_is_a_copy_without_batch_norm_and_gradients():
     model = filled()  # as in the middle of training
     before = copy.deepcopy(model.state_dict())
-    deployed = deploy(model, CPU, torch.bfloat16)
+    fused = fuse(model, CPU, torch.bfloat16)
     assert same_state(model, before)
     assert model.training
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not deployed.training
-    assert not any(parameter.requires_grad for parameter in deployed.parameters())
-    assert {parameter.dtype for parameter in deployed.parameters()} == {torch.bfloat16}
-    assert not any("Norm" in type(module).__name__ for module in deployed.modules())
-    assert not list(deployed.buffers())  # no statistics are left
+    assert not fused.training
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    assert {parameter.dtype for parameter in fused.parameters()} == {torch.bfloat16}
+    assert not any("Norm" in type(module).__name__ for module in fused.modules())
+    assert not list(fused.buffers())  # no statistics are left
     ours = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    assert ours.isdisjoint(parameter.untyped_storage().data_ptr() for parameter in deployed.parameters())
+    assert ours.isdisjoint(parameter.untyped_storage().data_ptr() for parameter in fused.parameters())
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def test_batch_norm_over_all_processes_is_folded_as_any_other():
     model, clips = filled().eval(), torch.randn(2, 3, 3, 32, 32)
     expected = model(clips)
     assert (
-        relative(deploy(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)), CPU)(clips), expected)
+        relative(fuse(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)), CPU)(clips), expected)
         < 1e-5
     )
 
@@ -130,7 +130,7 @@ class ReluFirst(GSTBottleneck):
 class WronglyDeclared(ReluFirst):
     """The same, with a declaration that is wrong."""
 
-    norm_inputs = GSTBottleneck.norm_inputs
+    fusable_norms = GSTBottleneck.fusable_norms
 
     def forward(self, x):
         return super().forward(x)
@@ -138,13 +138,13 @@ class WronglyDeclared(ReluFirst):
 
 @torch.no_grad()
 def test_a_norm_is_folded_only_where_the_block_itself_says_so(monkeypatch):
-    monkeypatch.setitem(models.TYPES, "ReluFirst", ReluFirst)
+    monkeypatch.setitem(models.BLOCKS, "ReluFirst", ReluFirst)
     model, clips = filled(model="ReluFirst").eval(), torch.randn(2, 3, 3, 32, 32)
-    deployed = deploy(model, CPU)
-    left = [name for name, module in deployed.named_modules() if isinstance(module, nn.BatchNorm3d)]
+    fused = fuse(model, CPU)
+    left = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm3d)]
     assert left == [f"base_model.layer{stage}.0.bn{norm}" for stage in (1, 2, 3, 4) for norm in (1, 2, 3)]
-    assert relative(deployed(clips), model(clips)) < 1e-5
-    check_deployed(model, deployed, clips)
+    assert relative(fused(clips), model(clips)) < 1e-5
+    check_fused(model, fused, clips)
 
 
 def test_norms_without_weights_or_statistics_and_biases_of_convolutions_are_kept():
@@ -154,29 +154,29 @@ def test_norms_without_weights_or_statistics_and_biases_of_convolutions_are_kept
     block.conv3 = nn.Conv3d(64, 256, 1)
     model.base_model.layer2[0].bn3 = nn.BatchNorm3d(512, track_running_stats=False)
     with torch.no_grad():
-        assert relative(deploy(model, CPU)(clips), model.eval()(clips)) < 1e-5
+        assert relative(fuse(model, CPU)(clips), model.eval()(clips)) < 1e-5
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_an_evaluation_whose_deployed_form_differs_is_an_error(monkeypatch, trn_root, tmp_path, amp):
-    monkeypatch.setitem(models.TYPES, "Wrong", WronglyDeclared)
+    monkeypatch.setitem(models.BLOCKS, "Wrong", WronglyDeclared)
     process = call("main.py", *small_run(trn_root, tmp_path, "--type", "Wrong", "--amp", amp, "-b", 4))
     if not has_instructions(CPU, amp):
         warning, process.stderr = process.stderr.split("\n", 1)
         assert warning.startswith("warning: this CPU has no instructions for bf16")
-    assert_one_line_error(process, "deployed", "norm_inputs")
+    assert_one_line_error(process, "fused", "fusable_norms")
     share = float(re.search(r"by (\S+) %", process.stderr)[1])
     assert share > 1
     model = filled(model="Wrong")
     modes = [module.training for module in model.modules()]
-    with pytest.raises(UserError, match="norm_inputs"):
-        check_deployed(model, deploy(model, CPU, torch.bfloat16), torch.randn(2, 3, 3, 32, 32))
+    with pytest.raises(UserError, match="fusable_norms"):
+        check_fused(model, fuse(model, CPU, torch.bfloat16), torch.randn(2, 3, 3, 32, 32))
     assert [module.training for module in model.modules()] == modes
 
 
 def test_another_type_of_block_needs_one_place(monkeypatch, trn_root, tmp_path):
     """A line in the table of types: it trains, resumes, and evaluates to what validation said."""
-    monkeypatch.setitem(models.TYPES, "ReluFirst", ReluFirst)
+    monkeypatch.setitem(models.BLOCKS, "ReluFirst", ReluFirst)
     more = ("--type", "ReluFirst", "-b", 4, "--lr", 0.002, "--resume", "auto")
     for epochs in (1, 2):
         process = call("main.py", *small_run(trn_root, tmp_path, *more, "--epochs", epochs))
@@ -192,7 +192,7 @@ def test_another_type_of_block_needs_one_place(monkeypatch, trn_root, tmp_path):
     assert said[-1] in tested.stdout
     assert "ReluFirst resnet14" in tested.stdout
     assert_one_line_error(call("test_models.py", *options, "--type", "GST"), "--type GST", "ReluFirst")
-    monkeypatch.delitem(models.TYPES, "ReluFirst")
+    monkeypatch.delitem(models.BLOCKS, "ReluFirst")
     assert_one_line_error(call("test_models.py", *options), weights, "ReluFirst")
 
 
@@ -256,13 +256,13 @@ def test_2d_kernels_compute_the_same_and_have_the_same_gradients(frames, beta):
 @torch.no_grad()
 def test_2d_kernels_of_a_deployed_model_compute_the_same(frames):
     """Its convolutions have biases, which the frames beyond the edges must not bring along."""
-    deployed = deploy(filled(frames), CPU).double()
-    assert all(module.bias is not None for module in deployed.modules() if isinstance(module, nn.Conv3d))
+    fused = fuse(filled(frames), CPU).double()
+    assert all(module.bias is not None for module in fused.modules() if isinstance(module, nn.Conv3d))
     clips = torch.randn(2, frames, 3, 64, 64, dtype=torch.float64)
-    expected = deployed(clips)
-    use_2d_kernels(deployed)
-    assert not any(type(module) is nn.Conv3d for module in deployed.modules())
-    assert relative(deployed(clips), expected) < 1e-10
+    expected = fused(clips)
+    use_2d_kernels(fused)
+    assert not any(type(module) is nn.Conv3d for module in fused.modules())
+    assert relative(fused(clips), expected) < 1e-10
 
 
 def test_training_takes_2d_kernels_where_a_cpu_has_no_avx512(monkeypatch):
@@ -281,9 +281,9 @@ def test_training_takes_2d_kernels_where_a_cpu_has_no_avx512(monkeypatch):
 def test_a_model_is_deployed_in_one_way_whatever_it_was_trained_with():
     """So that its validation, in training, has the logits of a later evaluation."""
     model, clips = filled(), torch.randn(2, 3, 3, 64, 64)
-    expected = deploy(model, CPU)(clips)
+    expected = fuse(model, CPU)(clips)
     use_2d_kernels(model)
-    assert torch.equal(deploy(model, CPU)(clips), expected)
+    assert torch.equal(fuse(model, CPU)(clips), expected)
 
 
 @pytest.mark.usefixtures("two_threads")

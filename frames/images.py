@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from utils.cli import UserError, shown
+from utils.cli import UserError, printable
 from utils.files import open_regular, read_regular
 
 # Pillow opens many more, some by starting other programs (an EPS is run by Ghostscript).
@@ -36,7 +36,7 @@ class ImageError(UserError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{shown(self.path, 500)}: cannot be read as an image ({self.reason})"
+        return f"{printable(self.path, 500)}: cannot be read as an image ({self.reason})"
 
 
 @contextmanager

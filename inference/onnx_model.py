@@ -13,8 +13,8 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
 from models import TemporalModel
-from utils.checkpoint import Positive, SavedOptions, check_schema, is_onnx, load_checkpoint
-from utils.cli import UserError, shown
+from training.checkpoint import Positive, SavedOptions, check_schema, is_onnx, load_checkpoint
+from utils.cli import UserError, printable
 from utils.distributed import World
 from utils.files import open_regular
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # The name of the graph's only input.
 INPUT = "clips"
-# The name under which an exported file has the facts about its model, a text in JSON.
-FACTS = "facts"
+# The name under which an exported file has the metadata about its model, a text in JSON.
+FACTS = "metadata"
 _NEEDED = ("type", "arch", "num_segments", "input_size")
 # Options of the programs that an ONNX file has nothing for.
 _REFUSED = ("amp", "compile", "fast", "gpus", "save_features")
@@ -89,17 +89,19 @@ class OnnxModel(nn.Module):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.session, facts = _read(path)
-        self.takes_pixels = facts["preprocess"]
-        self.gives_probabilities = facts["softmax"]
+        self.session, metadata = _read(path)
+        self.takes_pixels = metadata["preprocess"]
+        self.gives_probabilities = metadata["softmax"]
         self.input_mean, self.input_std = TemporalModel.input_mean, TemporalModel.input_std
         if self.takes_pixels:  # then the normalised values are the pixels' own, from 0 to 255
             self.input_mean, self.input_std = (0.0,) * 3, (1 / 255,) * 3
-        options = facts["options"]
+        options = metadata["options"]
         self.num_segments, self.input_size = options["num_segments"], options["input_size"]
-        self.description = f"{facts['description']}, ONNX"
-        classifier = torch.empty(facts["num_class"], 1, device="meta")
-        self.saved = {name: facts[name] for name in ("options", "categories", "mirrored") if name in facts}
+        self.description = f"{metadata['description']}, ONNX"
+        classifier = torch.empty(metadata["num_class"], 1, device="meta")
+        self.saved = {
+            name: metadata[name] for name in ("options", "categories", "mirrored") if name in metadata
+        }
         self.saved["state_dict"] = {"base_model.fc.weight": classifier}
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -147,21 +149,21 @@ def _read(path: str | Path) -> tuple["InferenceSession", dict[str, Any]]:
     except UserError:
         raise
     except Exception as error:  # whatever bytes can make onnxruntime raise; the file is at fault
-        reason = shown((str(error).splitlines() or [""])[0])
+        reason = printable((str(error).splitlines() or [""])[0])
         raise UserError(f"{path}: is not an ONNX model, or is damaged ({reason})") from None
     try:
-        facts = json.loads(session.get_modelmeta().custom_metadata_map[FACTS])
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map[FACTS])
     except (KeyError, ValueError):
         raise UserError(f"{path}: was not written by tools/export.py: its metadata has no {FACTS}") from None
-    check_schema(Facts, facts, f"{FACTS}.", path)
-    check_schema(dict[str, JsonValue], facts["options"], f"{FACTS}.options.", path)
+    check_schema(Facts, metadata, f"{FACTS}.", path)
+    check_schema(dict[str, JsonValue], metadata["options"], f"{FACTS}.options.", path)
     for name in _NEEDED:
-        if name not in facts["options"]:
+        if name not in metadata["options"]:
             raise UserError(f"{path}: its {FACTS} do not say its {name}")
-    frames, num_class = facts["options"]["num_segments"], facts["num_class"]
-    clips = [None, frames, None, None, 3] if facts["preprocess"] else [None, frames, 3, None, None]
+    frames, num_class = metadata["options"]["num_segments"], metadata["num_class"]
+    clips = [None, frames, None, None, 3] if metadata["preprocess"] else [None, frames, 3, None, None]
     inputs, outputs = session.get_inputs(), session.get_outputs()
     found = [[size if isinstance(size, int) else None for size in one.shape] for one in (*inputs, *outputs)]
     if found != [clips, [None, num_class]] or inputs[0].name != INPUT:
         raise UserError(f"{path}: its graph is not for clips of {frames} frames and {num_class} classes")
-    return session, facts
+    return session, metadata

@@ -27,18 +27,12 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError,
 from torch.overrides import TorchFunctionMode
 from typing_extensions import NotRequired, TypedDict
 
-from datasets_video import (
-    NEVER,
-    SOURCES,
-    match_categories,
-    mirrored_labels,
-    released_categories,
-    without_brackets,
-)
+from classes import NEVER, match_categories, mirrored_labels, released_categories, without_brackets
+from datasets_video import SOURCES
 from gst import ALPHAS, BETAS
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TYPES, TemporalModel, split_options
-from resnet_gst import BLOCKS
-from utils.cli import UserError, log, shown
+from models import BLOCKS, MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, TemporalModel, block_kwargs
+from resnet_gst import DEPTHS
+from utils.cli import UserError, log, printable
 from utils.files import link, open_regular, staged, write_atomically
 from utils.precision import DTYPES
 
@@ -206,8 +200,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
 def safetensors_bytes(content: dict[str, Any]) -> bytes:
     """A file of safetensors: a checkpoint's state dict, and the plain values as JSON in the header."""
     state_dict = content["state_dict"]
-    facts = json.dumps({name: value for name, value in content.items() if name != "state_dict"})
-    metadata = {"format": "pt", _FACTS: facts, _FACTS_SEAL: _digest(facts, state_dict)}
+    plain = json.dumps({name: value for name, value in content.items() if name != "state_dict"})
+    metadata = {"format": "pt", _FACTS: plain, _FACTS_SEAL: _digest(plain, state_dict)}
     return safetensors.torch.save(state_dict, metadata)
 
 
@@ -223,15 +217,15 @@ def _read_safetensors(content: bytes, path: str | Path) -> dict[str, Any]:
     metadata = header.get("__metadata__", {})
     if not metadata.keys() & {_FACTS, _FACTS_SEAL}:
         return state_dict
-    facts = metadata.get(_FACTS, "")
-    if metadata.get(_FACTS_SEAL) != _digest(facts, state_dict):
+    plain = metadata.get(_FACTS, "")
+    if metadata.get(_FACTS_SEAL) != _digest(plain, state_dict):
         raise UserError(f"{path}: is damaged (a checksum in it is wrong)")
-    return json.loads(facts) | {"state_dict": state_dict}
+    return json.loads(plain) | {"state_dict": state_dict}
 
 
-def _digest(facts: str, state_dict: dict[str, torch.Tensor]) -> str:
+def _digest(plain: str, state_dict: dict[str, torch.Tensor]) -> str:
     """A checksum of a checkpoint's plain values and its tensors, whatever their order in a file."""
-    sha256 = hashlib.sha256(facts.encode())
+    sha256 = hashlib.sha256(plain.encode())
     for name, tensor in sorted(state_dict.items()):
         sha256.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
@@ -353,7 +347,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         code = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
         if code:
             raise UserError(
-                f"{path}: refused, because loading it would run code in it ({shown(code.group(1))}); "
+                f"{path}: refused, because loading it would run code in it ({printable(code.group(1))}); "
                 "save its state_dict alone and use that"
             ) from None
         raise UserError(
@@ -363,7 +357,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever bytes can make torch.load raise; the file is at fault
-        reason = shown((str(error).splitlines() or [""])[0])
+        reason = printable((str(error).splitlines() or [""])[0])
         raise UserError(
             f"{path}: is not a checkpoint, or is damaged ({type(error).__name__}: {reason})"
         ) from None
@@ -428,9 +422,9 @@ def check_schema(schema: Any, value: dict[str, Any], prefix: str, path: str | Pa
         TypeAdapter(schema).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = shown(prefix + ".".join(map(str, first["loc"])))
+        place = printable(prefix + ".".join(map(str, first["loc"])))
         raise UserError(
-            f"{path}: its '{place}' cannot be right ({first['msg']}; it is {shown(first['input'])})"
+            f"{path}: its '{place}' cannot be right ({first['msg']}; it is {printable(first['input'])})"
         ) from None
 
 
@@ -446,11 +440,11 @@ def _check_finite(tensors: dict[str, torch.Tensor], path: str | Path) -> None:
         try:
             is_finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
         except RuntimeError:  # sparse, quantised, without data
-            raise UserError(f"{path}: '{shown(name)}' is not an ordinary tensor") from None
+            raise UserError(f"{path}: '{printable(name)}' is not an ordinary tensor") from None
         if not is_finite:
-            raise UserError(f"{path}: '{shown(name)}' has values that are not finite")
+            raise UserError(f"{path}: '{printable(name)}' has values that are not finite")
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise UserError(f"{path}: '{shown(name)}' has variances below 0")
+            raise UserError(f"{path}: '{printable(name)}' has variances below 0")
 
 
 def _check_momentum(content: dict[str, Any], path: str | Path) -> None:
@@ -509,7 +503,7 @@ def describe_model(saved: dict[str, Any], path: str | Path, kind: str | None = N
         saved: what `load_checkpoint` gave. Where it has no options, as a released one, its tensors say which.
         path: the file it came from, for the message.
         kind: the type of block that is expected. It decides where there are no options and several types have
-            these tensors, as C2D and TSM do; otherwise the first of them in `TYPES` is taken.
+            these tensors, as C2D and TSM do; otherwise the first of them in `BLOCKS` is taken.
 
     Raises:
         UserError: it is of no known model.
@@ -518,10 +512,10 @@ def describe_model(saved: dict[str, Any], path: str | Path, kind: str | None = N
     head = "new_fc" if "new_fc.weight" in state_dict else "base_model.fc"
     if "type" in options:
         kind = PUBLISHED_NAMES.get(options["type"], options["type"])
-        if kind not in TYPES:
-            raise UserError(f"{path}: its type of block, {shown(kind)}, is none of {', '.join(TYPES)}")
-    if "type" in options and {"arch", *split_options(kind)} <= options.keys():
-        arch, split = options["arch"], {name: options[name] for name in split_options(kind)}
+        if kind not in BLOCKS:
+            raise UserError(f"{path}: its type of block, {printable(kind)}, is none of {', '.join(BLOCKS)}")
+    if "type" in options and {"arch", *block_kwargs(kind)} <= options.keys():
+        arch, split = options["arch"], {name: options[name] for name in block_kwargs(kind)}
     else:
         arch, fitting = _read_arch(state_dict, path), _fitting_blocks(state_dict, path)
         kind = kind if kind in fitting else next(iter(fitting))
@@ -552,9 +546,9 @@ def _read_arch(state_dict: dict[str, torch.Tensor], path: str | Path) -> str:
         len({name.split(".")[2] for name in state_dict if name.startswith(f"base_model.layer{stage}.")})
         for stage in (1, 2, 3, 4)
     )
-    arch = next((arch for arch, layers in BLOCKS.items() if layers == blocks), None)
+    arch = next((arch for arch, layers in DEPTHS.items() if layers == blocks), None)
     if arch is None:
-        raise UserError(f"{path}: its {blocks} blocks are those of no known arch ({', '.join(BLOCKS)})")
+        raise UserError(f"{path}: its {blocks} blocks are those of no known arch ({', '.join(DEPTHS)})")
     return arch
 
 
@@ -565,8 +559,8 @@ def _fitting_blocks(state_dict: dict[str, torch.Tensor], path: str | Path) -> di
     found = {name: shape for name, shape in found.items() if "downsample" not in name}
     fitting: dict[str, dict[str, int]] = {}
     differing: list[list[str]] = []
-    for kind, block in TYPES.items():
-        names = split_options(kind)
+    for kind, block in BLOCKS.items():
+        names = block_kwargs(kind)
         for values in itertools.product(*({"alpha": ALPHAS, "beta": BETAS}[name] for name in names)):
             split = dict(zip(names, values, strict=True))
             with torch.device("meta"):
@@ -577,9 +571,9 @@ def _fitting_blocks(state_dict: dict[str, torch.Tensor], path: str | Path) -> di
             differing.append(sorted(name for name in known | found if known.get(name) != found.get(name)))
     if not fitting:
         culprit = min(differing, key=len)[0]  # as seen from the closest
-        problem = f"has '{shown(culprit)}' of a shape" if culprit in found else f"lacks '{culprit}'"
+        problem = f"has '{printable(culprit)}' of a shape" if culprit in found else f"lacks '{culprit}'"
         raise UserError(
-            f"{path}: is not a model of this code: {problem}, unlike every type of block ({', '.join(TYPES)})"
+            f"{path}: is not a model of this code: {problem}, unlike every type of block ({', '.join(BLOCKS)})"
         )
     return fitting
 
@@ -679,7 +673,7 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
             raise UserError(f"{path}: '{name}' holds {state_dict[name].dtype}, not {own[name].dtype}")
     for name in state_dict:
         if name not in own:
-            raise UserError(f"{path}: has a tensor '{shown(name)}' that the model does not have")
+            raise UserError(f"{path}: has a tensor '{printable(name)}' that the model does not have")
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:  # not an ordinary tensor: sparse, quantised, without data
@@ -826,5 +820,5 @@ def check_categories(saved: dict[str, Any], categories: list[str], path: str | P
 
 
 def _other_class(path: str | Path, names: list[str], categories: list[str], label: int) -> UserError:
-    old, new = shown(names[label]), shown(categories[label])
+    old, new = printable(names[label]), printable(categories[label])
     return UserError(f"{path} has '{old}' as class {label}, but category.txt has '{new}'")

@@ -1,4 +1,4 @@
-"""`utils/report.py`: tables against hand-counted cases, texts in pictures, refusals, `--report` itself."""
+"""`reports/report.py`: tables against hand-counted cases, texts in pictures, refusals, `--report` itself."""
 
 import copy
 import csv
@@ -16,10 +16,10 @@ from matplotlib.text import Text
 from PIL import Image, ImageChops
 from synthetic import CATEGORIES, make_dataset
 
+from classes import mirrored_labels, released_categories
 from dataset import VideoDataSet
-from datasets_video import mirrored_labels, released_categories
 from models import TemporalModel
-from utils import report
+from reports import report
 from utils.cli import UserError
 from utils.metrics import Result, summarise
 

@@ -1,4 +1,4 @@
-"""utils/video.py: frames in time, and their images. For what it makes of files see test_extract_frames.py."""
+"""frames/video.py: frames in time, and their images. For what it makes of files see test_extract_frames.py."""
 
 from contextlib import nullcontext
 from fractions import Fraction
@@ -10,7 +10,7 @@ import pytest
 from av.video.reformatter import VideoReformatter
 from video_files import cut, make_strange, remux, write_audio, write_blank, write_video
 
-from utils.video import (
+from frames.video import (
     MAX_PIXELS,
     MAX_REPEATS,
     VideoError,

@@ -11,13 +11,13 @@ from torch import nn
 
 import models
 import opts
-from models import TYPES, TemporalModel
-from resnet_gst import BLOCKS, ResNet, load_2d_weights
-from utils.blocks import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck, shift
-from utils.checkpoint import describe_model, possible_types
+from baselines import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck, shift
+from inference.fuse import check_fused, fuse, use_2d_kernels
+from models import BLOCKS, TemporalModel
+from resnet_gst import DEPTHS, ResNet, load_2d_weights
+from training.checkpoint import describe_model, possible_types
+from training.run import RunFiles
 from utils.cli import UserError
-from utils.deploy import check_deployed, deploy, use_2d_kernels
-from utils.run import RunFiles
 
 CPU = torch.device("cpu")
 BASELINES = {"C2D": C2DBottleneck, "C3D": C3DBottleneck, "S3D": S3DBottleneck, "TSM": TSMBottleneck}
@@ -46,8 +46,8 @@ def small(kind: str, segments: int = 4, classes: int = 4, **how: object) -> Temp
 
 
 def test_the_table_has_these_types():
-    assert list(TYPES) == ["GST", *BASELINES]
-    assert {kind: TYPES[kind] for kind in BASELINES} == BASELINES
+    assert list(BLOCKS) == ["GST", *BASELINES]
+    assert {kind: BLOCKS[kind] for kind in BASELINES} == BASELINES
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -143,12 +143,12 @@ def test_a_deployed_model_and_one_with_2d_kernels_compute_the_same(kind):
     model = randomised(small(kind))
     clips = torch.randn(2, 4, 3, 32, 32)
     expected = model(clips)
-    deployed = deploy(model, CPU)
-    assert not any(isinstance(module, nn.BatchNorm3d) for module in deployed.modules())
-    check_deployed(model, deployed, clips)
-    use_2d_kernels(deployed)
-    assert not any(type(module) is nn.Conv3d for module in deployed.modules())
-    for found in (deployed(clips), model.to(memory_format=torch.channels_last_3d)(clips)):
+    fused = fuse(model, CPU)
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in fused.modules())
+    check_fused(model, fused, clips)
+    use_2d_kernels(fused)
+    assert not any(type(module) is nn.Conv3d for module in fused.modules())
+    for found in (fused(clips), model.to(memory_format=torch.channels_last_3d)(clips)):
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -165,7 +165,7 @@ def image_model() -> nn.Module:
 @pytest.mark.parametrize("kind", BASELINES)
 @torch.no_grad()
 def test_a_still_clip_has_the_features_of_the_image_network(kind, image_model):
-    model = ResNet(TYPES[kind], BLOCKS["resnet14"]).eval()
+    model = ResNet(BLOCKS[kind], DEPTHS["resnet14"]).eval()
     load_2d_weights(model, image_model.state_dict())
     model.fc = nn.Identity()
     features = nn.Sequential(*list(image_model.children())[:-1], nn.Flatten())
@@ -180,7 +180,7 @@ def test_a_still_clip_has_the_features_of_the_image_network(kind, image_model):
 @pytest.mark.parametrize("kind", BASELINES)
 def test_every_tensor_but_the_classifiers_starts_from_the_image_network(kind, image_model):
     weights = image_model.state_dict()
-    model = ResNet(TYPES[kind], BLOCKS["resnet14"])
+    model = ResNet(BLOCKS[kind], DEPTHS["resnet14"])
     loaded, kept = load_2d_weights(model, weights)
     own = model.state_dict()
     assert sorted(loaded + kept) == sorted(own)
@@ -203,7 +203,7 @@ def test_every_tensor_but_the_classifiers_starts_from_the_image_network(kind, im
 # What a checkpoint is of.
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", BLOCKS)
 def test_the_tensors_of_a_bare_state_dict_tell_its_type(kind):
     with torch.device("meta"):
         bare = {"state_dict": small(kind).state_dict()}
@@ -322,7 +322,7 @@ def test_a_type_trains_and_is_deployed_in_bfloat16(kind):
     clips = torch.randn(2, 4, 3, 32, 32)
     with torch.no_grad():
         expected = model(clips)
-        found = deploy(model, CPU, torch.bfloat16)(clips)
+        found = fuse(model, CPU, torch.bfloat16)(clips)
     assert found.dtype == torch.bfloat16
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
@@ -384,7 +384,7 @@ def test_the_pages_example_of_a_type_trains(start, trn_root, tmp_path, monkeypat
     exec(example, names)
     ((kind, block),) = eval(f"{{{line}}}", names).items()
     assert f"`--type {kind}`" in PAGE
-    monkeypatch.setitem(models.TYPES, kind, block)
+    monkeypatch.setitem(models.BLOCKS, kind, block)
     more = ("--type", kind, "--pretrained", start, "-b", 4)
     process = call("main.py", *small_run(trn_root, tmp_path, *more))
     assert any(line.endswith("tensors loaded, not the classifier") for line in lines_of(process))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from models import TemporalModel
-from utils.cli import UserError, log, shown
+from utils.cli import UserError, log, printable
 
 
 def make_optimizer(
@@ -68,7 +68,7 @@ def load_optimizer(
         optimizer.load_state_dict({"state": given["state"], "param_groups": own["param_groups"]})
         scaler.load_state_dict(saved.get("scaler", scaler.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: its optimizer state does not fit ({shown(error)})") from None
+        raise UserError(f"{path}: its optimizer state does not fit ({printable(error)})") from None
     for parameter, state in optimizer.state.items():
         momentum = state.get("momentum_buffer")
         if momentum is None:

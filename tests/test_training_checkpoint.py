@@ -19,10 +19,10 @@ import torch
 import torchvision
 from helpers import Hostile, files_limited_to
 
-from datasets_video import released_categories
+from classes import released_categories
 from models import TemporalModel
-from utils import checkpoint
-from utils.checkpoint import (
+from training import checkpoint
+from training.checkpoint import (
     all_checkpoints,
     check_categories,
     damaged_checkpoints,

@@ -20,13 +20,13 @@ from synthetic import CATEGORIES
 from synthetic import write_video as write_frames
 from video_files import cut, numbered_image, remux, write_audio, write_blank, write_video
 
-from datasets_video import released_categories
+from classes import released_categories
+from frames.sources import find_videos, open_video
+from frames.video import decode, decode_frames, index_frames
 from models import TemporalModel
-from utils.checkpoint import build_model, describe_model
+from reports.render import Answer, Caption, contact_sheet, render
+from training.checkpoint import build_model, describe_model
 from utils.cli import UserError
-from utils.render import Answer, Caption, contact_sheet, render
-from utils.sources import find_videos, open_video
-from utils.video import decode, decode_frames, index_frames
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"
 
@@ -133,7 +133,7 @@ def test_scores_are_those_of_test_models(source, views, ask, weights, tmp_path):
     assert answers["model"]["class_names"] == "from the checkpoint"
 
 
-# What decoding can start at, and where it goes wrong: see `utils.video.decode_frames`.
+# What decoding can start at, and where it goes wrong: see `frames.video.decode_frames`.
 FILES = {
     "b_frames.mp4": {},
     "b_frames.mkv": {},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.cli import shown
+from utils.cli import printable
 
 if TYPE_CHECKING:  # it takes half a second to import
     from matplotlib.figure import Figure
@@ -97,14 +97,14 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Plot loss, top-1 accuracy and learning rate over the epochs, of training (dashed) and validation.
 
     Args:
-        runs: `{name: rows of its CSV file}`, as `utils.checkpoint.HistoryRow`; values of the validation may
+        runs: `{name: rows of its CSV file}`, as `training.checkpoint.HistoryRow`; values of the validation may
             be missing.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
-    names = [textwrap.fill(shown(name), 140) for name in runs]
+    names = [textwrap.fill(printable(name), 140) for name in runs]
     lines = sum(1 + name.count("\n") for name in names)
     figure = Figure(figsize=(12, 4.2 + 0.2 * lines), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -170,7 +170,7 @@ def draw_batch(
     regular, bold = font(TEXT_SIZE), font(TEXT_SIZE, "bold")
 
     def write(y: int, text: str, style: ImageFont.FreeTypeFont, colour: str, x: int = 0) -> None:
-        text = shorten(shown(text), room - x, style.getlength)
+        text = shorten(printable(text), room - x, style.getlength)
         draw.text((MARGIN + x, y), text, colour, style)
 
     write(MARGIN, title, bold, INK)

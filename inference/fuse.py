@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from inference.onnx_model import OnnxModel
 from models import TemporalModel
 from utils.cli import UserError
-from utils.onnx_model import OnnxModel
 from utils.precision import has_avx2_at_most
 
 
@@ -134,7 +134,7 @@ def compiler_errors() -> Iterator[None]:
         raise UserError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
-def deploy(
+def fuse(
     model: TemporalModel | OnnxModel, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> TemporalModel | OnnxModel:
     """Make a copy of a model for inference: the same answers from less work.
@@ -142,7 +142,7 @@ def deploy(
     Batch norm is folded into the convolutions, and layout and kernels are those of `to_channels_last`.
 
     Args:
-        model: stays as it is. An exported one is deployed already.
+        model: stays as it is. An exported one is fused already.
         device: where the copy will run; it stays on the model's device for now.
         dtype: of its weights and all it computes. In float32 its logits are the model's to 1e-5.
 
@@ -161,40 +161,40 @@ def deploy(
     return model
 
 
-# The largest difference between the logits of a model and of its deployed form, both in float32, as a share
+# The largest difference between the logits of a model and of its fused form, both in float32, as a share
 # of the largest logit. Rounding makes less than 1e-5; a norm folded where it must not be makes 1.
 TOLERANCE = 1e-3
 # More clips than these few would show nothing else, and cost a CPU seconds.
 _CLIPS_TO_COMPARE = 4
 
 
-def check_deployed(model: TemporalModel, deployed: TemporalModel, clips: torch.Tensor) -> None:
-    """Compare a deployed model with the model itself, in float32.
+def check_fused(model: TemporalModel, fused: TemporalModel, clips: torch.Tensor) -> None:
+    """Compare a fused model with the model itself, in float32.
 
     Args:
         model: on the device of the clips.
-        deployed: what `deploy` made of it, likewise.
+        fused: what `fuse` made of it, likewise.
         clips: input of the model, of which the first few are used.
 
     Raises:
         UserError: their logits differ by more than `TOLERANCE`.
     """
-    if deployed is model:  # it was compared when it was exported
+    if fused is model:  # it was compared when it was exported
         return
     clips = clips[:_CLIPS_TO_COMPARE]
-    if next(deployed.parameters()).dtype != torch.float32:
-        deployed = deploy(model, clips.device)
+    if next(fused.parameters()).dtype != torch.float32:
+        fused = fuse(model, clips.device)
     modes = [(module, module.training) for module in model.modules()]
     with torch.inference_mode():
         expected = model.eval().forward(clips)  # its call may be compiled
-        difference = (deployed(clips) - expected).abs().max()
+        difference = (fused(clips) - expected).abs().max()
     for module, mode in modes:
         module.training = mode
     share = float(difference / expected.abs().max())
     if share > TOLERANCE:  # not so where logits are not finite, which the loss will show
         raise UserError(
-            f"the deployed model's logits differ from the model's by {100 * share:.2g} %: does the "
-            "`norm_inputs` of its block say which norm follows directly on which convolution?"
+            f"the fused model's logits differ from the model's by {100 * share:.2g} %: does the "
+            "`fusable_norms` of its block say which norm follows directly on which convolution?"
         )
 
 
@@ -205,7 +205,7 @@ def _norm_inputs(module: nn.Module) -> dict[str, tuple[str, ...]]:
         return {norm: (before,) for before, norm in zip(names, names[1:], strict=False)}
     # A class that has a `forward` of its own must also say it anew.
     owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
-    return vars(owner).get("norm_inputs", {})
+    return vars(owner).get("fusable_norms", {})
 
 
 def _fold(parent: nn.Module, name: str, convolutions: list[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""utils/images.py: which files are read as images, and what becomes of their pixels."""
+"""frames/images.py: which files are read as images, and what becomes of their pixels."""
 
 import os
 import struct
@@ -10,7 +10,7 @@ import pytest
 from helpers import REPOSITORY, finish
 from PIL import Image
 
-from utils.images import ImageError, read_image
+from frames.images import ImageError, read_image
 
 
 def png(width, height, bits, colours, rows):
@@ -109,7 +109,7 @@ def test_a_bomb_of_which_pillow_only_warns_is_refused(tmp_path):
     """In a process of its own: pytest has filters for warnings of its own."""
     path = tmp_path / "00001.jpg"
     path.write_bytes(png(10_000, 10_000, 8, 0, b""))
-    code = "import sys; from utils.images import read_image; read_image(sys.argv[1])"
+    code = "import sys; from frames.images import read_image; read_image(sys.argv[1])"
     done = finish([sys.executable, "-c", code, path], cwd=REPOSITORY)
     assert "ImageError" in done.stderr
     assert "decompression bomb" in done.stderr.splitlines()[-1]

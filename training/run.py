@@ -35,10 +35,11 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import histogram, image, scalar, text
 
+from classes import NEVER
 from dataset import VideoDataSet
-from datasets_video import NEVER
 from models import TemporalModel
-from utils.checkpoint import (
+from reports.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
+from training.checkpoint import (
     HistoryRow,
     all_checkpoints,
     damaged_checkpoints,
@@ -49,12 +50,11 @@ from utils.checkpoint import (
     save_checkpoint,
     set_aside_newer,
 )
-from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log, shown
+from training.optim import learning_rate, load_optimizer
+from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log, printable
 from utils.distributed import World
 from utils.files import read_text, write_atomically, write_texts
 from utils.metrics import ClipMeters, LossWatch, Result, averages
-from utils.optim import learning_rate, load_optimizer
-from utils.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
 
 # What may not change between a checkpoint and the run that continues from it.
 MODEL_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
@@ -79,7 +79,7 @@ class TrainState:
         optimizer: of its parameters.
         scaler: of the loss.
         world: of this process.
-        facts: what does not change, saved alongside: options, categories and the like.
+        metadata: what does not change, saved alongside: options, categories and the like.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class TrainState:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         world: World,
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.scaler = scaler
         self.world = world
-        self.facts = facts
+        self.metadata = metadata
         self.epoch = 0
         self.step = 0  # steps of the epoch that are done
         self.meters = ClipMeters(world)  # of the epoch so far
@@ -115,7 +115,7 @@ class TrainState:
             DivergedError: a loss was not finite.
         """
         self.watch.check()
-        return self.facts | {
+        return self.metadata | {
             "epoch": self.epoch,
             "step": self.step,
             "state_dict": self.model.state_dict(),
@@ -205,7 +205,7 @@ class Run:
                 log.info("--resume auto: this run has no checkpoint yet, it starts from scratch")
         elif self.args.resume and self.world.is_main:
             found = Path(self.args.resume), load_checkpoint(self.args.resume)
-        self.checkpoint, saved = self.world.share(found or (None, None))
+        self.checkpoint, saved = self.world.broadcast(found or (None, None))
         return saved
 
     def check(self, saved: dict[str, Any] | None) -> None:
@@ -235,12 +235,12 @@ class Run:
                 "auto), give this one another name (--store_name), or delete the old one (--overwrite)"
             )
 
-    def begin(self, state: TrainState, facts: dict[str, Any], first_step: int) -> None:
+    def begin(self, state: TrainState, metadata: dict[str, Any], first_step: int) -> None:
         """Prepare the files, and answer signals from now on.
 
         Args:
             state: of the run, as it begins or continues.
-            facts: what makes this run what it is, for the JSON file.
+            metadata: what makes this run what it is, for the JSON file.
             first_step: of this part of the run, counted over all epochs.
 
         Raises:
@@ -256,10 +256,10 @@ class Run:
                 self.files.prepare(self.args.overwrite)
                 if self.args.resume == "auto" and self.checkpoint:
                     set_aside_newer(self.files.checkpoint, self.checkpoint)
-                write_json(self.files.json, facts, self.part | {"epoch": state.epoch, "step": state.step})
+                write_json(self.files.json, metadata, self.part | {"epoch": state.epoch, "step": state.step})
                 write_texts({self.files.csv: format_csv(state.history)})
                 self.curves = Curves(self.files.tensorboard, first_step)
-                self.curves.add_text("run", json.dumps(facts | self.part, indent=2), first_step)
+                self.curves.add_text("run", json.dumps(metadata | self.part, indent=2), first_step)
                 self.early.setTarget(_LogFile(self.files.log))
             except OSError as error:
                 raise UserError(
@@ -333,7 +333,7 @@ class Run:
         """Draw the first batch of this part of the run, in the main process, to show mistakes in the data.
 
         Args:
-            clips: see `utils.plots.draw_batch`.
+            clips: see `reports.plots.draw_batch`.
             labels: of the clips.
             videos: that they are from.
             keys: of the clips, for `videos`.
@@ -362,7 +362,7 @@ class Run:
             if not self.has_lost_picture:
                 reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
                 log.warning(
-                    f"warning: cannot draw {picture} ({shown(reason)}); training continues without it"
+                    f"warning: cannot draw {picture} ({printable(reason)}); training continues without it"
                 )
             self.has_lost_picture = True
 
@@ -375,13 +375,13 @@ class Run:
         """
         self.stop_if_asked(state)
         is_late = time.monotonic() - self.last_save > 60 * self.args.save_minutes
-        is_time = self.world.max(self.world.is_main and is_late)[0]
+        is_time = self.world.all_reduce_max(self.world.is_main and is_late)[0]
         if is_time or (self.args.save_freq and state.step % self.args.save_freq == 0):
             self.save(state)
 
     def stop_if_asked(self, state: TrainState) -> None:
         """Save and end the process if a signal asks for it; see `save_if_due`."""
-        if number := self.world.max(self.interruption.number)[0]:
+        if number := self.world.all_reduce_max(self.interruption.number)[0]:
             self.save(state, is_last=True)
             name = signal.Signals(number).name
             log.info(f"stopped by {name} and saved {self.files.checkpoint}; --resume auto continues")
@@ -416,7 +416,7 @@ class Run:
             measured["mean_class"] = result.mean_class
             row |= {f"val_{name}": value for name, value in measured.items()}
             curves |= {f"val/{name}": value for name, value in measured.items()}
-            classes = state.facts["categories"]
+            classes = state.metadata["categories"]
             curves |= {
                 f"val_class/{label:03d} {classes[label]}": prec1
                 for label, prec1 in result.class_prec1.items()
@@ -530,11 +530,11 @@ def check_flips(mirrored: list[int], saved: dict[str, Any], categories: list[str
     for name, before, now in zip(categories, known, mirrored, strict=True):
         if before != now:
             was, becomes = (
-                "never mirrored" if label == NEVER else f"mirrored to '{shown(categories[label])}'"
+                "never mirrored" if label == NEVER else f"mirrored to '{printable(categories[label])}'"
                 for label in (before, now)
             )
             raise UserError(
-                f"{path} was trained with '{shown(name)}' {was} (now {becomes}): "
+                f"{path} was trained with '{printable(name)}' {was} (now {becomes}): "
                 "give the same --flip_pairs or --no_flip to continue from it"
             )
 
@@ -757,15 +757,15 @@ def find_commit() -> str:
         return "unknown"
 
 
-def write_json(path: Path, facts: dict[str, Any], part: dict[str, Any]) -> None:
+def write_json(path: Path, metadata: dict[str, Any], part: dict[str, Any]) -> None:
     """Write what makes a run what it is.
 
     Args:
         path: the file; the parts of the run that it names already stay in it.
-        facts: options, sizes and so on, as they are now.
+        metadata: options, sizes and so on, as they are now.
         part: how this part of the run was started, and from where it continued.
     """
-    content = facts | {"versions": part["versions"], "parts": [*_read_parts(path), part]}
+    content = metadata | {"versions": part["versions"], "parts": [*_read_parts(path), part]}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 

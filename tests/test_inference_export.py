@@ -15,12 +15,12 @@ import torch
 from helpers import REPOSITORY, assert_one_line_error, call, finish, run, small_run
 from video_files import write_video
 
-from datasets_video import released_categories
-from models import TYPES, TemporalModel
+from classes import released_categories
+from inference.export import FORMATS, Exported
+from inference.onnx_model import OnnxModel
+from models import BLOCKS, TemporalModel
 from tools.export import TOLERANCE, check
 from utils.cli import UserError
-from utils.export import FORMATS, Exported
-from utils.onnx_model import OnnxModel
 
 
 def make_model(kind: str = "GST", classes: int = 4, seed: int = 0) -> TemporalModel:
@@ -154,16 +154,16 @@ def test_pytorchs_formats(kind, form, how, folder, released, monkeypatch):
     space, output = {}, io.StringIO()
     with redirect_stdout(output):
         exec(printed_program(done), space)
-    names = released_categories() if form == "released" else space["facts"]["categories"]
+    names = released_categories() if form == "released" else space["metadata"]["categories"]
     assert output.getvalue().strip() in names
-    assert space["facts"]["options"]["num_segments"] == 4
+    assert space["metadata"]["options"]["num_segments"] == 4
     if form == "released":
         clips = torch.randn(3, 4, 3, 96, 64)
         with torch.inference_mode():
             torch.testing.assert_close(space["model"](clips), make_model("TSM", 174)(clips))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in ("GST", "TSM")])
+@pytest.mark.parametrize("kind", [kind for kind in BLOCKS if kind not in ("GST", "TSM")])
 def test_the_other_types(kind):
     model = make_model(kind)
     exported, form = Exported(model), FORMATS["onnx"]
@@ -271,22 +271,22 @@ def test_other_onnx_files_are_refused(exported, folder, tmp_path):
     refused(b"", "damaged")
     model = onnx.load_from_string(content)
     (entry,) = model.metadata_props
-    facts = json.loads(entry.value)
+    metadata = json.loads(entry.value)
 
     def with_facts(**other: object) -> bytes:
-        entry.value = json.dumps(facts | other)
+        entry.value = json.dumps(metadata | other)
         return model.SerializeToString()
 
     refused(with_facts(num_class=5), "5 classes")
-    refused(with_facts(options=facts["options"] | {"num_segments": 8}), "8 frames")
+    refused(with_facts(options=metadata["options"] | {"num_segments": 8}), "8 frames")
     refused(with_facts(preprocess=True), "graph")
     refused(with_facts(categories=["one"]), "1 categories")
     for name in ("type", "arch", "num_segments", "input_size"):
-        options = {key: value for key, value in facts["options"].items() if key != name}
+        options = {key: value for key, value in metadata["options"].items() if key != name}
         refused(with_facts(options=options), f"do not say its {name}")
     refused(with_facts(softmax="no"), "softmax")
     entry.value = "[1]"
-    refused(model.SerializeToString(), "facts")
+    refused(model.SerializeToString(), "metadata")
     del model.metadata_props[:]
     refused(model.SerializeToString(), "tools/export.py")
     assert_one_line_error(call("tools/analyze.py", "--weights", folder / "model.onnx"), "exported model")

@@ -1,0 +1,1 @@
+"""From a file to pixels: images, videos, frame folders, resizing."""
