@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import PixelModel, Predictor, train_one_epoch
 from frames.resize import DecodedClips, resize_clips
@@ -210,3 +211,18 @@ def test_last_smaller_batch_is_not_compiled(monkeypatch):
     model = PixelModel(small_model(), compiled=True).eval()
     sizes = [len(model(pixels(videos))) for videos in (2, 2, 1)]
     assert (sizes, shapes) == ([2, 2, 1], [2, 2])
+
+
+def test_resize_of_a_batch_takes_few_launches():
+    launches = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view:
+                launches.append(function)
+            return function(*args, **(kwargs or {}))
+
+    clips = decoded_clips(24)
+    with Count():
+        resize_clips(clips)
+    assert len(launches) <= 30
