@@ -43,16 +43,8 @@ from inference.fuse import compile_model, to_channels_last
 from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
 from resnet_gst import load_2d_weights
-from training.checkpoint import (
-    check_categories,
-    class_names,
-    describe_labels,
-    describe_model,
-    find_labels,
-    load_start,
-    load_weights,
-    read_pretrained,
-)
+from training.checkpoint import load_start, load_weights, read_pretrained
+from training.describe import check_categories, class_names, describe_labels, describe_model, find_labels
 from training.optim import make_optimizer
 from training.run import Run, TrainState, check_flips
 from transforms import evaluation_transform, training_transform

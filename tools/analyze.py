@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 from gst import GSTBottleneck
 from models import TemporalModel
 from reports.plots import figure_png
-from training.checkpoint import build_model, describe_model, load_checkpoint, load_weights
+from inference.load import build_model
+from training.checkpoint import load_checkpoint, load_weights
+from training.describe import describe_model
 from utils.cli import Parser, UserError, check_writable_folder, log, run_program
 from utils.files import write_atomically
 

@@ -40,7 +40,9 @@ from dataset import read_list
 from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, return_dataset
 from models import BLOCKS, multiply_adds
 from reports.plots import MARKERS, figure_png
-from training.checkpoint import build_model, describe_model, load_checkpoint
+from inference.load import build_model
+from training.checkpoint import load_checkpoint
+from training.describe import describe_model
 from utils.cli import (
     Parser,
     UserError,

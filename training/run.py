@@ -43,13 +43,12 @@ from training.checkpoint import (
     HistoryRow,
     all_checkpoints,
     damaged_checkpoints,
-    describe_model,
-    find_mirrored,
     load_checkpoint,
     load_newest,
     save_checkpoint,
     set_aside_newer,
 )
+from training.describe import describe_model, find_mirrored
 from training.optim import learning_rate, load_optimizer
 from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log, printable
 from utils.distributed import World
