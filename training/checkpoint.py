@@ -22,7 +22,7 @@ from datasets_video import SOURCES
 from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TemporalModel
 from training.describe import find_classifier
 from utils.cli import UserError, log, printable
-from utils.files import link, open_regular, staged, write_atomically
+from utils.files import open_regular, staged, write_atomically
 from utils.precision import DTYPES
 
 Count = Annotated[int, Field(ge=0)]
@@ -100,7 +100,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     torch.save(content, buffer)
     if best:
         write_atomically(best, buffer.getvalue())
-    with staged({path: best or buffer.getvalue()}):
+    with staged({path: buffer.getvalue()}):
         if keep > 1 and path.exists():
             _keep_older(path, keep)
 
@@ -109,9 +109,11 @@ def _keep_older(path: Path, keep: int) -> None:
     for number in range(keep - 1, 1, -1):
         if _numbered(path, number - 1).exists():
             _numbered(path, number - 1).replace(_numbered(path, number))
-    # A link, so that `path` exists until the new file replaces it.
     second = _numbered(path, 1)
-    if not link(path, second):
+    second.unlink(missing_ok=True)
+    try:
+        second.hardlink_to(path)  # so that `path` exists until the new file replaces it
+    except OSError:  # no hard links on this disk
         shutil.copyfile(path, second)
 
 
