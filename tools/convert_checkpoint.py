@@ -5,8 +5,8 @@
     python tools/convert_checkpoint.py --weights FILE --out gst.pth.tar --released    # for the authors' code
 
 FILE is any checkpoint that test_models.py accepts, or a converted one. Files that do not store their options,
-such as the released ones, need --num_segments. --dtype rounds the kernels of convolutions and classifier; batch
-norm and biases (less than 1 % of the weights) stay in float32. Existing files are not overwritten.
+such as the released ones, need --num_segments. --dtype rounds the kernels of convolutions and classifier;
+batch norm and biases (less than 1 % of the weights) stay in float32. Existing files are not overwritten.
 """
 
 import hashlib
