@@ -22,17 +22,9 @@ from inference.onnx_model import OnnxModel, open_weights
 from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from reports.report import check_report, write_report
-from training.checkpoint import (
-    build_model,
-    describe_labels,
-    describe_model,
-    describe_type,
-    find_labels,
-    find_mirrored,
-    load_weights,
-    model_line,
-    read_settings,
-)
+from inference.load import build_model
+from training.checkpoint import describe_type, load_weights, model_line, read_settings
+from training.describe import describe_labels, describe_model, find_labels, find_mirrored
 from transforms import evaluation_transform
 from utils.cli import UserError, check_new_file, log, pluralize, printable, run_program
 from utils.distributed import init_distributed

@@ -31,16 +31,9 @@ from inference.onnx_model import OnnxModel, open_weights
 from models import TemporalModel
 from opts import evaluation_batch_size, video_parser
 from reports.render import Answer, check_rendered_output, render
-from training.checkpoint import (
-    build_model,
-    class_names,
-    describe_model,
-    describe_type,
-    find_mirrored,
-    load_weights,
-    model_line,
-    read_settings,
-)
+from inference.load import build_model
+from training.checkpoint import describe_type, load_weights, model_line, read_settings
+from training.describe import class_names, describe_model, find_mirrored
 from transforms import Compose, evaluation_transform
 from utils.cli import UserError, check_new_file, cores, log, printable, run_program, writing
 from utils.distributed import World, init_distributed

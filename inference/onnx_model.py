@@ -13,7 +13,8 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
 from models import TemporalModel
-from training.checkpoint import Positive, SavedOptions, check_schema, is_onnx, load_checkpoint
+from inference.load import is_onnx
+from training.checkpoint import Positive, SavedOptions, check_schema, load_checkpoint
 from utils.cli import UserError, printable
 from utils.distributed import World
 from utils.files import open_regular

@@ -25,7 +25,8 @@ from frames.sources import find_videos, open_video
 from frames.video import decode, decode_frames, index_frames
 from models import TemporalModel
 from reports.render import Answer, Caption, contact_sheet, render
-from training.checkpoint import build_model, describe_model
+from inference.load import build_model
+from training.describe import describe_model
 from utils.cli import UserError
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"

@@ -28,17 +28,9 @@ from inference.export import FORMATS, Exported
 from inference.onnx_model import Facts
 from models import TemporalModel
 from opts import add_unsaid_options
-from training.checkpoint import (
-    ModelSpec,
-    build_model,
-    class_names,
-    describe_model,
-    describe_type,
-    load_checkpoint,
-    load_weights,
-    model_line,
-    read_settings,
-)
+from inference.load import build_model
+from training.checkpoint import describe_type, load_checkpoint, load_weights, model_line, read_settings
+from training.describe import ModelSpec, class_names, describe_model
 from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
 from utils.distributed import keep_freed_memory
 from utils.files import write_atomically
