@@ -89,7 +89,7 @@ def load_model(
     """
     if allow_onnx and is_onnx(path):
         onnx_model = OnnxModel(path)
-        checkpoint = onnx_model.saved
+        checkpoint = onnx_model.checkpoint
     else:
         onnx_model = None
         checkpoint = load_checkpoint(path)
