@@ -35,7 +35,7 @@ def float32_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def to_channels_last(model: nn.Module, device: torch.device, for_training: bool = False) -> None:
+def to_channels_last(model: TemporalModel, device: torch.device, for_training: bool = False) -> None:
     """Convert a model's weights, and so all its activations, to the layout that is fastest on a device.
 
     In channels-last, each frame of a clip is a 2D image in memory. A convolution over one frame can then be
@@ -49,6 +49,7 @@ def to_channels_last(model: nn.Module, device: torch.device, for_training: bool 
         for_training: whether the model will be trained.
     """
     model.to(memory_format=torch.channels_last_3d)
+    model.memory_format = torch.channels_last_3d
     if device.type == "cuda" or (for_training and device.type == "cpu" and has_avx2_at_most()):
         use_2d_kernels(model)
 
@@ -92,6 +93,8 @@ class FrameConv3d(nn.Conv3d):
         is_long = self.kernel_size[0] == 3
         images = x.transpose(1, 2).flatten(0, 1)
         weight = self.weight.permute(2, 0, 1, 3, 4).flatten(0, 1)
+        # Replicas of DataParallel get their weights in another layout.
+        weight = weight.contiguous(memory_format=torch.channels_last)
         bias = None if is_long else self.bias
         out = functional.conv2d(images, weight, bias, self.stride[1:], self.padding[1:])
         out = out.unflatten(0, (clips, frames)).transpose(1, 2)
@@ -103,14 +106,10 @@ class FrameConv3d(nn.Conv3d):
         return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
 
 
-def compile_model(model: nn.Module) -> None:
-    """Compile a module in place, forward and backward, at the first call with each batch size.
-
-    Args:
-        model: the module that is called: the model, or the `DistributedDataParallel` around it.
-    """
+def compile_function(function: Callable) -> Callable:
+    """Compile a function of a model, forward and backward, at the first call with each batch size."""
     # fallback_random: eager's random numbers, so that dropout's masks do not depend on --compile.
-    model.compile(dynamic=False, options={"fallback_random": True})
+    return torch.compile(function, dynamic=False, options={"fallback_random": True})
 
 
 @contextmanager
