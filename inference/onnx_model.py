@@ -1,6 +1,8 @@
 """A model exported as ONNX by tools/export.py, for the programs that evaluate a checkpoint."""
 
 import json
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,33 @@ from torch import nn
 
 from models import TemporalModel
 from utils.cli import UserError, printable
+from utils.distributed import World
 
 # The name of the graph's only input.
 INPUT = "clips"
 # Exported files have a JSON text with this name, see `tools.export.make_metadata`.
 METADATA = "metadata"
+
+
+def choose_devices(args: Namespace, world: World) -> World:
+    """Restrict a program to the CPU if its `--weights` is an ONNX file.
+
+    Args:
+        args: options of the program.
+        world: the devices of this process.
+
+    Raises:
+        UserError: an option that an ONNX file does not support.
+    """
+    if Path(args.weights).suffix.lower() != ".onnx":
+        return world
+    for name in ("amp", "compile", "fast", "gpus", "save_features"):
+        if getattr(args, name, None) not in (None, False, "off"):
+            raise UserError(
+                f"--{name}: is not possible with {args.weights}, which computes scores in float32 on the CPU; "
+                "use the checkpoint"
+            )
+    return replace(world, devices=[torch.device("cpu")])
 
 
 class OnnxModel(nn.Module):
