@@ -34,9 +34,9 @@ from training.checkpoint import (
     read_settings,
 )
 from transforms import evaluation_transform
-from utils.cli import UserError, check_new_file, log, pluralize, printable, run_program
+from utils.cli import UserError, log, pluralize, printable, run_program
 from utils.distributed import init_distributed
-from utils.files import npz, write_atomically
+from utils.files import check_new_file, npz, write_atomically
 from utils.metrics import Result, check_result
 from utils.precision import emulation_warning, evaluation_precision
 

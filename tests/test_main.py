@@ -268,7 +268,7 @@ def test_validation_figures_are_averages_over_clips(finished):
 
 def test_the_json_has_options_and_versions(finished):
     content = json.loads(finished.json.read_text())
-    assert set(content["options"]) == {a.dest for a in opts.training_parser()._actions} - {"help"}
+    assert set(content["options"]) == {a.dest for a in opts.parser._actions} - {"help"}
     assert content["options"]["batch_size"] == 5
     assert content["options"]["lr_steps"] == [50, 60]
     assert content["options"]["pretrained"] == "none"  # what became of the default
@@ -407,7 +407,7 @@ def test_evaluate_gives_the_figures_of_training_under_a_progress_bar(finished, t
 )
 def test_the_name_tells_runs_apart_by(option, value):
     given = ["--dataset", "somethingv1", "--root_path", "x", "--store_name", "a"]
-    args = opts.training_parser().parse_args(given)
+    args = opts.parser.parse_args(given)
     one = RunFiles.of(args)
     setattr(args, option, value)
     other = RunFiles.of(args)

@@ -39,9 +39,9 @@ from training.checkpoint import (
     model_line,
     read_settings,
 )
-from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
+from utils.cli import Parser, UserError, log, run_program
 from utils.distributed import keep_freed_memory
-from utils.files import write_atomically
+from utils.files import check_new_file, write_atomically, writing
 
 # The largest difference between the scores of the file and of the model, as a share of the largest score.
 TOLERANCE = 1e-4

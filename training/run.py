@@ -51,9 +51,9 @@ from training.checkpoint import (
     set_aside_newer,
 )
 from training.optim import learning_rate, load_optimizer
-from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log, printable
+from utils.cli import BusyError, OneLine, UserError, at_end, log, printable, terminal
 from utils.distributed import World
-from utils.files import read_text, write_atomically, write_texts
+from utils.files import check_writable_folder, read_text, write_atomically, write_texts
 from utils.metrics import ClipMeters, LossWatch, Result, averages
 
 # What may not change between a checkpoint and the run that continues from it.
@@ -636,8 +636,8 @@ class RunFiles:
 class Interruption:
     """Remembers the signals that ask a run to stop, so that it can finish its step and save.
 
-    They are SIGTERM, SIGINT, SIGHUP (a lost terminal) and SIGUSR1 (Slurm's warning). Output that nobody
-    reads any more counts as SIGPIPE. A torchrun that has died counts as SIGTERM: its processes would train
+    They are SIGTERM, SIGINT, SIGHUP (a lost terminal) and SIGUSR1 (Slurm's warning). A closed
+    output counts as SIGPIPE. A torchrun that has died counts as SIGTERM: its processes would train
     on unseen, alongside those of the next attempt.
     """
 
@@ -647,9 +647,7 @@ class Interruption:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
                 signal.signal(number, self._remember)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, Output):
-                stream.when_broken = partial(self._remember, signal.SIGPIPE)
+        terminal.on_lost_output = partial(self._remember, signal.SIGPIPE)
 
     def _remember(self, number: int, frame: object = None) -> None:
         if number == self.signal == signal.SIGINT:
