@@ -190,10 +190,7 @@ norm.add_argument(
 norm.add_argument("--freeze_bn", action="store_true", help="freeze and use batch norm's running statistics")
 recipe.add_argument("--lr", "--learning-rate", type=positive_float, default=0.01, help="learning rate")
 recipe.add_argument(
-    "--lr_mult_new",
-    type=positive_float,
-    default=1.0,
-    help="learning rate multiplier of the classifier, unless --pretrained has loaded it",
+    "--lr_mult_new", type=positive_float, default=1.0, help="learning rate multiplier of a new classifier"
 )
 recipe.add_argument(
     "--lr_schedule",
@@ -236,10 +233,7 @@ run.add_argument(
 )
 run.add_argument("--store_name", default="", metavar="NAME", help="suffix of the run's name")
 run.add_argument(
-    "--checkpoint_dir",
-    default="runs",
-    metavar="DIR",
-    help="output folder; contains checkpoint/, log/ and tensorboard/",
+    "--checkpoint_dir", default="runs", metavar="DIR", help="folder for checkpoint/, log/ and tensorboard/"
 )
 start = run.add_mutually_exclusive_group()
 start.add_argument(
@@ -405,9 +399,7 @@ def video_parser() -> argparse.ArgumentParser:
     _add_view_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--json",
-        metavar="FILE|-",
-        help="write answers, sampled frames and model as JSON; - writes them to stdout, and nothing else",
+        "--json", metavar="FILE|-", help="write the answers as JSON; - writes nothing else to stdout"
     )
     output.add_argument(
         "--rendered_output",
