@@ -178,10 +178,7 @@ recipe.add_argument(
     f"{PUBLISHED_BATCH_SIZE} on each",
 )
 recipe.add_argument(
-    "--accumulate",
-    type=positive_int,
-    default=1,
-    help="batches per optimizer step; batch norm sees each alone",
+    "--accumulate", type=positive_int, default=1, help="batches per optimizer step; batch norm is per batch"
 )
 norm = recipe.add_mutually_exclusive_group()
 norm.add_argument(
@@ -229,8 +226,9 @@ run = _add_run_options(
     compiled=f"compile the training steps {COMPILE}; validation is compiled only with --evaluate",
 )
 run.add_argument(
-    "--channels_last", action="store_true", help="store channels last on GPUs; CPUs always store them last"
+    "--no_channels_last", action="store_true", help="on GPUs, store channels first and use 3D kernels; slower"
 )
+run.add_argument("--deterministic", action="store_true", help="use deterministic GPU kernels; slower")
 run.add_argument("--store_name", default="", metavar="NAME", help="suffix of the run's name")
 run.add_argument(
     "--checkpoint_dir", default="runs", metavar="DIR", help="folder for checkpoint/, log/ and tensorboard/"
