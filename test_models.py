@@ -25,9 +25,9 @@ from opts import evaluation_batch_size, testing_parser
 from reports.report import check_report, write_report
 from training.checkpoint import describe_labels, find_labels, find_mirrored
 from transforms import evaluation_transform
-from utils.cli import UserError, check_new_file, log, pluralize, printable, run_program, writing
+from utils.cli import UserError, log, pluralize, printable, run_program
 from utils.distributed import init_distributed
-from utils.files import npz, write_atomically
+from utils.files import check_new_file, npz, write_atomically, writing
 from utils.metrics import Result, check_result
 from utils.precision import emulation_warning
 

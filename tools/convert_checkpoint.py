@@ -34,8 +34,8 @@ from training.checkpoint import (
     safetensors_bytes,
     save_checkpoint,
 )
-from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
-from utils.files import open_regular, write_atomically
+from utils.cli import Parser, UserError, log, run_program
+from utils.files import check_new_file, open_regular, write_atomically, writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")

@@ -25,9 +25,9 @@ from inference.load import LoadedModel, load_model
 from models import TemporalModel
 from opts import add_unsaid_options
 from training.checkpoint import class_names
-from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
+from utils.cli import Parser, UserError, log, run_program
 from utils.distributed import keep_freed_memory
-from utils.files import write_atomically
+from utils.files import check_new_file, write_atomically, writing
 
 # The largest difference between the scores of the file and of the model, relative to the largest score.
 TOLERANCE = 1e-4
