@@ -7,7 +7,6 @@ python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
 
 import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +34,11 @@ from inference.load import build_model
 from training.checkpoint import describe_type, load_weights, model_line, read_settings
 from training.describe import class_names, describe_model, find_mirrored
 from transforms import Compose, evaluation_transform
-from utils.cli import UserError, check_new_file, cores, log, printable, run_program, writing
+from utils.cli import UserError, log, printable, run_program
 from utils.distributed import World, init_distributed
-from utils.files import write_atomically
+from utils.files import check_new_file, write_atomically, writing
 from utils.metrics import average_views
+from utils.pool import cores
 from utils.precision import DTYPES, emulation_warning, evaluation_precision
 
 NUM_ANSWERS = 5
@@ -305,13 +305,11 @@ def write_json(file: str, content: dict[str, Any]) -> None:
         UserError: it cannot be written.
     """
     text = json.dumps(content, indent=1) + "\n"
-    if file == "-":
-        print(text, end="")
-        if sys.stdout.is_lost:
-            raise UserError("--json -: stdout is closed or full, and the answers are lost")
-        return
     with writing("--json", file):
-        write_atomically(Path(file), text.encode())
+        if file == "-":
+            print(text, end="")
+        else:
+            write_atomically(Path(file), text.encode())
 
 
 if __name__ == "__main__":

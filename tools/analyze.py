@@ -26,8 +26,8 @@ from reports.plots import figure_png
 from inference.load import build_model
 from training.checkpoint import load_checkpoint, load_weights
 from training.describe import describe_model
-from utils.cli import Parser, UserError, check_writable_folder, log, run_program
-from utils.files import write_atomically
+from utils.cli import Parser, UserError, log, run_program
+from utils.files import check_writable_folder, write_atomically
 
 
 def main() -> None:

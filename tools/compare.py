@@ -43,17 +43,9 @@ from reports.plots import MARKERS, figure_png
 from inference.load import build_model
 from training.checkpoint import load_checkpoint
 from training.describe import describe_model
-from utils.cli import (
-    Parser,
-    UserError,
-    check_writable_folder,
-    cores,
-    non_negative_int,
-    number_type,
-    printable,
-    run_program,
-)
-from utils.files import read_text, write_atomically, write_texts
+from utils.cli import Parser, UserError, non_negative_int, number_type, printable, run_program
+from utils.files import check_writable_folder, read_text, write_atomically, write_texts
+from utils.pool import cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Below --root_path of its own: validation clips whose frames are links in another order.

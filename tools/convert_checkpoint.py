@@ -25,8 +25,8 @@ import torch
 from inference.load import LoadedModel, load_model
 from opts import add_unsaid_options
 from training.describe import class_names
-from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
-from utils.files import write_atomically
+from utils.cli import Parser, UserError, log, run_program
+from utils.files import check_new_file, write_atomically, writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")

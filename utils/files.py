@@ -139,3 +139,70 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
         for part in parts.values():
             with suppress(OSError):  # the first error is the one to report
                 part.unlink(missing_ok=True)
+
+
+def check_writable_file(file: str | Path, option: str = "") -> None:
+    """Refuse an output file that cannot be written, before any work is done. The file is not touched.
+
+    Args:
+        file: file to write or replace.
+        option: the option that names it, for the message.
+
+    Raises:
+        UserError: the path is not a file, its folder is missing, or permissions are.
+    """
+    path, name = Path(file), f"{option} {file}".strip()
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(f"{name}: is not a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{name}: cannot be written ({path.parent} is not a folder)")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"{name}: cannot be written (no permission)")
+
+
+def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
+    """Refuse an output file that exists, cannot be written, or has another suffix.
+
+    Args:
+        file: file to write.
+        option: the option that names it, for the message.
+        suffix: required end of the name, such as '.npz'; empty for any.
+
+    Raises:
+        UserError: see above.
+    """
+    if suffix and Path(file).suffix != suffix:
+        raise UserError(f"{option} {file}: the name must end in {suffix}")
+    check_writable_file(file, option)
+    if Path(file).exists():
+        raise UserError(f"{option} {file}: already exists")
+
+
+@contextmanager
+def writing(option: str, file: str | Path) -> Iterator[None]:
+    """Write the file of an option in the body of the `with`.
+
+    Raises:
+        UserError: the file cannot be written, for example because the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {file}: cannot be written ({error.strerror})") from None
+
+
+def check_writable_folder(folder: str | Path, option: str = "") -> None:
+    """Refuse an output folder that cannot be created or written to, before any work is done.
+
+    Args:
+        folder: it may not exist yet, nor the folders above it.
+        option: the option that names it, for the message.
+
+    Raises:
+        UserError: the lowest existing path above it is not a folder or not writable.
+    """
+    existing = Path(folder).absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is not a folder that can be written to")
