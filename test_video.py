@@ -7,7 +7,6 @@ python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
 
 import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,21 +30,15 @@ from inference.onnx_model import OnnxModel, open_weights
 from models import TemporalModel
 from opts import evaluation_batch_size, video_parser
 from reports.render import Answer, check_rendered_output, render
-from training.checkpoint import (
-    build_model,
-    class_names,
-    describe_model,
-    describe_type,
-    find_mirrored,
-    load_weights,
-    model_line,
-    read_settings,
-)
+from inference.load import build_model
+from training.checkpoint import describe_type, load_weights, model_line, read_settings
+from training.describe import class_names, describe_model, find_mirrored
 from transforms import Compose, evaluation_transform
-from utils.cli import UserError, check_new_file, cores, log, printable, run_program, writing
+from utils.cli import UserError, log, printable, run_program
 from utils.distributed import World, init_distributed
-from utils.files import write_atomically
+from utils.files import check_new_file, write_atomically, writing
 from utils.metrics import average_views
+from utils.pool import cores
 from utils.precision import DTYPES, emulation_warning, evaluation_precision
 
 NUM_ANSWERS = 5
@@ -312,13 +305,11 @@ def write_json(file: str, content: dict[str, Any]) -> None:
         UserError: it cannot be written.
     """
     text = json.dumps(content, indent=1) + "\n"
-    if file == "-":
-        print(text, end="")
-        if sys.stdout.is_lost:
-            raise UserError("--json -: stdout is closed or full, and the answers are lost")
-        return
     with writing("--json", file):
-        write_atomically(Path(file), text.encode())
+        if file == "-":
+            print(text, end="")
+        else:
+            write_atomically(Path(file), text.encode())
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ def test_the_log_tells_the_run_in_plain_lines(finished):
     assert next(lines) == f"precision: {precisions}"
     recipe = "somethingv1: its published recipe has --epochs 70 (now 2)"
     assert next(lines) == f"{recipe}; see docs/TRAINING.md"
-    batch = "5 clips a step, learning rate 0.01, which was chosen for 24"
-    assert next(lines) == f"{batch}: the linear rule would give --lr 0.00208333"
+    batch = "5 clips per step, learning rate 0.01, published for 24"
+    assert next(lines) == f"{batch}; the linear rule would give --lr 0.00208333"
     assert next(lines) == f"run {finished.name}, written below {finished.out}"
     for epoch in "01":
         for step in "01":
@@ -268,7 +268,7 @@ def test_validation_figures_are_averages_over_clips(finished):
 
 def test_the_json_has_options_and_versions(finished):
     content = json.loads(finished.json.read_text())
-    assert set(content["options"]) == {a.dest for a in opts.training_parser()._actions} - {"help"}
+    assert set(content["options"]) == {a.dest for a in opts.parser._actions} - {"help"}
     assert content["options"]["batch_size"] == 5
     assert content["options"]["lr_steps"] == [50, 60]
     assert content["options"]["pretrained"] == "none"  # what became of the default
@@ -407,7 +407,7 @@ def test_evaluate_gives_the_figures_of_training_under_a_progress_bar(finished, t
 )
 def test_the_name_tells_runs_apart_by(option, value):
     given = ["--dataset", "somethingv1", "--root_path", "x", "--store_name", "a"]
-    args = opts.training_parser().parse_args(given)
+    args = opts.parser.parse_args(given)
     one = RunFiles.of(args)
     setattr(args, option, value)
     other = RunFiles.of(args)
@@ -544,7 +544,7 @@ def test_a_resumed_run_says_where_it_continues(halves):
     second = next(n for n, line in enumerate(halves.log) if line.startswith("Epoch: [1][0/2], lr: 0.00020"))
     ours, theirs = halves.resumed[start:], halves.log[second:]
     assert without_times(ours[:-1]) == without_times(theirs[:-1])
-    assert "5 clips a step, learning rate 0.002" in halves.resumed  # --lr was given: no linear rule
+    assert "5 clips per step, learning rate 0.002" in halves.resumed  # --lr was given: no linear rule
     assert [sum("published recipe" in line for line in log) for log in (halves.log, halves.resumed)] == [1, 0]
 
 

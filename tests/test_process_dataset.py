@@ -271,7 +271,7 @@ def test_findings_that_cannot_be_printed_do_not_pass_for_none(tmp_path: Path) ->
     )
     done = finish(["bash", "-c", f"{command} --check >/dev/full"])
     assert done.returncode == 1
-    assert done.stderr == "warning: no more lines on stdout (No space left on device)\n"
+    assert done.stderr == "error: No space left on device\n"
 
 
 def test_check_changes_nothing(tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ from transforms import (
     evaluation_transform,
     training_transform,
 )
-from utils.cli import Parser, UserError, check_writable_file, cores, number_type, run_program, uninterrupted
+from utils.cli import Parser, UserError, number_type, run_program, uninterrupted
 from utils.distributed import World, init_distributed
-from utils.files import write_texts
+from utils.files import check_writable_file, write_texts
 from utils.metrics import ClipMeters, LossWatch
-from utils.pool import worker_pool
+from utils.pool import cores, worker_pool
 from utils.precision import DTYPES, has_instructions
 
 MODELS = {"GST": 2, "GST-Large": 1}  # name -> beta

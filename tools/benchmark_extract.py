@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 import numpy as np
 
-from utils.cli import Parser, UserError, cores, number_type, run_program
+from utils.cli import Parser, UserError, number_type, run_program
+from utils.pool import cores
 
 _TOOL = Path(__file__).with_name("extract_frames.py")
 

@@ -40,18 +40,12 @@ from dataset import read_list
 from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, return_dataset
 from models import BLOCKS, multiply_adds
 from reports.plots import MARKERS, figure_png
-from training.checkpoint import build_model, describe_model, load_checkpoint
-from utils.cli import (
-    Parser,
-    UserError,
-    check_writable_folder,
-    cores,
-    non_negative_int,
-    number_type,
-    printable,
-    run_program,
-)
-from utils.files import read_text, write_atomically, write_texts
+from inference.load import build_model
+from training.checkpoint import load_checkpoint
+from training.describe import describe_model
+from utils.cli import Parser, UserError, non_negative_int, number_type, printable, run_program
+from utils.files import check_writable_folder, read_text, write_atomically, write_texts
+from utils.pool import cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Below --root_path of its own: validation clips whose frames are links in another order.

@@ -39,9 +39,6 @@ from frames.video import VideoError, check_pixels, decode, is_video, resample, t
 from utils.cli import (
     Parser,
     UserError,
-    check_writable_file,
-    check_writable_folder,
-    cores,
     number_type,
     one_line,
     pluralize,
@@ -49,8 +46,8 @@ from utils.cli import (
     run_program,
     uninterrupted,
 )
-from utils.files import read_text, write_texts
-from utils.pool import progress_bar, worker_pool
+from utils.files import check_writable_file, check_writable_folder, read_text, write_texts
+from utils.pool import cores, progress_bar, worker_pool
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"
