@@ -43,7 +43,7 @@ from tqdm import tqdm
 import transforms
 from dataset import ClipLoader, VideoDataSet
 from inference.export import Exported, to_onnx
-from inference.fuse import compile_model, float32_convolutions, fuse, to_channels_last
+from inference.fuse import compile_function, float32_convolutions, fuse, to_channels_last
 from models import TemporalModel, multiply_adds
 from resnet_gst import DEPTHS
 from utils.cli import Parser, positive_int, run_program
@@ -193,7 +193,7 @@ def model_forms(model: TemporalModel, clips: torch.Tensor, purpose: str, with_co
             else:
                 fast, title = fuse(model.eval(), DEVICE, DTYPES[amp]), f"{name}, fused"
             if is_compiled:
-                compile_model(fast)
+                fast.forward = compile_function(fast.forward)
                 title += ", compiled"
             precision = default if is_training and name == "float32" else name
             forms.append(Form(title, make_call(fast, clips, amp), precision))
