@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from inference.onnx_model import OnnxModel
 from models import TemporalModel
 from utils.cli import UserError
 from utils.precision import has_avx2_at_most
@@ -134,9 +133,7 @@ def compiler_errors() -> Iterator[None]:
         raise UserError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
-def fuse(
-    model: TemporalModel | OnnxModel, device: torch.device, dtype: torch.dtype = torch.float32
-) -> TemporalModel | OnnxModel:
+def fuse(model: TemporalModel, device: torch.device, dtype: torch.dtype = torch.float32) -> TemporalModel:
     """Make a copy of a model for inference: the same answers from less work.
 
     Batch norm is folded into the convolutions, and layout and kernels are those of `to_channels_last`.
@@ -149,7 +146,7 @@ def fuse(
     Returns:
         A model that cannot be trained, for input as the model's own.
     """
-    if isinstance(model, OnnxModel):
+    if not isinstance(model, TemporalModel):  # an exported model is fused already
         return model
     model = copy.deepcopy(model).eval().requires_grad_(False)
     _use_3d_kernels(model)
