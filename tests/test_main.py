@@ -4,26 +4,19 @@
 """
 
 import csv
-import fcntl
 import json
-import os
 import re
 import shlex
 import shutil
 import socket
-import struct
-import subprocess
-import sys
-import termios
 from argparse import Namespace
-from pathlib import Path
 
 import helpers
 import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import ON_CPU, REPOSITORY, assert_one_line_error, read_events, run, small_run
+from helpers import ON_CPU, assert_one_line_error, read_events, run, small_run
 from PIL import Image
 from resume_harness import differences
 from synthetic import CATEGORIES, FRAMES, make_dataset
@@ -35,6 +28,7 @@ from dataset import ClipSampler
 from models import TemporalModel
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
+VERSION = torch.__version__.split("+")[0]
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
 TRAIN_LINE = re.compile(
     rf"Epoch: \[(\d+)\]\[(\d+)/(\d+)\], lr: (\d+\.\d{{5}})\tTime {NUMBER}\tData {NUMBER}\t"
@@ -44,12 +38,11 @@ RESULT_LINE = re.compile(r"Testing Results: Prec@1 (\d+\.\d{3}) Prec@5 (\d+\.\d{
 
 
 def call(*args):
-    """Run `main.py` in this process."""
     return helpers.call("main.py", *args)
 
 
 def succeed(*args):
-    """Run `main.py` in this process without an error, and return its lines."""
+    """Run `main.py` without an error, and return its lines."""
     process = call(*args)
     assert (process.returncode, process.stderr) == (0, ""), process.stderr
     return process.stdout.splitlines()
@@ -129,7 +122,7 @@ def test_log(finished):
     assert finished.process.stderr == ""  # no progress bar without a terminal
     assert "\r" not in finished.process.stdout
     command = shlex.join(map(str, small_run(finished.root, finished.out, *finished.more)))
-    facts = [command, socket.gethostname(), f"torch {torch.__version__}", "8 training clips"]
+    facts = [command, socket.gethostname(), f"torch {VERSION}", "8 training clips"]
     facts += ["6 validation clips", "7.24 M parameters", f"'{CATEGORIES[0]}' <-> '{CATEGORIES[2]}'"]
     for fact in [*facts, finished.name, str(finished.out)]:
         assert fact in finished.process.stdout
@@ -143,12 +136,15 @@ def test_log(finished):
 
 def test_files_of_a_run(finished):
     files = {str(path) for path in contents(finished.out)}
-    boards = {file for file in files if file.startswith(f"tensorboard/{finished.name}/events.out.tfevents.")}
-    assert len(boards) == 1
+    (board,) = {
+        file for file in files if file.startswith(f"tensorboard/{finished.name}/events.out.tfevents.")
+    }
     checkpoints = {f"{finished.name}{end}" for end in ("_checkpoint.pth.tar", "_checkpoint.pth.tar.1")}
     checkpoints |= {f"{finished.name}_best.pth.tar"}
     logs = {f"{finished.name}.{end}" for end in ("csv", "json", "log", "png", "batch.png", "lock")}
-    assert files - boards == {f"checkpoint/{name}" for name in checkpoints} | {f"log/{name}" for name in logs}
+    assert files - {board} == {f"checkpoint/{name}" for name in checkpoints} | {
+        f"log/{name}" for name in logs
+    }
 
 
 def test_log_file_repeats_the_output_with_times(finished):
@@ -167,7 +163,6 @@ def test_csv_has_a_row_for_each_epoch(finished):
         assert float(row["val_prec1"]) == pytest.approx(prec1, abs=6e-4)
         assert float(row["val_prec5"]) == pytest.approx(prec5, abs=6e-4)
         assert float(row["val_loss"]) == pytest.approx(loss, abs=6e-6)
-        assert 0 <= float(row["val_mean_class"]) <= 100
 
 
 def test_training_results_are_averages_over_clips(finished):
@@ -224,12 +219,10 @@ def test_json_describes_every_part_of_a_run(halves):
     assert content["clips"] == {"training": 8, "validation": 6}
     parts = content["parts"]
     assert [(part["epoch"], part["step"]) for part in parts] == [(0, 0), (1, 0)]
-    assert ["--resume" in part["command"] for part in parts] == [False, True]
     for part in parts:
         assert part["host"] == socket.gethostname()
-        assert part["versions"]["torch"] == torch.__version__
+        assert part["versions"]["torch"] == VERSION
         assert part["commit"]
-        assert part["started"]
 
 
 def read_scalars(folder):
@@ -273,26 +266,9 @@ def test_checkpoint_content(finished):
     assert load(f"{finished.last}.1")["epoch"] == 1
 
 
-def test_evaluate_repeats_validation_with_a_progress_bar(finished, tmp_path):
+def test_evaluate_repeats_the_validation(finished):
     before = contents(finished.out)
-    master, terminal = os.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a bar needs a width
-    command = small_run(finished.root, finished.out, *finished.more, "-e", "--resume", finished.last)
-    command = [sys.executable, REPOSITORY / "main.py", *map(str, command)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=terminal, env=os.environ | ON_CPU)
-    os.close(terminal)
-    output = b""
-    try:
-        while piece := os.read(master, 10000):
-            output += piece
-    except OSError:  # how Linux says that the terminal is closed
-        pass
-    os.close(master)
-    assert process.wait() == 0, output
-    assert b"test:" in output
-    assert b"\r" in output
-    lines = (tmp_path / "log").read_text().splitlines()
+    lines = succeed(*small_run(finished.root, finished.out, "-b", 5, "-e", "--resume", finished.last))
     assert results_of(lines) == results_of(finished.lines)[-1:]
     assert not steps_of(lines)
     assert contents(finished.out) == before
@@ -387,42 +363,23 @@ def test_resumed_log_continues(halves):
 
 def resume(halves, out, *more, checkpoint=None, root=None):
     """Resume the run of one epoch, with other options."""
-    options = (*TWO_EPOCHS, "--epochs", 2, "--resume", checkpoint or halves.half)
-    return call(*small_run(root or halves.root, out, *options, *more))
+    more = (*TWO_EPOCHS, "--epochs", 2, "--resume", checkpoint or halves.half, *more)
+    return call(*small_run(root or halves.root, out, *more))
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("dataset", "somethingv2"),
-        ("alpha", 8),
-        ("beta", 1),
-        ("arch", "resnet26"),
-        ("num_segments", 3),
-        ("input_size", 64),
-        ("dropout", 0.4),
-        ("batch-size", 6),
-        ("accumulate", 2),
-        ("lr", 0.003),
-        ("lr_mult_new", 2.0),
-        ("lr_schedule", "cosine"),
-        ("lr_steps", 2),
-        ("warmup_epochs", 1.0),
-        ("momentum", 0.8),
-        ("weight_decay", 0.001),
-        ("clip-gradient", 10.0),
-        ("freeze_bn", None),
-        ("seed", 1),
-        ("amp", "bf16"),
-        ("start-epoch", 0),
-        ("overwrite", None),
-        ("no_flip", None),
-    ],
-)
-def test_resume_refuses_another_recipe(halves, tmp_path, option, value):
-    process = resume(halves, tmp_path / "out", f"--{option}", *([] if value is None else [value]))
+CHANGES = """
+    --dataset=somethingv2 --alpha=8 --beta=1 --arch=resnet26 --num_segments=3 --input_size=64 --dropout=0.4
+    --batch-size=6 --accumulate=2 --lr=0.003 --lr_mult_new=2 --lr_schedule=cosine --lr_steps=2
+    --warmup_epochs=1 --momentum=0.8 --weight_decay=0.001 --clip-gradient=10 --freeze_bn --seed=1 --amp=bf16
+    --start-epoch=0 --overwrite --no_flip
+"""
+
+
+@pytest.mark.parametrize("change", CHANGES.split())
+def test_resume_refuses_another_recipe(halves, tmp_path, change):
+    process = resume(halves, tmp_path / "out", change)
     assert_one_line_error(process)
-    assert re.search(option.replace("-", "[-_]"), process.stderr)
+    assert re.search(change.strip("-").partition("=")[0].replace("-", "[-_]"), process.stderr)
     assert not (tmp_path / "out").exists()
 
 
@@ -471,16 +428,6 @@ def test_flip_pairs_are_kept_on_resume(halves, trn_root, tmp_path):
     pairs.write_text("Jumping\n")
     process = call(*small_run(trn_root, tmp_path / "other", *options, pairs))
     assert_one_line_error(process, "pairs.txt, line 1", "Jumping")
-
-
-def test_clips_are_mirrored_as_the_options_say(halves, tmp_path):
-    (tmp_path / "pairs.txt").write_text("\n".join(CATEGORIES))  # each alone: never mirrored
-    logs = []
-    for name, *flips in (["none", "--no_flip"], ["file", "--flip_pairs", tmp_path / "pairs.txt"]):
-        lines = succeed(*small_run(halves.root, tmp_path, *TWO_EPOCHS, *flips, "--store_name", name))
-        logs.append([line for line in without_times(lines) if line.startswith("Epoch")])
-    assert logs[0] == logs[1]
-    assert logs[0][0] not in without_times(halves.log)
 
 
 def test_released_checkpoint_evaluates_and_trains_further(halves, tmp_path):
@@ -746,36 +693,23 @@ def test_missing_frames_are_refused_or_skipped(tmp_path):
     assert [match[4] for match in map(RESULT_LINE.fullmatch, lines) if match] == [" (2 of 4 videos)"]
 
 
-@pytest.fixture
-def torn_frame(tmp_path):
-    """Data with a video of the first epoch's last step whose frames are cut short; and its folder."""
+def test_run_continues_without_a_broken_video(tmp_path):
+    """The error names --exclude. All other steps stay the same, and the checkpoint remembers the video."""
     root = make_dataset(tmp_path / "data", frames=8, train=9, val=3)
-    sampler = ClipSampler(9, 3, seed=0)
-    video = root / "somethingv1" / FRAMES["somethingv1"][0] / str(sampler.batches_of(2)[0][0] + 1)
+    last_step = ClipSampler(9, 3, seed=0).batches_of(2)[0]
+    video = root / "somethingv1" / FRAMES["somethingv1"][0] / str(last_step[0] + 1)
     for path in video.iterdir():
         path.write_bytes(path.read_bytes()[:200])
-    return root, video
-
-
-def test_unreadable_frame_is_one_line_with_workers(torn_frame, tmp_path):
-    root, video = torn_frame
-    process = run("main.py", *small_run(root, tmp_path / "out", "-b", 3, "--lr", 0.001, "-j", 2), env=ON_CPU)
-    assert_one_line_error(process, f"{video}/0000")
-    assert [step[1] for step in steps_of(process.stdout.splitlines())] == ["0", "1"]
-    assert list((tmp_path / "out" / "checkpoint").iterdir()) == []
-
-
-def test_run_continues_without_a_broken_video(torn_frame, tmp_path):
-    """The error names --exclude. All other steps stay the same, and the checkpoint remembers the video."""
-    root, video = torn_frame
     out, other = tmp_path / "out", tmp_path / "other"
     recipe = ("-b", 3, "--lr", 0.001, "--save-freq", 1)
     command = small_run(root, out, *recipe, "--resume", "auto")
-    assert_one_line_error(call(*command), f"{video}/0000", "--exclude", f"'{video.name}'")
+    process = run("main.py", *command, "-j", 2, env=ON_CPU)
+    assert_one_line_error(process, f"{video}/0000", "--exclude", f"'{video.name}'")
+    assert [step[1] for step in steps_of(process.stdout.splitlines())] == ["0", "1"]
+
     names = tmp_path / "broken.txt"
     names.write_text(f"\n {video.name} \n")
-    steps = steps_of(succeed(*command, "--exclude", names))
-    assert [step[1] for step in steps] == ["2"]
+    assert [step[1] for step in steps_of(succeed(*command, "--exclude", names))] == ["2"]
     assert load_newest(out)["excluded"] == [video.name]
 
     # From the start, without the frames of the video: the same.
@@ -794,8 +728,7 @@ def test_steps_without_clips_are_skipped(trn_root, tmp_path):
     names.write_text("".join(f"{clip + 1}\n" for clip in order[2:6]) + "no such video\n")
     process = call(*small_run(trn_root, tmp_path / "out", "-b", 2, "--lr", 0.001, "--exclude", names))
     assert process.returncode == 0
-    (warning,) = process.stderr.splitlines()
-    assert "no such video" in warning
+    assert "no such video" in process.stderr
     assert [step[1] for step in steps_of(process.stdout.splitlines())] == ["0", "3"]
     names.write_text("".join(f"{clip + 1}\n" for clip in range(8)))
     process = call(*small_run(trn_root, tmp_path / "all", "--exclude", names))
