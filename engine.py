@@ -6,14 +6,13 @@ from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from frames.resize import DecodedClips, resize_clips
-from inference.fuse import compile_model, compiler_errors, float32_convolutions
+from inference.fuse import compile_function, compiler_errors, float32_convolutions
 from models import TemporalModel
 from training.optim import set_learning_rate
 from utils.cli import log
@@ -27,28 +26,54 @@ if TYPE_CHECKING:  # at run time this module needs nothing but torch, torchvisio
 
 
 class PixelModel(nn.Module):
-    """A model with its input and precision: normalises pixels and calls the model under autocast.
+    """A model that takes pixels: resizes and normalises them, and calls the model under autocast.
 
-    Autocast is entered here and not by the caller, because the threads of DataParallel do not inherit its
-    dtype.
+    All of that happens in `forward`, so that each device of DataParallel does it for its own share, and
+    because the threads of DataParallel do not inherit autocast's dtype.
 
-    Input:  uint8, batch x frames x height x width x channel (RGB)
-    Output: float32, batch x classes (logits)
+    Input:  uint8, videos x (views x) frames x height x width x channel (RGB); or decoded clips
+    Output: float32, videos x (views x) classes (logits)
 
     Args:
-        model: takes batch x frames x channel x height x width; has `input_mean` and `input_std`.
+        model: takes clips x frames x channel x height x width; has `input_mean` and `input_std`.
         amp: a key of `utils.precision.DTYPES`, for autocast; 'off' computes in the type of the weights.
+        max_clips: the most clips to compute at once; a video may have more views than that.
+        compiled: compile the model for the size of the first batch. Other sizes, such as that of the last
+            batch, run without compilation, which would take longer than it saves.
     """
 
-    def __init__(self, model: TemporalModel, amp: str = "off") -> None:
+    def __init__(
+        self,
+        model: TemporalModel,
+        amp: str = "off",
+        max_clips: int | None = None,
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.amp = amp
+        self.max_clips = max_clips
         for name in ("input_mean", "input_std"):
             values = torch.tensor(getattr(model, name)).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        self.compiled = compile_function(self.compute) if compiled else None
+        self.compiled_shape: torch.Size | None = None
 
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+    def forward(self, clips: torch.Tensor | DecodedClips) -> torch.Tensor:
+        if isinstance(clips, DecodedClips):
+            clips = resize_clips(clips)
+        views = clips.flatten(0, -5)
+        logits = [self.call(part) for part in views.split(self.max_clips or len(views))]
+        return torch.cat(logits).unflatten(0, clips.shape[:-4])
+
+    def call(self, clips: torch.Tensor) -> torch.Tensor:
+        if self.compiled is None:
+            return self.compute(clips)
+        self.compiled_shape = self.compiled_shape or clips.shape
+        with compiler_errors():
+            return (self.compiled if clips.shape == self.compiled_shape else self.compute)(clips)
+
+    def compute(self, clips: torch.Tensor) -> torch.Tensor:
         clips = clips.permute(0, 1, 4, 2, 3).float().div(255).sub(self.input_mean).div(self.input_std)
         dtype = None if self.amp == "off" else DTYPES[self.amp]
         with torch.autocast(clips.device.type, dtype=dtype, enabled=self.amp != "off"):
@@ -59,12 +84,12 @@ class Step(NamedTuple):
     """A step of `train_one_epoch`.
 
     Attributes:
-        clips: the clips of its first batch; None if all clips of the step are excluded.
+        clips: the clips of its first batch, see `PixelModel`; None if all clips of the step are excluded.
         labels: their labels.
         curves: named values for TensorBoard, for the steps that are logged.
     """
 
-    clips: torch.Tensor | None
+    clips: torch.Tensor | DecodedClips | None
     labels: torch.Tensor | None
     curves: dict[str, float]
 
@@ -102,7 +127,7 @@ def train_one_epoch(
 
         # The learning rate changes within an epoch; dropout depends on the seed and the step alone.
         rate = set_learning_rate(optimizer, args, state.epoch + step / num_steps)
-        torch.manual_seed(derive_seed(args.seed, state.epoch, step, world.rank))
+        world.seed(args.seed, state.epoch, step)
 
         # Forward and backward, for each batch of the step
         optimizer.zero_grad()
@@ -111,7 +136,7 @@ def train_one_epoch(
         for number in range(len(batch_sizes)):
             with progress.loading():
                 batch = next(batches)
-            clips, labels = to_device(batch, world.device)
+            clips, labels = to_devices(batch, world)
             first_batch = first_batch or (clips, labels)
             # The processes exchange gradients in the last batch of the step only.
             is_last = number == len(batch_sizes) - 1
@@ -166,12 +191,9 @@ class Predictor:
         max_clips: int | None = None,
         with_features: bool = False,
     ) -> None:
-        self.device = world.device
-        self.model = world.wrap(PixelModel(model).eval())
-        if compiled:
-            compile_model(self.model)
+        self.world = world
+        self.model = world.wrap(PixelModel(model, max_clips=max_clips, compiled=compiled).eval())
         self.mirrored = mirrored
-        self.max_clips = max_clips
         self.features = _ClassifierInputs(model, world.devices) if with_features else None
 
     @torch.inference_mode()
@@ -180,7 +202,7 @@ class Predictor:
         """Compute the logits of clips.
 
         Args:
-            clips: uint8, videos x (views x) frames x height x width x channel; or decoded clips.
+            clips: see `PixelModel`; on the CPU.
 
         Returns:
             The logits, videos x classes, on the device; with `with_features` also the features.
@@ -188,19 +210,13 @@ class Predictor:
         Raises:
             UserError: the model cannot be compiled.
         """
-        (clips,) = to_device([clips], self.device)
-        shape = clips.shape[:-4]  # videos, or videos x views
-        has_views = len(shape) == 2
-        outputs: list[list[torch.Tensor]] = []
-        for part in clips.flatten(0, len(shape) - 1).split(self.max_clips or shape.numel()):
-            with compiler_errors():
-                logits = self.model(part)
-            outputs.append([logits, self.features.take_means()] if self.features else [logits])
-        logits, *features = map(torch.cat, zip(*outputs, strict=True))
-        if has_views:
-            logits = average_views(logits.unflatten(0, shape), self.mirrored)
-            features = [values.unflatten(0, shape).mean(dim=1) for values in features]
-        return [logits, *features]
+        logits = self.model(*to_devices([clips], self.world))
+        outputs = [logits]
+        if self.features:
+            outputs.append(self.features.take_means().unflatten(0, logits.shape[:-1]))
+        if logits.dim() == 3:  # videos x views x classes
+            outputs = [average_views(logits, self.mirrored), *(values.mean(dim=1) for values in outputs[1:])]
+        return outputs
 
 
 def evaluate(
@@ -248,29 +264,27 @@ def evaluate(
     return summarise(*(torch.cat(tensors) for tensors in zip(*in_order, strict=True)))
 
 
-def to_device(batch: "Batch", device: torch.device) -> list[torch.Tensor]:
-    """Copy a batch to the device while a GPU still computes the one before, and resize it there if needed.
+def to_devices(batch: "Batch", world: World) -> "Batch":
+    """Copy a batch to a GPU while the GPU still computes the one before.
 
     Args:
-        batch: clips, and possibly labels.
-        device: the model's.
-
-    Returns:
-        The clips (uint8, batch x (views x) frames x height x width x channel), and the labels.
+        batch: clips, and possibly labels, on the CPU.
+        world: the devices. With several, DataParallel copies each device's share of the clips itself.
     """
+    if world.device.type != "cuda":
+        return batch
+    stream = _copy_stream(world.device)
     clips, *labels = batch
-    is_decoded = isinstance(clips, DecodedClips)
-    tensors = [clips.pixels if is_decoded else clips, *labels]
-    if device.type == "cuda":
-        stream = _copy_stream(device)
-        with torch.cuda.stream(stream):
-            tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(stream)
-        for tensor in tensors:
-            tensor.record_stream(computing)
-    pixels, *labels = tensors
-    return [resize_clips(clips._replace(pixels=pixels)) if is_decoded else pixels, *labels]
+    with torch.cuda.stream(stream):
+        moved = [tensor.to(world.device, non_blocking=True) for tensor in labels]
+        if len(world.devices) == 1:
+            clips = clips.to(world.device, non_blocking=True)
+            moved = [clips, *moved]
+    current = torch.cuda.current_stream(world.device)
+    current.wait_stream(stream)
+    for tensor in moved:
+        tensor.record_stream(current)
+    return [clips, *moved[-len(labels) :]] if labels else [clips]
 
 
 @cache
@@ -285,13 +299,8 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval()
 
 
-def derive_seed(*numbers: int) -> int:
-    """A seed for torch that differs for each combination of numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 class _ClassifierInputs:
-    """Keeps the input of the classifier of each call, on each device that has a share of the batch.
+    """Keeps the input of the classifier, on each device that has a share of the batch.
 
     Args:
         model: a hook is added to its classifier; DataParallel copies it to the replicas.
@@ -301,14 +310,15 @@ class _ClassifierInputs:
     def __init__(self, model: TemporalModel, devices: Sequence[torch.device]) -> None:
         self.num_segments = model.num_segments
         self.devices = devices
-        self.shares: dict[torch.device, torch.Tensor] = {}
+        self.shares: dict[torch.device, list[torch.Tensor]] = {device: [] for device in devices}
         model.classifier.register_forward_pre_hook(self._keep)
 
     def _keep(self, classifier: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        self.shares[inputs[0].device] = inputs[0]
+        self.shares[inputs[0].device].append(inputs[0])
 
     def take_means(self) -> torch.Tensor:
         """The mean over the frames of each clip of the last call: clips x features, float32."""
-        shares = [self.shares.pop(device) for device in self.devices if device in self.shares]
-        frames = torch.cat([share.to(self.devices[0]) for share in shares]).float()
-        return frames.unflatten(0, (-1, self.num_segments)).mean(dim=1)
+        shares = [share.to(self.devices[0]) for device in self.devices for share in self.shares[device]]
+        for kept in self.shares.values():
+            kept.clear()
+        return torch.cat(shares).float().unflatten(0, (-1, self.num_segments)).mean(dim=1)

@@ -34,7 +34,7 @@ from dataset import (
 from datasets_video import return_dataset
 from engine import PixelModel, Predictor, evaluate, train_one_epoch
 from frames.resize import decodes_only
-from inference.fuse import compile_model, fuse, to_channels_last
+from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
 from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
@@ -45,7 +45,7 @@ from training.run import Run, make_metadata
 from training.state import TrainState
 from transforms import evaluation_transform
 from utils.cli import log, pluralize, run_program
-from utils.distributed import World, init_distributed
+from utils.distributed import World, choose_kernels, init_distributed, leave
 from utils.metrics import DivergedError, check_result
 from utils.precision import DTYPES, emulation_warning, evaluation_precision, training_precision
 
@@ -100,7 +100,8 @@ def main(args: Namespace) -> None:
     )
     has_new_classifier = load_initial_weights(model, args, checkpoint, data.categories, world)
     model.to(world.device)
-    if args.channels_last or world.device.type == "cpu":
+    choose_kernels(world.device, args.deterministic)
+    if world.device.type == "cpu" or not args.no_channels_last:
         to_channels_last(model, world.device, for_training=True)
     log.info(world.describe(args.batch_size))
     for line in describe_flips(data.categories, data.mirrored):
@@ -121,9 +122,8 @@ def main(args: Namespace) -> None:
     elif recipe := describe_recipe(args):
         log.info(recipe)
     log.info(describe_batch(args))
-    ddp_model = world.wrap(PixelModel(model, precision.amp), for_training=True, sync_bn=args.sync_bn)
-    if args.compile:
-        compile_model(ddp_model)
+    pixel_model = PixelModel(model, precision.amp, compiled=args.compile)
+    ddp_model = world.wrap(pixel_model, for_training=True, sync_bn=args.sync_bn)
 
     # Training: after any step, a checkpoint may be saved, and a signal may stop the run
     sampler = train_loader.batch_sampler
@@ -146,6 +146,7 @@ def main(args: Namespace) -> None:
         run.end_epoch(state, result)
     if run.files.best.exists():
         log.info(f"best checkpoint, Prec@1 {state.best_prec1:.3f}{state.best_epoch}: {run.files.best}")
+    leave()
 
 
 def evaluate_checkpoint(args: Namespace, world: World) -> None:
@@ -203,6 +204,7 @@ def evaluate_checkpoint(args: Namespace, world: World) -> None:
     result = evaluate(loader, predictor, world, args.print_freq)
     log.info(f"{result}{val_set.coverage()}")
     check_result(result, path)
+    leave()
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class RunFiles:
 
 def describe_start() -> dict[str, Any]:
     """When, where and by which command this process was started."""
-    packages = ("torch", "torchvision", "numpy", "pillow", "tensorboardX")
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    packages = ("torchvision", "numpy", "pillow", "tensorboardX")
+    versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version(name) for name in packages}
     if torch.cuda.is_available():
         versions |= {"cuda": torch.version.cuda, "hip": torch.version.hip}

@@ -25,7 +25,8 @@ def make_optimizer(
         group | {"lr": args.lr * group["lr_mult"], "weight_decay": args.weight_decay * group["decay_mult"]}
         for group in model.get_optim_policies(classifier_lr_mult)
     ]
-    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
+    is_on_gpu = next(model.parameters()).device.type == "cuda"
+    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, fused=is_on_gpu or None)
 
 
 def learning_rate(options: Namespace, epoch: float) -> float:

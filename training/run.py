@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dataset import ClipSampler, Datasets, check_same_list
+from frames.resize import DecodedClips, resize_clips
 from reports.curves import Curves
 from reports.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
 from training.checkpoint import (
@@ -262,8 +263,9 @@ class Run:
     def _show_batch(self, step: "Step", number: int) -> None:
         keys = next(iter(self.sampler))  # of the epoch's first batch in this part of the run
         drawn = keys[:MAX_CLIPS]
+        clips = resize_clips(step.clips) if isinstance(step.clips, DecodedClips) else step.clips
         picture = draw_batch(
-            step.clips[:MAX_CLIPS].cpu().numpy(),
+            clips[:MAX_CLIPS].cpu().numpy(),
             step.labels.tolist(),
             [self.data.train.is_mirrored(key) for key in drawn],
             [self.data.train.record(clip).path for _, clip in drawn],
