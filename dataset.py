@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +20,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from tqdm import tqdm
 
 from classes import MAX_NAME
-from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths
+from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths, VideoRecord
 from frames.images import SourceFrame
 from frames.resize import DecodedClips, Outline
 from frames.sources import FrameFolders, VideoFiles
 from transforms import Compose
 from utils.cli import UserError, log, pluralize, printable
 from utils.files import read_text
-
-
-class VideoRecord(NamedTuple):
-    """One video: its name, how many frames it has (numbered from 1), and its label; -1 if it is not known."""
-
-    path: str
-    num_frames: int
-    label: int
 
 
 def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = False) -> list[VideoRecord]:

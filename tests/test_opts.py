@@ -369,7 +369,7 @@ def test_a_text_that_is_an_options_name_does_not_count_as_a_read():
 
 
 @pytest.mark.parametrize(
-    "module", ["utils.cli", "utils.files", "utils.pool", "utils.annotations", "datasets_video"]
+    "module", ["utils.cli", "utils.files", "utils.pool", "annotations", "datasets_video"]
 )
 def test_the_options_need_no_torch(module):
     """The tools for data use them too, and start a process for each core; torch takes seconds."""
