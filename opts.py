@@ -196,10 +196,15 @@ def training_parser() -> argparse.ArgumentParser:
         "of test_models.py, unless --evaluate asks for it alone; with several GPUs, use torchrun",
     )
     run.add_argument(
-        "--channels_last",
+        "--no_channels_last",
         action="store_true",
-        help="store channels last in memory, and on GPUs compute with 2D kernels on frames; on CPUs, where "
-        "it is always faster, channels are last in any case",
+        help="on GPUs, store tensors as frames x height x width and use 3D kernels, as published (default: "
+        "channels last and 2D kernels, which are faster)",
+    )
+    run.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on GPUs, use deterministic kernels only, so that two runs give the same bits; slower",
     )
     run.add_argument("--store_name", default="", metavar="NAME", help="appended to the run's name")
     run.add_argument(

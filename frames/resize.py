@@ -206,6 +206,33 @@ class DecodedClips(NamedTuple):
     size: int
     length: int
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "DecodedClips":
+        """Copy the pixels to a device."""
+        return self._replace(pixels=self.pixels.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """See `torch.Tensor.record_stream`."""
+        self.pixels.record_stream(stream)
+
+    def chunk(self, number: int) -> list["DecodedClips"]:
+        """Split the videos into `number` parts or fewer, as `torch.Tensor.chunk` does."""
+        size = -(-len(self.shapes) // number)
+        ends = [*self.shapes[size::size, 0].tolist(), len(self.pixels)]
+        parts, start = [], 0
+        for first, end in zip(range(0, len(self.shapes), size), ends, strict=True):
+            own = slice(first, first + size)
+            shapes = self.shapes[own] - np.array([start, 0, 0, 0])
+            parts.append(
+                self._replace(
+                    pixels=self.pixels[start:end],
+                    shapes=shapes,
+                    order=self.order[own],
+                    views=self.views[own],
+                )
+            )
+            start = end
+        return parts
+
 
 def resize_clips(clips: DecodedClips) -> torch.Tensor:
     """Cut the views out of decoded frames, on the device that `clips.pixels` is on.

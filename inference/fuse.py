@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from inference.onnx_model import OnnxModel
 from models import TemporalModel
 from utils.cli import UserError
 from utils.precision import has_avx2_at_most
@@ -30,7 +29,7 @@ def float32_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def to_channels_last(model: nn.Module, device: torch.device, for_training: bool = False) -> None:
+def to_channels_last(model: TemporalModel, device: torch.device, for_training: bool = False) -> None:
     """Put a model's weights, and so all that it computes, into the layout that is fastest on a device.
 
     In channels-last the frames of a clip are 2D images in memory too, so that a convolution over
@@ -45,6 +44,7 @@ def to_channels_last(model: nn.Module, device: torch.device, for_training: bool 
         for_training: whether it will be trained.
     """
     model.to(memory_format=torch.channels_last_3d)
+    model.memory_format = torch.channels_last_3d
     if device.type == "cuda" or (for_training and device.type == "cpu" and has_avx2_at_most()):
         use_2d_kernels(model)
 
@@ -94,6 +94,8 @@ class _FrameConv3d(nn.Conv3d):
         is_long = self.kernel_size[0] == 3
         images = x.transpose(1, 2).flatten(0, 1)
         weight = self.weight.permute(2, 0, 1, 3, 4).flatten(0, 1)
+        # Replicas of DataParallel get their weights in another layout.
+        weight = weight.contiguous(memory_format=torch.channels_last)
         bias = None if is_long else self.bias
         out = functional.conv2d(images, weight, bias, self.stride[1:], self.padding[1:])
         out = out.unflatten(0, (clips, frames)).transpose(1, 2)
@@ -105,14 +107,10 @@ class _FrameConv3d(nn.Conv3d):
         return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
 
 
-def compile_model(model: nn.Module) -> None:
-    """Compile a module's call, forward and backward, in place: at its first call with each size of a batch.
-
-    Args:
-        model: what is called: the model itself, or the `DistributedDataParallel` around it.
-    """
+def compile_function(function: Callable) -> Callable:
+    """Compile a function of a model, forward and backward, at its first call with each size of a batch."""
     # With eager's random numbers, so that dropout's masks do not depend on --compile.
-    model.compile(dynamic=False, options={"fallback_random": True})
+    return torch.compile(function, dynamic=False, options={"fallback_random": True})
 
 
 @contextmanager
@@ -134,9 +132,7 @@ def compiler_errors() -> Iterator[None]:
         raise UserError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
-def fuse(
-    model: TemporalModel | OnnxModel, device: torch.device, dtype: torch.dtype = torch.float32
-) -> TemporalModel | OnnxModel:
+def fuse(model: TemporalModel, device: torch.device, dtype: torch.dtype = torch.float32) -> TemporalModel:
     """Make a copy of a model for inference: the same answers from less work.
 
     Batch norm is folded into the convolutions, and layout and kernels are those of `to_channels_last`.
@@ -149,7 +145,7 @@ def fuse(
     Returns:
         A model that cannot be trained, for input as the model's own.
     """
-    if isinstance(model, OnnxModel):
+    if not isinstance(model, TemporalModel):  # an exported model is fused already
         return model
     model = copy.deepcopy(model).eval().requires_grad_(False)
     _use_3d_kernels(model)

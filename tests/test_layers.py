@@ -1,4 +1,4 @@
-"""The layers of CONTRIBUTING.md: a module imports from its own layer and from those below, never from above."""
+"""The layers of CONTRIBUTING.md: a module imports from its own layer and those below, never from above."""
 
 import ast
 import subprocess
