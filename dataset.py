@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from tqdm import tqdm
 
 from classes import MAX_NAME, NEVER, mirrored_labels, read_flip_pairs
-from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths, return_dataset
+from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths, VideoRecord, return_dataset
 from frames.images import SourceFrame
 from frames.resize import DecodedClips, Outline, decodes_only
 from frames.sources import FrameFolders, VideoFiles
@@ -29,14 +29,6 @@ from transforms import Compose, evaluation_transform, training_transform
 from utils.cli import UserError, log, pluralize, printable
 from utils.distributed import World
 from utils.files import read_text
-
-
-class VideoRecord(NamedTuple):
-    """One video: its name, how many frames it has (numbered from 1), and its label; -1 if it is not known."""
-
-    path: str
-    num_frames: int
-    label: int
 
 
 def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = False) -> list[VideoRecord]:

@@ -9,7 +9,7 @@ from helpers import REPOSITORY
 # From the lowest to the highest.
 LAYERS = (
     ("utils",),
-    ("gst", "baselines", "resnet_gst", "models", "classes", "datasets_video"),
+    ("gst", "baselines", "resnet_gst", "models", "classes", "datasets_video", "annotations"),
     ("frames",),
     ("dataset", "transforms"),
     ("reports", "training", "inference"),

@@ -19,7 +19,7 @@ from video_files import cut, remux, write_audio, write_video
 from classes import read_categories, released_categories
 from dataset import read_list
 from frames.video import decode
-from utils.annotations import read_annotations, read_test_list
+from annotations import read_annotations
 from utils.files import write_texts
 
 TOOL = "tools/process_dataset.py"
