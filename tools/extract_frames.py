@@ -107,10 +107,12 @@ def main() -> int:
         short_side=args.short_side,
         native=args.native,
         quality=args.quality,
-        fps=str(args.fps) if args.fps else None,
+        fps=f"{args.fps:g}" if args.fps else None,
         image_tmpl=args.image_tmpl or names.template,
     )
     source = Path(args.videos)
+    if not source.exists():
+        raise UserError(f"--videos {source}: no such file or folder")
     videos = [path for path in find_videos(source) if not path.is_dir()]
     if not videos:
         raise UserError(f"--videos {source}: has no video files in it, only frame folders")
@@ -194,7 +196,7 @@ def parse_args() -> argparse.Namespace:
     frames.add_argument(
         "--fps",
         metavar="F",
-        type=number_type(Fraction, 0, 1000, above=True),
+        type=number_type(float, 0, 1000, above=True),
         help="resample to F frames a second by repeating and dropping frames "
         "(default: every frame of the video once)",
     )
