@@ -12,7 +12,15 @@ from PIL import Image
 
 from datasets_video import VIDEO_SUFFIXES
 from frames.images import DecodedFrame, SourceFrame, read_frame
-from frames.video import FrameConverter, VideoError, decode, decode_frames, index_frames, is_video
+from frames.video import (
+    FrameConverter,
+    VideoError,
+    decode,
+    decode_frames,
+    display_size,
+    index_frames,
+    is_video,
+)
 from utils.cli import UserError, log, printable
 
 # Returns which file of a video is missing, by its name and number of frames; or None.
@@ -95,7 +103,7 @@ class VideoFiles:
             with closing(decode(path)) as decoded:
                 for number, frame in enumerate(decoded, start=1):
                     # All frames get the size of the first one, even if the video's size changes.
-                    to_image = to_image or FrameConverter((frame.width, frame.height))
+                    to_image = to_image or FrameConverter(display_size(frame))
                     if number in numbers:
                         frames[number] = DecodedFrame(to_image(frame).convert("RGB"))
                     if number == last:
@@ -105,7 +113,7 @@ class VideoFiles:
         raise UserError(f"{printable(path)}: has only {number} frames; by the list it has frame {last}")
 
     def _file(self, name: str) -> str:
-        for suffix in _SUFFIXES:
+        for suffix in FILE_SUFFIXES:
             if os.path.exists(f"{self.root}/{name}{suffix}"):  # noqa: PTH110 - for every clip
                 return name + suffix
         raise UserError(f"{self.root}/{printable(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
@@ -116,7 +124,7 @@ class VideoFiles:
 
         def check(name: str, num_frames: int) -> str | None:
             folder, _, stem = f"{self.root}/{name}".rpartition("/")
-            files = [stem + suffix for suffix in _SUFFIXES if stem + suffix in names_in(folder)]
+            files = [stem + suffix for suffix in FILE_SUFFIXES if stem + suffix in names_in(folder)]
             path = f"{self.root}/{printable(name)}"
             if not files:
                 return f"{path}{VIDEO_SUFFIXES[0]} (or {', '.join(VIDEO_SUFFIXES[1:])})"
@@ -127,7 +135,8 @@ class VideoFiles:
         return check
 
 
-_SUFFIXES = [*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)]  # cameras write capitals
+# As in clip.mp4, clip.MP4 and clip.Mp4.
+FILE_SUFFIXES = [spell(suffix) for suffix in VIDEO_SUFFIXES for spell in (str.lower, str.upper, str.title)]
 
 
 def _names_in(folder: str) -> frozenset[str]:
@@ -253,8 +262,8 @@ def open_video(path: Path) -> FrameFolder | VideoFile:
 def find_videos(path: Path) -> list[Path]:
     """Find the video files and the frame folders in a folder, at any depth.
 
-    Each folder is searched once, however many links lead there. Hidden files and folders are left out. Other
-    files that are no videos are logged in one line.
+    A frame folder holds nothing but numbered images. Each folder is searched once, however many links lead
+    there. Hidden files and folders are left out. Other files that are no videos are logged in one line.
 
     Args:
         path: a folder, or a video file.
@@ -278,19 +287,19 @@ def find_videos(path: Path) -> list[Path]:
             continue
         searched.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        images = [name for name in files if _NUMBERED.fullmatch(name)]
-        others = [Path(folder, name) for name in set(files).difference(images) if not name.startswith(".")]
-        found = [file for file in others if is_video(file)]
-        if images and not found:
+        files = [name for name in files if not name.startswith(".")]
+        if files and not folders and all(map(_NUMBERED.fullmatch, files)):
             videos.append(Path(folder))
-            folders.clear()
-        videos += found
-        skipped += set(others).difference(found)
+            continue
+        for file in (Path(folder, name) for name in files):
+            (videos if is_video(file) else skipped).append(file)
     names = ", ".join(printable(file.relative_to(path)) for file in sorted(skipped)[:3])
     names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     if not videos:
         but = f", but {names}" if names else ""
-        raise UserError(f"{printable(path)}: has no videos and no folders of numbered images in it{but}")
+        raise UserError(
+            f"{printable(path)}: has no videos, and no folders of nothing but numbered images, in it{but}"
+        )
     if skipped:
         log.warning(f"warning: {printable(path)}: skipped {names} (not a video)")
     return sorted(videos)

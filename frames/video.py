@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image
@@ -53,14 +54,6 @@ _LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(25
 _CHROMA = [min(max(round((value - 128) * 255 / 224) + 128, 0), 255) for value in range(256)]
 _FULL_RANGE = (_LUMA, _CHROMA, _CHROMA)
 
-# Counterclockwise turns by which players show a video upright.
-_TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    -90: Image.Transpose.ROTATE_270,
-    180: Image.Transpose.ROTATE_180,
-    -180: Image.Transpose.ROTATE_180,
-}
-
 # Decoding this many frames is faster than seeking.
 _WORTH_A_SEEK = 16
 
@@ -78,7 +71,7 @@ class FrameIndex(NamedTuple):
 
     Attributes:
         count: number of frames that `decode` yields.
-        size: width and height of the first frame, in pixels, before players turn it.
+        size: `display_size` of the first frame.
         times: times of the frames, increasing, in units of `time_base`; None if the file has no such times.
         keys: numbers (from 1) of frames where decoding can start.
         time_base: in seconds.
@@ -125,7 +118,8 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
         video: the file. It is closed when the iterator is exhausted or deleted.
 
     Yields:
-        Frames as stored: in the video's pixel format, value range, orientation and size (it may change).
+        Frames as stored: in the video's pixel format, value range, orientation and size (it may change). See
+        `display_size` and `FrameConverter`.
 
     Raises:
         VideoError: not a video, no video stream, incomplete, or its frames have more than `MAX_PIXELS`.
@@ -166,7 +160,8 @@ def index_frames(video: Path) -> FrameIndex:
             for packet in container.demux(stream):
                 if packet.is_corrupt:
                     raise VideoError(f"damaged or truncated after frame {len(packets)}")
-                first = first or next(iter(packet.decode()), None)
+                if not first and (first := next(iter(packet.decode()), None)):
+                    first.opaque = stream.sample_aspect_ratio
                 # Discarded packets lie before the start of an mp4's edit list.
                 if packet.size and not packet.is_discard:
                     packets.append((packet.pts, packet.is_keyframe))
@@ -174,7 +169,7 @@ def index_frames(video: Path) -> FrameIndex:
         raise _reason(error, len(packets) if first else 0) from None
     if not first:
         raise VideoError("no frame in it")
-    size = first.width, first.height
+    size = display_size(first)
     times = [time for time, _ in packets]
     # The fields of an interlaced frame can have a packet each.
     if (
@@ -263,6 +258,7 @@ def _intact_frames(container: av.container.InputContainer, stream: av.VideoStrea
             if frame.is_corrupt:
                 raise VideoError(f"damaged after frame {count}")
             count += 1
+            frame.opaque = stream.sample_aspect_ratio  # for `display_size`; frames do not have it in PyAV
             yield frame
 
 
@@ -371,6 +367,28 @@ def _mp4_end(file: BinaryIO, length: int) -> int:
     return position
 
 
+def display_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height at which players show a frame from `decode`, in pixels, before they turn it.
+
+    The stored width differs if pixels are not square (anamorphic video).
+    """
+    return max(1, round(frame.width * (frame.opaque or 1))), frame.height
+
+
+def _transposition(frame: av.VideoFrame) -> Image.Transpose | None:
+    """How players turn and mirror a frame: by its display matrix, which maps (x, y) to (ax + cy, bx + dy)."""
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return None
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    method = Image.Transpose
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        methods = [None, method.FLIP_TOP_BOTTOM, method.FLIP_LEFT_RIGHT, method.ROTATE_180]
+        return methods[2 * (a < 0) + (d < 0)]
+    methods = [method.TRANSPOSE, method.ROTATE_270, method.ROTATE_90, method.TRANSVERSE]
+    return methods[2 * (b < 0) + (c < 0)]
+
+
 def check_pixels(width: int, height: int) -> None:
     """Refuse frames that are too large.
 
@@ -416,7 +434,7 @@ class FrameConverter:
     decoding, and one rounding.
 
     Args:
-        size: width and height, in pixels, before players turn the frame.
+        size: width and height, in pixels, before players turn the frame; see `display_size`.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -424,7 +442,7 @@ class FrameConverter:
         self._scaler = VideoReformatter()  # prepared once for all frames
 
     def __call__(self, frame: av.VideoFrame) -> Image.Image:
-        """Scale a frame bicubically, and turn it as players do.
+        """Scale a frame bicubically, and turn and mirror it as players do.
 
         Returns:
             YCbCr, 8 bits, full range, without chroma subsampling. A quarter turn swaps width and height.
@@ -450,7 +468,8 @@ class FrameConverter:
         if frame.color_range != ColorRange.JPEG:
             channels = [image.point(table) for image, table in zip(channels, _FULL_RANGE, strict=True)]
         image = Image.merge("YCbCr", channels)
-        return image.transpose(_TURNS[frame.rotation]) if frame.rotation in _TURNS else image
+        method = _transposition(frame)
+        return image if method is None else image.transpose(method)
 
 
 def _cause(error: Exception) -> str:

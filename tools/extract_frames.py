@@ -12,14 +12,13 @@ once, while ffmpeg repeats and drops frames if the frame rate varies.
 
 import argparse
 import io
-import itertools
 import json
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
@@ -27,9 +26,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets_video import check_folder, check_template, dataset_name, layout
+from datasets_video import check_template, dataset_name, layout
 from frames.sources import find_videos
-from frames.video import FrameConverter, VideoError, check_pixels, decode, resample
+from frames.video import FrameConverter, VideoError, check_pixels, decode, display_size, resample
 from utils.cli import (
     Parser,
     UserError,
@@ -82,15 +81,7 @@ After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; the 
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos become JPEGs.
-
-    Attributes:
-        short_side: pixels of the shorter side, with the aspect kept.
-        native: keep the video's size. Without `short_side` and `native`: 256 x 256, aspect not kept.
-        quality: JPEG quality, 1 to 100; None for the quantisation tables of ffmpeg's `-q:v 2`.
-        fps: frames per second to resample to; None for every frame once.
-        image_tmpl: file name of a frame, such as `{:06d}.jpg`.
-    """
+    """How videos become JPEGs: the options of the program, which must not change within an output folder."""
 
     short_side: int | None
     native: bool
@@ -185,7 +176,7 @@ def parse_args() -> argparse.Namespace:
         help="scale the shorter side to N pixels and keep the aspect "
         "(default: 256 x 256, aspect not kept, as in the published recipe)",
     )
-    size.add_argument("--native", action="store_true", help="keep the size of the video")
+    size.add_argument("--native", action="store_true", help="keep the size at which players show the video")
     frames.add_argument(
         "--quality",
         metavar="Q",
@@ -227,36 +218,24 @@ def frame_folder(video: str) -> Path:
 
 
 def check_names(videos: list[str]) -> dict[str, str]:
-    """Find videos that have no frame folder of their own, or whose names cannot be in a list.
-
-    Args:
-        videos: paths relative to the folder of videos.
+    """Find videos that would fill the same frame folder as another.
 
     Returns:
         Their names, and why they are not extracted.
     """
-    reasons: dict[str, str] = {}
-    video_of: dict[Path, str] = {}
+    names_of: dict[Path, list[str]] = {}
     for name in videos:
-        folder = frame_folder(name)
-        other = video_of.setdefault(folder, name)
-        if other != name:
-            reasons[name] = f"would fill the same folder as {printable(other)}; rename one"
-            reasons[other] = f"would fill the same folder as {printable(name)}; rename one"
-        try:
-            check_folder(str(folder))
-        except ValueError as error:
-            reasons[name] = f"its name cannot be in a list ({error}); rename it"
-    return reasons
+        names_of.setdefault(frame_folder(name), []).append(name)
+    return {
+        name: f"{' and '.join(map(printable, names))} would fill the same folder; rename one"
+        for names in names_of.values()
+        for name in names
+        if len(names) > 1
+    }
 
 
 def prepare_folder(out: Path, settings: Settings) -> None:
-    """Make the output folder. If it exists, check that its frames have the same settings.
-
-    Raises:
-        UserError: its frames have other settings, or another program made them.
-        OSError: it cannot be written.
-    """
+    """Make the output folder. If it exists, refuse one with other settings, or made by another program."""
     out.mkdir(parents=True, exist_ok=True)
     check_writable_file(out / FAILURES_FILE)
     file, now = out / SETTINGS_FILE, asdict(settings)
@@ -295,36 +274,27 @@ def remove_leftovers(out: Path) -> None:
 
 
 def run_in_processes(
-    task: Callable[[str], str | None], videos: Iterable[str], workers: int
+    task: Callable[[str], str | None], videos: list[str], workers: int
 ) -> Iterator[tuple[str, str | None]]:
-    """Call `task` for each video in parallel; yield each video with the result, in any order.
-
-    Memory does not grow with the number of videos: two for each process are submitted at a time.
+    """Call `task` for each video in parallel; yield each video with the result, in order.
 
     Raises:
         UserError: a process died.
     """
-    waiting = iter(videos)
-    submitted: dict[Future, str] = {}
-    pool = worker_pool(workers)
+    name = "the first video"
+    chunksize = 1 + len(videos) // 10000  # bounds the memory
     try:
-        while True:
-            for name in itertools.islice(waiting, 2 * workers - len(submitted)):
-                with uninterrupted():
-                    submitted[pool.submit(task, name)] = name
-            if not submitted:
-                return
-            done, _ = wait(submitted, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield submitted[future], future.result()
-                del submitted[future]
+        with worker_pool(workers) as pool:
+            with uninterrupted():
+                results = pool.map(task, videos, chunksize=chunksize)
+            with closing(results):  # after Ctrl-C, cancels what has not begun
+                for name, result in zip(videos, results, strict=True):
+                    yield name, result
     except BrokenProcessPool:
-        names = ", ".join(map(printable, submitted.values()))
         raise UserError(
-            f"a process died (out of memory?); try fewer --workers, or remove the video at fault: {names}"
+            f"a process died soon after {printable(name)}; if out of memory, try fewer --workers, otherwise "
+            "remove the video at fault"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def extract_video(source: Path, out: Path, settings: Settings, name: str) -> str | None:
@@ -332,9 +302,6 @@ def extract_video(source: Path, out: Path, settings: Settings, name: str) -> str
 
     Returns:
         None, or the reason why this video has no frames.
-
-    Raises:
-        OSError: the frames cannot be written.
     """
     part, folder = out / f".{uuid.uuid4().hex}.part", out / frame_folder(name)
     part.mkdir()
@@ -364,7 +331,7 @@ def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
     to_image = None
     for frame in frames:
         # All frames get the size of the first one, even if the video's size changes.
-        to_image = to_image or FrameConverter(_target_size(settings, frame.width, frame.height))
+        to_image = to_image or FrameConverter(_target_size(settings, *display_size(frame)))
         buffer = io.BytesIO()
         to_image(frame).save(buffer, "JPEG", subsampling="4:2:0", **quality)
         yield buffer.getvalue()
