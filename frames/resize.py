@@ -1,12 +1,12 @@
-"""Resize frames bilinearly as Pillow does, to the last bit: with Pillow, or on any device.
+"""Resize frames bilinearly with exactly Pillow's pixels: with Pillow, or on any device.
 
-Pillow's resize has two passes, one along each axis. In each, a pixel is the sum of some pixels of the source
-times weights in 22-bit fixed point, rounded to 8 bits. Pillow before 13 takes the horizontal pass first,
-always; the published models were trained with that. Later releases choose the order by the sizes, so here
-both passes are asked for one by one.
+Pillow's resize has two passes, one along each axis. In each, a pixel is a sum of source pixels times
+weights in 22-bit fixed point, rounded to 8 bits. Before version 13, the horizontal pass was always first,
+and the published models were trained that way. Later versions choose the order by the sizes, so here each
+pass is a call.
 
-A loader's worker resizes with Pillow, or sends what it has decoded together with the views to be cut
-(`DecodedClips`), which `resize_clips` does where the model is.
+Loader processes resize with Pillow, or send decoded frames and the views to cut out of them
+(`DecodedClips`) to `resize_clips` on the model's device.
 """
 
 import math
@@ -21,13 +21,13 @@ from PIL import Image
 from torch.nn import functional
 
 BILINEAR = Image.Resampling.BILINEAR
-BITS = 22  # of a weight, after the point: Pillow's PRECISION_BITS
+BITS = 22  # fractional bits of a weight: Pillow's PRECISION_BITS
 
 
 class Axis(NamedTuple):
-    """How to resize along one axis: pixels `low` to `high` to `size` pixels, then crop from `offset` on.
+    """Resize along one axis: pixels `low` to `high` become `size` pixels, which are cropped from `offset` on.
 
-    The result depends on the pixels from `first` up to `last` only.
+    The result depends only on the pixels from `first` up to `last`.
     """
 
     size: int
@@ -39,11 +39,11 @@ class Axis(NamedTuple):
 
     @classmethod
     def of(cls, length: int, scaled: int, crop: int) -> "Axis":
-        """For the centre `crop` pixels of `length` pixels resized to `scaled`."""
+        """Resize `length` pixels to `scaled`, and crop the centre `crop` pixels."""
         offset = round((scaled - crop) / 2)
         scale = Fraction(length, scaled)
-        # Pillow takes a window's ends in float32, and gives it the weights of the whole if they are exact. So
-        # the window is wide enough to leave nothing but a power of two below the line.
+        # A window of Pillow's resize has the weights of the whole if its ends are exact in float32. So it is
+        # extended until the denominators of the ends are powers of two.
         step = scale.denominator
         while step % 2 == 0:
             step //= 2
@@ -51,34 +51,28 @@ class Axis(NamedTuple):
         if any(end * scale != float(np.float32(end * scale)) for end in (start, stop)):
             start, stop = 0, scaled  # frames of many thousands of pixels
         low, high = start * scale, stop * scale
-        reach = max(1, scale)  # of the bilinear filter
+        reach = max(1, scale)  # support of the bilinear filter
         first, last = max(0, math.floor(low - reach)), min(length, math.ceil(high + reach))
         return cls(stop - start, float(low), float(high), offset - start, first, last)
 
 
 def resize(frame: "Frame", size: tuple[int, int]) -> "Frame":
-    """Resize a frame, horizontally first.
-
-    Args:
-        frame: of any size.
-        size: width and height of the result, in pixels.
-    """
+    """Resize a frame to a width and height in pixels, horizontally first."""
     if isinstance(frame, Outline):
         return frame.resize(size)
     return frame.resize((size[0], frame.height), BILINEAR).resize(size, BILINEAR)
 
 
 def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Frame":
-    """Resize a frame and crop its centre, without computing what the crop cuts off.
+    """Resize a frame and crop its centre, without computing pixels outside the crop.
 
-    Between the passes, the columns that are cut off are dropped, and before the first, the rows that no
-    output row depends on. That takes 0.58 of the time of the whole resize for frames of 427 x 240, and 0.66
-    for 176 x 100 (256 pixels, crop of 224; medians of 60 turns of `GroupScaleCenterCrop` and of `GroupScale`
-    with `GroupCenterCrop` on 8 random frames, Pillow 13, one core of an AMD EPYC with AVX-512).
+    This takes 0.58 of the time of the whole resize for frames of 427 x 240, and 0.66 for 176 x 100 (256
+    pixels, crop of 224; medians of 60 runs on 8 random frames, Pillow 13, one core of an AMD EPYC with
+    AVX-512).
 
     Args:
         frame: of any size.
-        scaled: width and height to resize it to, in pixels; none below `crop`.
+        scaled: width and height after the resize, in pixels; not below `crop`.
         crop: height and width of the result, in pixels.
     """
     if isinstance(frame, Outline):
@@ -97,21 +91,21 @@ def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Fram
 
 
 def decodes_only(resize: str | None, device: torch.device) -> bool:
-    """Whether workers leave the resize to the device, as `--resize` says: by default to a GPU.
+    """Whether the device resizes instead of the workers: by default (without `--resize`) on a GPU.
 
-    On a CPU that is slower: it does the same work without Pillow's vector instructions.
+    A CPU would do the same work without Pillow's vector instructions.
     """
     return device.type == "cuda" if resize is None else resize == "device"
 
 
 class View(NamedTuple):
-    """What becomes of a video's frames: a box of them, resized, cropped and perhaps mirrored.
+    """A box of a video's frames, resized, cropped and perhaps mirrored.
 
     Attributes:
         left, top, right, bottom: the box, in the frame's pixels.
-        width, height: what the box is resized to.
-        x, y: the upper left corner of the crop, in resized pixels.
-        mirrored: whether the crop's columns are in reverse order.
+        width, height: size of the resized box.
+        x, y: upper left corner of the crop, in resized pixels.
+        mirrored: whether the crop is mirrored.
     """
 
     left: int
@@ -127,14 +121,14 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Outline:
-    """Stands for a frame in the transforms, has no pixels, and notes what becomes of it.
+    """A frame without pixels, which records the transforms that are applied to it.
 
-    It has those of `PIL.Image.Image`'s methods that move pixels. What changes their values needs real frames.
+    It has the methods of `PIL.Image.Image` that move pixels. Transforms that change their values need real
+    frames.
 
     Attributes:
-        width: of the frame as it is after all that was noted, in pixels.
-        height: likewise.
-        view: what was noted.
+        width, height: current size, in pixels.
+        view: the recorded transforms.
     """
 
     width: int
@@ -162,7 +156,7 @@ class Outline:
         return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
 
     def crop(self, box: tuple[int, int, int, int]) -> "Outline":
-        """See `PIL.Image.Image.crop`; before the frame is mirrored."""
+        """See `PIL.Image.Image.crop`; only before mirroring."""
         left, top, right, bottom = box
         if self.view.mirrored or not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):
             raise ValueError(f"cannot crop {box} out of {self}")
@@ -170,15 +164,15 @@ class Outline:
         return replace(self, width=right - left, height=bottom - top, view=self.view._replace(x=x, y=y))
 
     def resize(self, size: tuple[int, int]) -> "Outline":
-        """See `resize`; once, and before the frame is mirrored."""
+        """See `resize`; only once, and before mirroring."""
         if self._is_resized or self.view.mirrored:
-            raise ValueError(f"cannot resize {self} any more")
+            raise ValueError(f"cannot resize {self} again")
         left, top = self.view.left + self.view.x, self.view.top + self.view.y
         view = View(left, top, left + self.width, top + self.height, *size, 0, 0, 0)
         return Outline(*size, view)
 
     def transpose(self, method: Image.Transpose) -> "Outline":
-        """See `PIL.Image.Image.transpose`; from left to right only."""
+        """See `PIL.Image.Image.transpose`; only left-right flips."""
         if method != Image.Transpose.FLIP_LEFT_RIGHT:
             raise ValueError(f"cannot turn {self}")
         return replace(self, view=self.view._replace(mirrored=1 - self.view.mirrored))
@@ -188,16 +182,16 @@ Frame = Image.Image | Outline
 
 
 class DecodedClips(NamedTuple):
-    """A batch of clips whose frames are decoded and no more.
+    """A batch of clips with decoded frames, before the transforms.
 
     Attributes:
-        pixels: uint8, the different frames of all videos one after the other, each height x width x 3 (RGB).
-        shapes: videos x 4: where a video's frames begin in `pixels`, how many they are, their height
-            and width.
-        order: videos x frames: which of a video's frames to take.
-        views: videos x crops x 9: what becomes of them; see `View`.
+        pixels: uint8, the distinct frames of all videos one after the other, each height x width x 3 (RGB).
+        shapes: videos x 4: for each video the start of its frames in `pixels`, their number, height and
+            width.
+        order: videos x frames: indices of the video's frames in the clip.
+        views: videos x crops x 9: see `View`.
         size: height and width of the result, in pixels.
-        length: frames of a clip. If a video has more, it has several clips.
+        length: frames of a clip; a video with more has several clips.
     """
 
     pixels: torch.Tensor
@@ -361,7 +355,7 @@ def _stack_weights(all_taps: list[_Taps]) -> np.ndarray:
 def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool) -> _Taps:
     """Pillow's weights of the pixels `start` to `start + size` when `length` pixels become `scaled`."""
     scale = length / scaled
-    reach = max(scale, 1.0)  # of the triangle, whose height is at a pixel's centre
+    reach = max(scale, 1.0)  # support of the bilinear filter
     centres = (np.arange(start, start + size) + 0.5) * scale
     first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + reach + 0.5).astype(np.int64), length)

@@ -13,9 +13,10 @@ from PIL import Image, ImageEnhance
 from synthetic import make_dataset
 from video_files import cut, write_video
 
-from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
+from dataset import VideoDataSet
 from frames.images import ImageError, JPEGFrame, open_image, read_frame, read_image
 from frames.resize import DecodedClips, Outline, View, _taps, decodes_only, resize, resize_clips
+from loader import ClipLoader, ClipSampler, evaluation_batches
 from transforms import Compose, evaluation_transform, training_transform
 from utils.cli import UserError
 

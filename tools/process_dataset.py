@@ -62,7 +62,7 @@ from utils.cli import (
     run_program,
     uninterrupted,
 )
-from utils.files import check_writable_file, check_writable_folder, write_texts
+from utils.files import check_writable_folder, write_texts
 from utils.pool import cores, progress_bar, worker_pool
 
 REPORT_FILE = "process_report.txt"
