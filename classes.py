@@ -99,10 +99,12 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: it cannot; the message is the reason.
     """
-    if not name or name != name.strip():
-        raise ValueError("the name is blank, or begins or ends with a blank")
+    if not name:
+        raise ValueError("the name is blank")
+    if name != name.strip():
+        raise ValueError("the name begins or ends with a blank")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise ValueError("the name contains a control character, a line break or half a character")
+        raise ValueError("the name holds a control character, a line break or half a character")
     if name.startswith("\ufeff"):
         raise ValueError("the name begins with a byte order mark")
     if len(name.encode()) > MAX_NAME:
