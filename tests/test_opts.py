@@ -204,7 +204,9 @@ def test_evaluation_batch_size_is_at_most_24_per_device(trained):
     assert opts.evaluation_batch_size(100, trained, 2) == 100
 
 
-@pytest.mark.parametrize("module", ["utils.cli", "utils.files", "utils.pool", "datasets_video"])
+@pytest.mark.parametrize(
+    "module", ["utils.cli", "utils.files", "utils.pool", "annotations", "datasets_video"]
+)
 def test_data_tools_import_no_torch(module):
     """The tools for data start a process per core, and torch takes seconds to import."""
     process = finish(

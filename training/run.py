@@ -18,19 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dataset import ClipSampler, Datasets, check_same_list
+from dataset import Datasets, check_same_list
 from frames.resize import DecodedClips, resize_clips
+from loader import ClipSampler
 from reports.curves import Curves
 from reports.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
-from training.checkpoint import (
-    check_categories,
-    describe_model,
-    find_mirrored,
-    load_checkpoint,
-    load_newest,
-    save_checkpoint,
-    set_aside_newer,
-)
+from training.checkpoint import load_checkpoint, load_newest, save_checkpoint, set_aside_newer
+from training.describe import check_categories, describe_model, find_mirrored
 from training.files import RunFiles, describe_start, format_csv, read_parts, write_json
 from training.optim import learning_rate
 from training.state import TrainState
