@@ -1,10 +1,10 @@
-"""utils/pool.py: progress and processes of the tools."""
+"""utils/pool.py: progress of the tools. test_extract_frames.py has the processes."""
 
 import sys
 
 from helpers import REPOSITORY, finish
 
-from utils.pool import progress_bar, worker_pool
+from utils.pool import progress_bar
 
 CTRL_C_MEANWHILE = """
 import os, signal, time
@@ -36,8 +36,3 @@ def test_progress_without_a_terminal_is_lines(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert (err, out.count("\r")) == ("", 0)
     assert out.splitlines()[-1].startswith("3 of 3 videos, ")
-
-
-def test_worker_pool_maps():
-    with worker_pool(2) as pool:
-        assert list(pool.map(abs, [-1, -2, 3])) == [1, 2, 3]

@@ -10,11 +10,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from tqdm import tqdm
-
-Number = TypeVar("Number")
 
 
 class UserError(Exception):
@@ -159,13 +157,8 @@ def uninterrupted() -> Iterator[None]:
 
 
 def number_type(
-    kind: Callable[[str], Number],
-    low: float,
-    high: float = math.inf,
-    *,
-    above: bool = False,
-    below: bool = False,
-) -> Callable[[str], Number]:
+    kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> Callable[[str], Any]:
     """Make an argparse type for finite numbers in a range.
 
     Args:
@@ -175,19 +168,20 @@ def number_type(
         above: exclude `low`.
         below: exclude `high`.
     """
-    noun = "a whole number" if kind is int else "a number"
-    bounds = f"{'above' if above else 'of at least'} {low}"
+    expected = (
+        f"{'a whole number' if kind is int else 'a number'} {'above' if above else 'of at least'} {low}"
+    )
     if high < math.inf:
-        bounds += f" and {'below' if below else 'at most'} {high}"
+        expected += f" and {'below' if below else 'at most'} {high}"
 
-    def parse(text: str) -> Number:
+    def parse(text: str) -> Any:
         try:
             value = kind(text)
         except (ValueError, ZeroDivisionError):
             value = math.nan
         is_excluded = (above and value == low) or (below and value == high) or value == math.inf
         if is_excluded or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {bounds}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
         return value
 
     return parse
@@ -203,13 +197,8 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and whose options accept `_` and `-` alike."""
 
     def __init__(self, description: str, epilog: str = "") -> None:
-        super().__init__(
-            prog=sys.argv[0],
-            description=description,
-            epilog=epilog,
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-        )
+        style = {"formatter_class": _HelpFormatter, "allow_abbrev": False}
+        super().__init__(sys.argv[0], description=description, epilog=epilog, **style)
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
