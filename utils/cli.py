@@ -106,10 +106,11 @@ def run_program(
     except Exception as error:
         # Half-built objects must not print a traceback after the message when they are deleted.
         sys.unraisablehook = lambda _: None
-        if message := _describe_error(error):
-            log.error("error: %s", message)
-        else:
-            log.critical("unexpected error:", exc_info=True)
+        with suppress(OSError):  # stderr may be lost, too
+            if message := _describe_error(error):
+                log.error("error: %s", message)
+            else:
+                log.critical("unexpected error:", exc_info=True)
         status = error.status if isinstance(error, UserError) else 1
     # Loader processes ignore SIGTERM, which multiprocessing would send them.
     for child in multiprocessing.active_children():
@@ -203,8 +204,9 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and whose options accept `_` and `-` alike."""
 
     def __init__(self, description: str, epilog: str = "") -> None:
-        style = {"formatter_class": _HelpFormatter, "allow_abbrev": False}
-        super().__init__(sys.argv[0], description=description, epilog=epilog, **style)
+        super().__init__(
+            sys.argv[0], None, description, epilog, formatter_class=_HelpFormatter, allow_abbrev=False
+        )
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
