@@ -36,7 +36,6 @@ from training.describe import (
     describe_model,
     find_labels,
     find_mirrored,
-    possible_types,
 )
 from utils.cli import UserError
 
@@ -323,16 +322,6 @@ def test_tensors_tell_the_model(arch, alpha, beta, dropout):
     assert describe_model({"state_dict": state_dict}, "a.pth") == ("GST", arch, alpha, beta, 7, dropout > 0)
 
 
-def test_types_with_the_same_tensors():
-    checkpoint = {"state_dict": gst_state(model="TSM")}
-    assert list(possible_types(checkpoint, "a.pth")) == ["C2D", "TSM"]
-    assert describe_model(checkpoint, "a.pth").type == "C2D"
-    assert describe_model(checkpoint, "a.pth", "TSM").type == "TSM"
-    checkpoint["options"] = OPTIONS | {"type": "TSM"}
-    assert list(possible_types(checkpoint, "a.pth")) == ["TSM"]
-    assert describe_model(checkpoint, "a.pth", "C2D") == ("TSM", "resnet14", None, None, 4, True)
-
-
 def test_other_networks_are_refused():
     with torch.device("meta"):
         others = [torchvision.models.resnet18().state_dict()]
@@ -345,12 +334,6 @@ def test_other_networks_are_refused():
 
 
 # Weights
-
-
-def test_weights_load_completely():
-    old, new = (TemporalModel(4, 4, backbone="resnet14") for _ in range(2))
-    load_weights(new, old.state_dict(), "a.pth")
-    assert_same_tensors(new.state_dict(), old.state_dict())
 
 
 def test_weights_that_do_not_fit_change_nothing():

@@ -38,9 +38,9 @@ from matplotlib.figure import Figure
 
 from dataset import read_list
 from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, return_dataset
+from inference.load import build_model
 from models import BLOCKS, multiply_adds
 from reports.plots import MARKERS, figure_png
-from inference.load import build_model
 from training.checkpoint import load_checkpoint
 from training.describe import describe_model
 from utils.cli import Parser, UserError, non_negative_int, number_type, printable, run_program
