@@ -168,6 +168,24 @@ def test_wrong_weights_are_refused(tmp_path):
     assert load("temporal_model", type="TSM", weights=several).description == "TSM resnet14"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        ({"type": "C2D", "alpha": 8}, "alpha 8"),
+        ({"type": "R9D"}, "type R9D"),
+        ({"type": 3}, "type 3"),
+        ({"arch": "resnet7"}, "arch resnet7"),
+        ({"num_segments": 8.5}, "num_segments 8.5"),
+        ({"num_segments": "8"}, "num_segments '8'"),
+        ({"num_class": True}, "num_class True"),
+        ({"alpha": 3}, "alpha 3"),
+    ],
+)
+def test_wrong_argument_is_refused(arguments, culprit):
+    with pytest.raises(ValueError, match=f"^{culprit}"):
+        load("temporal_model", **{"arch": "resnet14"} | arguments)
+
+
 @pytest.mark.slow
 def test_examples_of_the_docs(tmp_path):
     torch.save(TemporalModel(174, 8).state_dict(), tmp_path / "bare.pth")
