@@ -166,6 +166,7 @@ OTHERS = {
     "bare with more": (STATE | {"epoch": 3, "_metadata": [1]}, STATE),
     "parameters": ({"weights": {name: torch.nn.Parameter(value) for name, value in STATE.items()}}, STATE),
     "options of others": ({"options": Namespace(lr=1), "model": STATE}, STATE),
+    "dictionary of options": ({"options": {"lr": 1}, "model": STATE}, STATE),
 }
 
 
@@ -192,6 +193,11 @@ def test_origin_of_tensors_is_stated(tmp_path):
 def test_several_state_dicts_are_refused(tmp_path):
     torch.save({"generator": STATE, "critic": STATE}, tmp_path / "a")
     assert "(generator, critic)" in refusal(load_checkpoint, tmp_path / "a")
+
+
+def test_prefix_beside_options(tmp_path):
+    torch.save({"state_dict": prefixed("module."), "options": OPTIONS}, tmp_path / "a")
+    assert_same_tensors(load_checkpoint(tmp_path / "a")["state_dict"], STATE)
 
 
 def test_sealed_file_loads(tmp_path):

@@ -254,9 +254,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if Path(path).suffix.lower() in (".onnx", ".pt2"):
         raise UserError(f"{path}: is an exported model; use the checkpoint")
     content = read_tensors(path)
-    if not isinstance(content.get("options"), dict):
+    if "state_dict" not in content or not isinstance(content.get("options"), dict):
         content = _from_other_code(content, path)
     _check_schema(content, path)
+    prefix = _find_prefix(content["state_dict"])
+    content["state_dict"] = {
+        name.removeprefix(prefix): value for name, value in content["state_dict"].items()
+    }
     _check_values(content["state_dict"], path)
     return content
 
