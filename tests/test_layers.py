@@ -11,7 +11,7 @@ LAYERS = (
     ("utils",),
     ("gst", "baselines", "resnet_gst", "models", "classes", "datasets_video", "annotations"),
     ("frames",),
-    ("dataset", "transforms"),
+    ("dataset", "loader", "transforms"),
     ("reports", "training", "inference"),
     ("engine", "opts"),
     ("main", "test_models", "test_video", "hubconf", "tools"),

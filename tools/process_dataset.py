@@ -55,8 +55,6 @@ from frames.video import SUFFIXES, VideoError, count_frames, decode, is_video
 from utils.cli import (
     Parser,
     UserError,
-    check_writable_folder,
-    cores,
     non_negative_int,
     number_type,
     pluralize,
@@ -64,8 +62,8 @@ from utils.cli import (
     run_program,
     uninterrupted,
 )
-from utils.files import write_texts
-from utils.pool import progress_bar, worker_pool
+from utils.files import check_writable_folder, write_texts
+from utils.pool import cores, progress_bar, worker_pool
 
 REPORT_FILE = "process_report.txt"
 
