@@ -162,6 +162,8 @@ def run_program(
             log.critical("unexpected error:", exc_info=True)
         sys.exit(1)
     finally:
+        # Objects that an error left half-built, such as torch's loader, may complain when they are deleted.
+        sys.unraisablehook = lambda _: None
         # Workers that load clips ignore SIGTERM, with which multiprocessing would end them.
         for child in multiprocessing.active_children():
             child.kill()
