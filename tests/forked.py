@@ -25,7 +25,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _server = multiprocessing.get_context("forkserver")
 # An optimizer imports torch._dynamo.
 _server.set_forkserver_preload(
-    ["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image", "matplotlib.figure"]
+    ["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image", "matplotlib.figure", "av"]
+    + ["pydantic", "safetensors.torch", "simplejpeg", "filelock"]
 )
 
 
