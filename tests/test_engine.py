@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from dataset import ClipSampler, evaluation_batches
 from engine import PixelModel, Predictor, derive_seed, evaluate, freeze_batch_norm, train_one_epoch
 from inference.fuse import fuse
+from loader import ClipSampler, evaluation_batches
 from models import TemporalModel
 from training.optim import make_optimizer
 from training.state import TrainState

@@ -24,7 +24,7 @@ from torchvision import transforms
 
 import opts
 from classes import released_categories
-from dataset import ClipSampler
+from loader import ClipSampler
 from models import TemporalModel
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"

@@ -18,25 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dataset import ClipSampler, Datasets, check_same_list
+from dataset import Datasets, check_same_list
 from frames.resize import DecodedClips, resize_clips
+from loader import ClipSampler
 from reports.curves import Curves
 from reports.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
-from training.checkpoint import (
-    check_categories,
-    describe_model,
-    find_mirrored,
-    load_checkpoint,
-    load_newest,
-    save_checkpoint,
-    set_aside_newer,
-)
+from training.checkpoint import load_checkpoint, load_newest, save_checkpoint, set_aside_newer
+from training.describe import check_categories, describe_model, find_mirrored
 from training.files import RunFiles, describe_start, format_csv, read_parts, write_json
 from training.optim import learning_rate
 from training.state import TrainState
-from utils.cli import BusyError, OneLine, Output, UserError, at_end, check_writable_folder, log, printable
+from utils.cli import BusyError, OneLine, UserError, at_end, log, printable, terminal
 from utils.distributed import World
-from utils.files import write_atomically, write_texts
+from utils.files import check_writable_folder, write_atomically, write_texts
 from utils.metrics import DivergedError, Result, averages
 
 if TYPE_CHECKING:
@@ -502,9 +496,7 @@ class Interruption:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, self._remember)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, Output):
-                stream.when_broken = partial(self._remember, signal.SIGPIPE)
+        terminal.on_lost_output = partial(self._remember, signal.SIGPIPE)
 
     def _remember(self, number: int, frame: object = None) -> None:
         if number == self.signal == signal.SIGINT:
