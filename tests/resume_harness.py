@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forked import REPOSITORY, Program, start_ranks, start_torchrun
+from forked import REPOSITORY, Program, start_ranks, start_torchrun, without_curves
 from PIL import Image
 from synthetic import make_dataset
 from video_files import write_video
@@ -54,7 +54,7 @@ def start(
     processes: int = 1,
     nodes: int = 1,
     *more: object,
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[], None] = without_curves,
 ) -> list[Program]:
     """Start a run.
 
@@ -64,13 +64,13 @@ def start(
         processes: number of processes on all nodes together.
         nodes: number of nodes. Several are as many agents of torchrun, all on this machine.
         more: more options of main.py.
-        prepare: see `Program`; for a single process.
+        prepare: see `Program`; not for the processes of torchrun.
     """
     options = training_options(root, out, *more)
     if processes == 1:
         return [Program("main.py", *options, env=ONE_THREAD, prepare=prepare)]
     if nodes == 1:
-        return start_ranks(processes, "main.py", *options, env=ONE_THREAD)
+        return start_ranks(processes, "main.py", *options, env=ONE_THREAD, prepare=prepare)
     agent = slurm_agent(processes // nodes, nodes)
     return [start_torchrun(agent, "main.py", *options, env=ONE_THREAD) for _ in range(nodes)]
 
