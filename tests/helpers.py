@@ -118,6 +118,7 @@ def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [Path(program).name, *map(str, args)])
         patch.setattr(os, "fsync", no_fsync)
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `run_program` sets it
         for name, value in ON_CPU.items():
             patch.setenv(name, value)
         try:

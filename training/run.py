@@ -289,7 +289,7 @@ class Run:
         Raises:
             DivergedError: a loss was not finite.
         """
-        state.watch.check()
+        state.check_loss()
         loss, prec1, prec5 = averages(state.meters.totals)
         seconds = time.monotonic() - self.last_end
         log.info(f"Training Results: Prec@1 {prec1:.3f} Prec@5 {prec5:.3f} Loss {loss:.5f} ({seconds:.0f} s)")
