@@ -243,15 +243,3 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return action.help
         values = default if isinstance(default, list) else [default]
         return f"{action.help} (default: {' '.join(map(str, values))})"
-
-
-def environment_number(name: str) -> int:
-    """Read a whole number that torchrun puts into the environment.
-
-    Raises:
-        UserError: the variable is missing or not a number.
-    """
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise UserError(f"environment variable {name}: is {printable(value)!r}; torchrun sets it to a number")
-    return int(value)

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError, environment_number, log, printable
+from utils.cli import UserError, log, printable
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -207,9 +207,7 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         return _single_process(gpus, available, sync_bn, compiled)
     if gpus:
         raise UserError("--gpus: torchrun gives each process its GPU; choose with CUDA_VISIBLE_DEVICES")
-    rank, size, local, restarts = map(
-        environment_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-    )
+    rank, size, local, restarts = map(("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"))
     if rank >= size:
         raise UserError(f"environment variable RANK: is {rank}, but WORLD_SIZE is {size}")
     if available and local >= available:
@@ -265,6 +263,18 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
+
+
+def environment_number(name: str) -> int:
+    """Read a whole number that torchrun puts into the environment.
+
+    Raises:
+        UserError: the variable is missing or not a number.
+    """
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise UserError(f"environment variable {name}: is {printable(value)!r}; torchrun sets it to a number")
+    return int(value)
 
 
 def leave() -> None:
