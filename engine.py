@@ -21,7 +21,7 @@ from utils.metrics import ClipMeters, ProgressLog, Result, average_views, batch_
 from utils.precision import DTYPES
 
 if TYPE_CHECKING:  # at run time this module needs nothing but torch, torchvision, numpy, pillow and tqdm
-    from dataset import Batch
+    from loader import Batch
     from training.run import TrainState
 
 

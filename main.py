@@ -6,14 +6,16 @@ On one machine, with one GPU, several (DataParallel) or none:
 
 One process for each of 8 GPUs, which is faster:
 
-    torchrun --nproc_per_node=8 main.py --root_path DATA --dataset somethingv1
+    torchrun --nproc_per_node=8 main.py --root_path DATA --dataset somethingv1 --sync_bn --resume auto
 
-On two such machines, the same on both but for the node's rank (0 and 1):
+Two such machines (the same command on both; HOST is one of them):
 
-    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=HOST --master_port=29500 \\
-        main.py --root_path DATA --dataset somethingv1
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \\
+        main.py --root_path DATA --dataset somethingv1 --sync_bn --resume auto
 
-docs/slurm.sbatch does that under Slurm; --resume auto continues a preempted run.
+Slurm (a job that requeues itself until training is finished):
+
+    sbatch docs/slurm.sbatch
 """
 
 from argparse import Namespace
@@ -21,24 +23,16 @@ from argparse import Namespace
 import torch
 
 from classes import describe_flips
-from dataset import (
-    ClipLoader,
-    check_excluded,
-    evaluation_batches,
-    make_loaders,
-    open_datasets,
-    open_videos,
-    read_excluded,
-    remap_labels,
-)
+from dataset import check_excluded, open_datasets, open_videos, read_excluded, remap_labels
 from datasets_video import return_dataset
 from engine import PixelModel, Predictor, evaluate, train_one_epoch
 from frames.resize import decodes_only
 from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
+from loader import ClipLoader, evaluation_batches, make_loaders
 from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
-from training.checkpoint import describe_labels, find_labels
+from training.describe import describe_labels, find_labels
 from training.optim import make_optimizer
 from training.pretrained import load_initial_weights
 from training.run import Run, make_metadata

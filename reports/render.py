@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from frames.sources import FrameFolder, VideoFile
 from reports.plots import INK, LINE_HEIGHT, MARGIN, TEXT_SIZE, SheetRow, contact_sheet, font, stack
-from utils.cli import UserError, check_new_file, printable, uninterrupted
+from utils.cli import UserError, printable, uninterrupted
+from utils.files import check_new_file
 
 SUFFIXES = (".mp4", ".gif", ".png")
 

@@ -12,14 +12,13 @@ from helpers import REPOSITORY, finish
 
 from utils.cli import (
     UserError,
-    check_writable_file,
-    check_writable_folder,
     non_negative_float,
     non_negative_int,
     number_type,
     positive_float,
     positive_int,
 )
+from utils.files import check_writable_file, check_writable_folder
 
 PERCENT = number_type(int, 1, 100)
 SHARE = number_type(float, 0, 1, below=True)

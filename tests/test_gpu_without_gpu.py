@@ -1,4 +1,4 @@
-"""Defects that only GPUs show, tested without one: threads for replicas, patched device counts, fake tensors."""
+"""Defects that only GPUs show, tested without one: with threads, patched device counts and fake tensors."""
 
 import threading
 from argparse import Namespace
@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import PixelModel, Predictor, train_one_epoch
+from frames import resize
 from frames.resize import DecodedClips, resize_clips
 from inference.fuse import fuse, to_channels_last
 from models import TemporalModel
@@ -210,3 +212,19 @@ def test_last_smaller_batch_is_not_compiled(monkeypatch):
     model = PixelModel(small_model(), compiled=True).eval()
     sizes = [len(model(pixels(videos))) for videos in (2, 2, 1)]
     assert (sizes, shapes) == ([2, 2, 1], [2, 2])
+
+
+def test_resize_of_a_batch_takes_few_launches(monkeypatch):
+    launches = []
+    monkeypatch.setitem(resize._MAX_BYTES, "cpu", resize._MAX_BYTES["cuda"])
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view:
+                launches.append(function)
+            return function(*args, **(kwargs or {}))
+
+    clips = decoded_clips(24)
+    with Count():
+        resize_clips(clips)
+    assert len(launches) <= 30

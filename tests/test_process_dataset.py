@@ -16,10 +16,10 @@ from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, f
 from PIL import Image
 from video_files import cut, remux, write_audio, write_video
 
+from annotations import read_annotations
 from classes import read_categories, released_categories
 from dataset import read_list
 from frames.video import decode
-from utils.annotations import read_annotations, read_test_list
 from utils.files import write_texts
 
 TOOL = "tools/process_dataset.py"
@@ -271,7 +271,7 @@ def test_findings_that_cannot_be_printed_do_not_pass_for_none(tmp_path: Path) ->
     )
     done = finish(["bash", "-c", f"{command} --check >/dev/full"])
     assert done.returncode == 1
-    assert done.stderr == "warning: no more lines on stdout (No space left on device)\n"
+    assert done.stderr == "error: No space left on device\n"
 
 
 def test_check_changes_nothing(tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
 import transforms
-from dataset import ClipLoader, VideoDataSet
+from dataset import VideoDataSet
 from inference.export import Exported, to_onnx
 from inference.fuse import compile_function, float32_convolutions, fuse, to_channels_last
+from loader import ClipLoader
 from models import TemporalModel, multiply_adds
 from resnet_gst import DEPTHS
 from utils.cli import Parser, positive_int, run_program

@@ -33,8 +33,8 @@ from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, 
 from inference.load import ModelOptions, load_model
 from models import BLOCKS, multiply_adds
 from reports.plots import MARKERS, figure_png
-from utils.cli import Parser, UserError, check_writable_folder, non_negative_int, run_program
-from utils.files import read_text, write_atomically, write_texts
+from utils.cli import Parser, UserError, non_negative_int, run_program
+from utils.files import check_writable_folder, read_text, write_atomically, write_texts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ORDERS = ("backwards", "shuffled")  # of the frames in the validation clips of the controls

@@ -25,6 +25,11 @@ class _Lines:
         sys.stdout.flush()
 
 
+def cores() -> int:
+    """Number of cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def progress_bar(total: int, initial: int = 0) -> tqdm:
     """Count videos: a bar on a terminal's stderr; otherwise a line on stdout every half minute.
 
