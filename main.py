@@ -116,6 +116,10 @@ def main(args: Namespace) -> None:
     elif recipe := describe_recipe(args):
         log.info(recipe)
     log.info(describe_batch(args))
+    if args.compile and args.sync_bn:
+        log.warning(
+            "warning: --sync_bn splits the compiled model at each batch norm, so --compile gains little"
+        )
     pixel_model = PixelModel(model, precision.amp, compiled=args.compile)
     ddp_model = world.wrap(pixel_model, for_training=True, sync_bn=args.sync_bn)
 
