@@ -26,7 +26,7 @@ MAIN = Path(__file__).resolve().parents[2] / "main.py"
 RECIPE = "--arch resnet14 --input_size 48 --epochs 5 -b 6 --lr 0.006 --lr_schedule cosine --eval-freq 5 -p 1"
 WINDOW = 40  # steps that a point of a curve averages
 SEEDS = (0, 1, 2)
-FORMS = ("--amp bf16", "--compile", "--amp bf16 --channels_last --compile")
+FORMS = ("--amp bf16", "--compile", "--amp bf16 --compile")
 
 
 def main() -> None:
