@@ -77,7 +77,8 @@ def write_report(
     label_of = np.argsort(class_permutation)
     labels = label_of[result.labels]
     best = label_of[torch.from_numpy(result.scores).topk(min(5, len(categories)), dim=1).indices.numpy()]
-    confusions = count_confusions(labels, best[:, 0], len(categories))
+    confusions = np.zeros((len(categories), len(categories)), dtype=int)  # true class x prediction
+    np.add.at(confusions, (labels, best[:, 0]), 1)
     top5 = np.bincount(labels[(best == labels[:, None]).any(1)], minlength=len(categories))
     classes = summarise_classes(confusions, top5, categories)
     mistakes = find_mistakes(result.scores[:, class_permutation], labels, best[:, 0], categories, videos)
@@ -102,20 +103,14 @@ def write_report(
         raise UserError(f"--report {folder}: cannot be written ({error.strerror})") from None
 
 
-def count_confusions(labels: np.ndarray, predictions: np.ndarray, num_class: int) -> np.ndarray:
-    """Count clips by label (rows) and prediction (columns)."""
-    counts = np.bincount(labels * num_class + predictions, minlength=num_class**2)
-    return counts.reshape(num_class, num_class)
-
-
 def summarise_classes(
     confusions: np.ndarray, top5: np.ndarray, categories: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Make the rows of per_class.csv, accuracies in percent; a class without clips has none.
 
     Args:
-        confusions: from `count_confusions`.
-        top5: for each class the number of clips for which one of the five best classes is right.
+        confusions: clips by true class and prediction.
+        top5: clips of each class for which one of the five best classes is right.
         categories: class names.
     """
     rows = []
@@ -203,10 +198,12 @@ def report_text(
         "# Evaluation",
         _escape(model),
         _table(("clips", "top-1", "top-5", "mean class accuracy", "loss"), [row]),
-        "Classes are numbered from 0, as in `category.txt`. All are in [per_class.csv](per_class.csv).",
+        "Classes are numbered from 0, as in `category.txt`. Accuracies are in percent. All classes are in "
+        "[per_class.csv](per_class.csv).",
         *_class_sections(classes),
         "## Hardest pairs",
-        "The confusion of two classes is the share of their clips that are taken for the other one.",
+        "Confusion is the share of the clips of both classes that are taken for the other one, accuracy is the "
+        "share that is right.",
         _pair_table(hardest_pairs(confusions), confusions, categories) or "There are none.",
         "## Mirrored pairs",
         "These classes are each other's mirror image by their names. More confusion than accuracy in a pair "
@@ -221,15 +218,13 @@ def report_text(
 
 
 def _class_sections(classes: Sequence[dict[str, Any]]) -> Iterator[str]:
+    def name(row: dict[str, Any]) -> str:
+        return _escape(f"{row['label']} {row['class']}")
+
     def table(rows: Sequence[dict[str, Any]]) -> str:
-        names = [_escape(f"{row['label']} {row['class']}") for row in rows]
-        cells = [list(row.values())[2:] for row in rows]
-        others = [_escape(row["most confused with"]) for row in rows]
-        columns = ("class", *list(classes[0])[2:])
-        return _table(
-            columns,
-            [[name, *c[:3], other, c[4]] for name, c, other in zip(names, cells, others, strict=True)],
-        )
+        columns = ["clips", "top-1", "top-5", "most confused with", "clips confused"]
+        cells = [[name(row), *(_escape(str(row[column])) for column in columns)] for row in rows]
+        return _table(["class", *columns], cells)
 
     # Of equal accuracies the one with more clips says more.
     tested = [row for row in classes if row["clips"]]
@@ -240,31 +235,20 @@ def _class_sections(classes: Sequence[dict[str, Any]]) -> Iterator[str]:
         worst = sorted(tested, key=lambda row: (float(row["top-1"]), -row["clips"]))
         yield from (f"## The {NUM_BEST} best classes", table(best[:NUM_BEST]))
         yield from (f"## The {NUM_BEST} worst classes, worst first", table(worst[:NUM_BEST]))
-    without = [_escape(f"{row['label']} {row['class']}") for row in classes if not row["clips"]]
+    without = [name(row) for row in classes if not row["clips"]]
     if without:
         yield f"Classes without clips, {len(without)} of {len(classes)}: {'; '.join(without)}."
 
 
 def _pair_table(pairs: Sequence[tuple[int, int]], confusions: np.ndarray, categories: Sequence[str]) -> str:
     """A table of pairs of classes; empty if there are none."""
-    clips = confusions.sum(1)
     rows = []
     for pair in pairs:
-        row = []
-        for label, other in (pair, pair[::-1]):
-            accuracy = (
-                f"{percent(confusions[label, label], clips[label]):.1f}" if clips[label] else "no clips"
-            )
-            row += [
-                _escape(f"{label} {categories[label]}"),
-                accuracy,
-                f"{confusions[label, other]} of {clips[label]}",
-            ]
         confusion, accuracy = compare(confusions, *pair)
+        numbers = ["no clips"] * 2 if np.isnan(accuracy) else [f"{confusion:.1f}", f"{accuracy:.1f}"]
         note = "**labels swapped?**" if confusion > accuracy else ""
-        rows.append([*row, "" if np.isnan(confusion) else f"{confusion:.1f}", note])
-    columns = ("class", "top-1, %", "taken for the other") * 2
-    return _table((*columns, "confusion, %", ""), rows) if rows else ""
+        rows.append([*(_escape(f"{label} {categories[label]}") for label in pair), *numbers, note])
+    return _table(("class", "class", "confusion, %", "accuracy, %", ""), rows) if rows else ""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -278,11 +262,7 @@ def _escape(text: str) -> str:
 
 
 def similarity_order(confusions: np.ndarray) -> list[int]:
-    """Order classes so that those that are confused with each other are close (average-linkage clustering).
-
-    Args:
-        confusions: from `count_confusions`.
-    """
+    """Order classes so that those that are confused are close (average-linkage clustering)."""
     shares = confusions / confusions.sum(1, keepdims=True).clip(1)
     likeness = shares + shares.T
     between = likeness.copy()  # of groups: the mean over their pairs; each is in the place of its first class
