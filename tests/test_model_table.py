@@ -49,4 +49,4 @@ def test_the_papers_accuracies_are_next_to_its_models(table):
 
 
 def test_the_page_has_the_same_table(table):
-    assert table in (REPOSITORY / "docs" / "TRAINING.md").read_text(encoding="utf-8")
+    assert table in (REPOSITORY / "docs" / "REFERENCE.md").read_text(encoding="utf-8")
