@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from classes import NEVER
-from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded, remap_labels
+from dataset import check_excluded, open_videos, read_excluded, remap_labels
 from datasets_video import return_dataset
 from engine import Predictor, evaluate
 from frames.resize import decodes_only
 from inference.load import load_fused
 from inference.onnx_model import OnnxModel, choose_devices
+from loader import ClipLoader, evaluation_batches
 from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from reports.report import check_report, write_report

@@ -21,9 +21,9 @@ import torch
 from matplotlib.figure import Figure
 
 from gst import GSTBottleneck
+from inference.load import build_model
 from models import TemporalModel
 from reports.plots import figure_png
-from inference.load import build_model
 from training.checkpoint import load_checkpoint, load_weights
 from training.describe import describe_model
 from utils.cli import Parser, UserError, log, run_program
