@@ -172,9 +172,11 @@ def check_ids(videos: Sequence[str]) -> None:
     """
     video_by_id: dict[str, str] = {}
     for video in videos:
-        other = video_by_id.setdefault(Path(video).name, video)
-        if other is not video:
-            raise UserError(f"--submission: '{printable(other)}' and '{printable(video)}' have the same id")
+        name = Path(video).name
+        if name in video_by_id:
+            other = printable(video_by_id[name])
+            raise UserError(f"--submission: '{other}' and '{printable(video)}' have the same id")
+        video_by_id[name] = video
 
 
 def write_outputs(args: Namespace, result: Result, videos: Sequence[str], categories: Sequence[str]) -> None:
