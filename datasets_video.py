@@ -19,6 +19,20 @@ from classes import check_name, read_categories
 from utils.cli import UserError, printable
 
 
+class VideoRecord(NamedTuple):
+    """A video of a list or an annotation.
+
+    Attributes:
+        path: name of the frame folder, or of the video file without its suffix; may contain folders.
+        num_frames: number of frames; 0 if unknown.
+        label: number of the class; -1 if unknown.
+    """
+
+    path: str
+    num_frames: int = 0
+    label: int = -1
+
+
 class Layout(NamedTuple):
     """How a data set's files are named.
 

@@ -21,7 +21,7 @@ from utils.metrics import ClipMeters, ProgressLog, Result, average_views, batch_
 from utils.precision import DTYPES
 
 if TYPE_CHECKING:  # at run time this module needs nothing but torch, torchvision, numpy, pillow and tqdm
-    from dataset import Batch
+    from loader import Batch
     from training.run import TrainState
 
 
@@ -161,7 +161,7 @@ def train_one_epoch(
         progress.update(sum(batch_sizes))
         curves = {}
         if step % args.print_freq == 0:
-            state.watch.check()
+            state.check_loss()
             title = f"Epoch: [{state.epoch}][{step}/{num_steps}], lr: {rate:.5f}"
             curves = progress.log(title, state.describe_progress(), args.epochs - state.epoch - 1)
             curves |= state.last_averages() | {"lr": rate, "gradient_norm": float(gradient_norm)}

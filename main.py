@@ -23,24 +23,16 @@ from argparse import Namespace
 import torch
 
 from classes import describe_flips
-from dataset import (
-    ClipLoader,
-    check_excluded,
-    evaluation_batches,
-    make_loaders,
-    open_datasets,
-    open_videos,
-    read_excluded,
-    remap_labels,
-)
+from dataset import check_excluded, open_datasets, open_videos, read_excluded, remap_labels
 from datasets_video import return_dataset
 from engine import PixelModel, Predictor, evaluate, train_one_epoch
 from frames.resize import decodes_only
 from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
+from loader import ClipLoader, evaluation_batches, make_loaders
 from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
-from training.checkpoint import describe_labels, find_labels
+from training.describe import describe_labels, find_labels
 from training.optim import make_optimizer
 from training.pretrained import load_initial_weights
 from training.run import Run, make_metadata
@@ -124,6 +116,10 @@ def main(args: Namespace) -> None:
     elif recipe := describe_recipe(args):
         log.info(recipe)
     log.info(describe_batch(args))
+    if args.compile and args.sync_bn:
+        log.warning(
+            "warning: --sync_bn splits the compiled model at each batch norm, so --compile gains little"
+        )
     pixel_model = PixelModel(model, precision.amp, compiled=args.compile)
     ddp_model = world.wrap(pixel_model, for_training=True, sync_bn=args.sync_bn)
 

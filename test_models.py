@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from classes import NEVER
-from dataset import ClipLoader, check_excluded, evaluation_batches, open_videos, read_excluded, remap_labels
+from dataset import check_excluded, open_videos, read_excluded, remap_labels
 from datasets_video import return_dataset
 from engine import Predictor, evaluate
 from frames.resize import decodes_only
 from inference.load import load_fused
 from inference.onnx_model import OnnxModel, choose_devices
+from loader import ClipLoader, evaluation_batches
 from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from reports.report import check_report, write_report
-from training.checkpoint import describe_labels, find_labels, find_mirrored
+from training.describe import describe_labels, find_labels, find_mirrored
 from transforms import evaluation_transform
 from utils.cli import UserError, log, pluralize, printable, run_program
 from utils.distributed import init_distributed

@@ -30,7 +30,7 @@ from inference.load import LoadedModel, load_fused
 from inference.onnx_model import choose_devices
 from opts import evaluation_batch_size, video_parser
 from reports.render import Answer, check_rendered_output, render
-from training.checkpoint import class_names, find_mirrored
+from training.describe import class_names, find_mirrored
 from transforms import Compose, evaluation_transform
 from utils.cli import UserError, log, printable, run_program
 from utils.distributed import init_distributed

@@ -1,11 +1,11 @@
-"""Clip transforms: each takes a clip's frames, its label and a random generator, and gives frames and label.
+"""Clip transforms: each takes a clip's frames, label and a random generator, and returns frames and label.
 
-The label travels along because mirroring a clip can change its class. Randomness comes from the
-caller's generator, so that a clip's augmentation depends on nothing else.
+The label is part of a transform because mirroring a clip can change its class. All randomness comes from the
+caller's generator.
 
-The frames are Pillow's images. Or one outline stands for all of them, which notes what the transforms do and
-leaves that to the device (`frames.resize`). So a transform does the same to every frame, and leaves their
-number and order alone (see `VideoDataSet.sample_indices`); one that changes colours needs `--resize workers`.
+The frames are Pillow images, or one `frames.resize.Outline` for all of them, which records the transforms so
+that the device can apply them. A transform must therefore treat all frames alike, and keep their number and
+order (see `VideoDataSet.sample_indices`). Transforms that change colours need `--resize workers`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
 
 
 def scaled_size(frame: Frame, short: int) -> tuple[int, int]:
-    """Width and height of a frame whose short side is scaled to `short` pixels (torchvision's `Resize`)."""
+    """Width and height after scaling a frame's short side to `short` pixels (torchvision's `Resize`)."""
     width, height = frame.size
     return short * width // min(width, height), short * height // min(width, height)
 
@@ -38,7 +38,7 @@ class GroupScale:
 
 
 class GroupCenterCrop:
-    """Cut a square of `size` pixels out of the frames' centre (torchvision's `CenterCrop`)."""
+    """Crop the centre square of `size` pixels (torchvision's `CenterCrop`)."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -51,7 +51,7 @@ class GroupCenterCrop:
 
 
 class GroupScaleCenterCrop:
-    """`GroupScale` and `GroupCenterCrop`, bit by bit, without computing pixels that the crop cuts off.
+    """`GroupScale` and `GroupCenterCrop` with identical pixels, without computing those outside the crop.
 
     Args:
         scale_size: see `GroupScale`.
@@ -68,14 +68,14 @@ class GroupScaleCenterCrop:
 
 
 class GroupOverSample:
-    """Cut several squares of `size` pixels out of the frames: all frames of one crop, then of the next.
+    """Crop several squares of `size` pixels: all frames of the first crop, then of the next.
 
-    They lie on TSM's grid, whose steps are quarters of the room that a crop leaves, rounded down.
+    The crops lie on TSM's grid, whose steps are a quarter of the free space, rounded down.
 
     Args:
         size: height and width of a crop, in pixels; at most the frames' short side.
-        num_crops: 3: left, centre and right, or top, centre and bottom of frames higher than wide (TSM's
-            `GroupFullResSample`); 5: the corners and the centre; 10: those, then the same mirrored.
+        num_crops: 3: left, centre and right, or top, centre and bottom of upright frames (TSM's
+            `GroupFullResSample`); 5: the corners and the centre; 10: these, then the same mirrored.
     """
 
     def __init__(self, size: int, num_crops: int) -> None:
@@ -86,12 +86,12 @@ class GroupOverSample:
         width, height = frames[0].size
         x, y = (width - self.size) // 4, (height - self.size) // 4
         if self.num_crops > 3:
-            places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
+            steps = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
         elif width < height:
-            places = [(2, 0), (2, 2), (2, 4)]
+            steps = [(2, 0), (2, 2), (2, 4)]
         else:
-            places = [(0, 2), (2, 2), (4, 2)]
-        boxes = [(i * x, j * y, i * x + self.size, j * y + self.size) for i, j in places]
+            steps = [(0, 2), (2, 2), (4, 2)]
+        boxes = [(i * x, j * y, i * x + self.size, j * y + self.size) for i, j in steps]
         crops = [frame.crop(box) for box in boxes for frame in frames]
         if self.num_crops == 10:
             crops += [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in crops]
@@ -99,10 +99,10 @@ class GroupOverSample:
 
 
 class GroupMultiScaleCrop:
-    """Cut one of 13 fixed places, at one of several scales, and resize it to a square (TSN, section 3.2).
+    """Crop at one of 13 fixed places and one of several scales, and resize to a square (TSN, section 3.2).
 
-    Width and height are each one of `scales` times the frame's short side, at most one step of
-    the list apart, so that the aspect changes a little too.
+    Width and height are each one of `scales` times the frame's short side, at most one step of the list
+    apart, which changes the aspect a little.
 
     Args:
         input_size: height and width of the result, in pixels.
@@ -122,12 +122,12 @@ class GroupMultiScaleCrop:
         """Draw a crop.
 
         Args:
-            width: of the frame, in pixels.
-            height: of the frame, in pixels.
-            rng: where the draw comes from.
+            width: width of the frame, in pixels.
+            height: height of the frame, in pixels.
+            rng: random generator.
 
         Returns:
-            Left, top, right and bottom, in pixels; inside the frame.
+            Left, top, right and bottom, in pixels.
         """
         short = min(width, height)
         sizes = [self._snap(max(1, int(short * scale)), short) for scale in self.scales]
@@ -138,35 +138,40 @@ class GroupMultiScaleCrop:
         return left, top, left + crop_width, top + crop_height
 
     def _snap(self, size: int, limit: int) -> int:
-        # As published: a crop within 2 pixels of the network's input is taken at that size, unscaled.
+        # As published: a crop within 2 pixels of the network's input gets that size and is not scaled.
         return min(self.input_size, limit) if abs(size - self.input_size) < 3 else size
 
     @staticmethod
     def _places(free_width: int, free_height: int) -> list[tuple[int, int]]:
-        x, y = free_width // 4, free_height // 4  # TSN's grid: quarters of the room that is left
+        x, y = free_width // 4, free_height // 4  # TSN's grid
         corners_and_edges = [(i * x, j * y) for i in (0, 2, 4) for j in (0, 2, 4)]
         quarters = [(i * x, j * y) for i in (1, 3) for j in (1, 3)]
         return corners_and_edges + quarters
 
 
 class GroupRandomHorizontalFlip:
-    """Mirror every second clip, and change its label where mirroring changes its class.
+    """Mirror a clip with probability 0.5, and change its label if mirroring changes its class.
 
     Args:
-        mirrored: what each label becomes, or `NEVER` (`datasets_video.mirrored_labels`).
+        mirrored: the new label of each label, or `NEVER` (`classes.mirrored_labels`).
+
+    Attributes:
+        has_mirrored: whether the last clip was mirrored.
     """
 
     def __init__(self, mirrored: Sequence[int]) -> None:
         self.mirrored = mirrored
+        self.has_mirrored = False
 
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
-        if rng.random() >= 0.5 or self.mirrored[label] == NEVER:
+        self.has_mirrored = rng.random() < 0.5 and self.mirrored[label] != NEVER
+        if not self.has_mirrored:
             return frames, label
         return [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames], self.mirrored[label]
 
 
 class Stack:
-    """Make one uint8 array, frames x height x width x channel (RGB), of the frames; outlines stay."""
+    """Stack frames into one uint8 array: frames x height x width x channel (RGB). Outlines do not change."""
 
     def __call__(
         self, frames: Frames, label: int, rng: np.random.Generator
@@ -174,16 +179,21 @@ class Stack:
         if isinstance(frames[0], Outline):
             return frames, label
         clip = np.empty((len(frames), frames[0].height, frames[0].width, 3), np.uint8)
-        for place, frame in zip(clip, frames, strict=True):
-            place[:] = frame
+        for array, frame in zip(clip, frames, strict=True):
+            array[:] = frame
         return clip, label
 
 
 class Compose:
-    """Apply transforms one after the other, to a clip's frames or to the outline of one (`frames.resize`)."""
+    """Apply transforms one after the other."""
 
     def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms
+
+    @property
+    def has_mirrored(self) -> bool:
+        """Whether the last clip was mirrored."""
+        return any(getattr(transform, "has_mirrored", False) for transform in self.transforms)
 
     def __call__(
         self, frames: Frames, label: int, rng: np.random.Generator
@@ -194,7 +204,7 @@ class Compose:
 
 
 def training_transform(input_size: int, mirrored: Sequence[int]) -> Compose:
-    """The published augmentation: multi-scale crop, horizontal flip with the label swap.
+    """The published augmentation: multi-scale crop, and horizontal flip with label swap.
 
     Args:
         input_size: height and width of the result, in pixels.
@@ -208,8 +218,8 @@ def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = F
 
     Args:
         input_size: height and width of the result, in pixels.
-        num_crops: 1, or more as `GroupOverSample` has them.
-        full_res: let a crop's height and width be the scaled frame's short side instead (TSM).
+        num_crops: 1, or see `GroupOverSample`.
+        full_res: crop squares as large as the scaled frame's short side instead (TSM).
     """
     scale_size = input_size * 256 // 224
     crop_size = scale_size if full_res else input_size

@@ -1,4 +1,4 @@
-"""Image files: which are read, and what becomes of their pixels."""
+"""Read image files as RGB."""
 
 import io
 import warnings
@@ -12,26 +12,21 @@ from PIL import Image, UnidentifiedImageError
 from utils.cli import UserError, printable
 from utils.files import open_regular, read_regular
 
-# Pillow opens many more, some by starting other programs (an EPS is run by Ghostscript).
+# Pillow opens many more, some with other programs (Ghostscript for an EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-# What `convert("RGB")` does with these is well defined; with 16 bits it cuts values off.
+# Modes that `convert("RGB")` handles well; it clips 16-bit values.
 MODES = ("RGB", "L", "1", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr")
 
-# Pillow only warns of images beyond its limit for what must be an attack, and reads them up to twice that.
-warnings.filterwarnings("ignore", module="PIL")  # of what it reads all the same
+# Pillow only warns of images up to twice as large as its limit.
+warnings.filterwarnings("ignore", module="PIL")
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 class ImageError(UserError):
-    """An image that is not to be used.
-
-    Args:
-        path: its file.
-        reason: why.
-    """
+    """An image that cannot be used, and the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # as a process that loads clips hands them on
+        super().__init__(path, reason)  # so that it can be pickled
         self.path = path
         self.reason = reason
 
@@ -41,21 +36,22 @@ class ImageError(UserError):
 
 @contextmanager
 def open_image(path: str, data: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image; whatever is wrong with it, here or while it is decoded, is an error that names it.
+    """Open an image. Any error in the body of the `with`, such as of its decoder, becomes an `ImageError`.
 
     Args:
-        path: its file.
-        data: what is in the file, if that has been read.
+        path: the file.
+        data: contents of the file, if it has been read.
 
     Raises:
-        ImageError: it cannot be read or decoded, is of a format or mode that is not taken, or is too large.
+        ImageError: it cannot be read or decoded, has an unsupported format or mode, or is too large.
     """
     try:
         with (
             open_regular(path) if data is None else io.BytesIO(data) as file,
             Image.open(file, formats=FORMATS) as image,
         ):
-            # Of a PNG's colours Pillow would take the upper 8 bits; only its decoder's argument tells.
+            # Pillow would cut a PNG's 16-bit colours down to 8 bits, and only its decoder's argument shows
+            # it.
             is_deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in image.tile)
             if image.mode not in MODES or is_deep:
                 mode = f"{image.mode} with 16 bits" if is_deep else image.mode
@@ -63,7 +59,7 @@ def open_image(path: str, data: bytes | None = None) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError:
         reason = f"is none of {', '.join(FORMATS)}"
-    except Exception as error:  # whatever bytes can make Pillow raise; the file is at fault
+    except Exception as error:  # Pillow raises many kinds of errors for damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     else:
         return
@@ -71,34 +67,30 @@ def open_image(path: str, data: bytes | None = None) -> Iterator[Image.Image]:
 
 
 class DecodedFrame:
-    """A frame whose pixels are there.
-
-    Args:
-        image: in RGB.
-    """
+    """A decoded frame, from an RGB image."""
 
     def __init__(self, image: Image.Image) -> None:
         self._image = image
         self.size = image.size
 
     def image(self) -> Image.Image:
-        """The frame as Pillow's image, in RGB."""
+        """The frame as an RGB image."""
         return self._image
 
-    def write(self, place: np.ndarray) -> None:
+    def write(self, array: np.ndarray) -> None:
         """Write the pixels into an array: uint8, height x width x 3 (RGB)."""
-        place[:] = self._image
+        array[:] = self._image
 
 
 class JPEGFrame:
-    """A frame that is read, but not decoded.
+    """A JPEG that has been read, but not decoded.
 
-    Simplejpeg uses libjpeg-turbo, as Pillow does, and gives the same pixels, decoded to where they are
-    needed. What it refuses is decoded by Pillow, or refused in its words.
+    simplejpeg uses libjpeg-turbo, like Pillow, and yields the same pixels, decoded directly into an array.
+    Pillow decodes or refuses what simplejpeg refuses.
 
     Args:
         path: the file.
-        data: what is in it.
+        data: its contents.
         size: width and height, in pixels.
     """
 
@@ -108,7 +100,7 @@ class JPEGFrame:
         self.size = size
 
     def image(self) -> Image.Image:
-        """The frame as Pillow's image, in RGB.
+        """The frame as an RGB image.
 
         Raises:
             ImageError: it cannot be decoded.
@@ -118,23 +110,23 @@ class JPEGFrame:
         self.write(pixels)
         return Image.fromarray(pixels)
 
-    def write(self, place: np.ndarray) -> None:
-        """Write the pixels into an array: uint8, height x width x 3 (RGB), contiguous.
+    def write(self, array: np.ndarray) -> None:
+        """Write the pixels into a contiguous array: uint8, height x width x 3 (RGB).
 
         Raises:
             ImageError: it cannot be decoded.
         """
         try:
-            simplejpeg.decode_jpeg(self._data, colorspace="RGB", buffer=place)
+            simplejpeg.decode_jpeg(self._data, colorspace="RGB", buffer=array)
         except ValueError:
-            place[:] = _decode(self._path, self._data)
+            array[:] = _decode(self._path, self._data)
 
 
-SourceFrame = DecodedFrame | JPEGFrame  # read, and decoded or not
+SourceFrame = DecodedFrame | JPEGFrame
 
 
 def read_frame(path: str) -> SourceFrame:
-    """Read an image, and decode it if it is not a common JPEG.
+    """Read an image, and decode it unless it is a common JPEG.
 
     Raises:
         ImageError: see `open_image`.
@@ -148,13 +140,13 @@ def read_frame(path: str) -> SourceFrame:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return DecodedFrame(_decode(path, data))
-        # Pillow has limits of its own, and inverts Adobe's CMYK.
+        # Pillow limits the size, and inverts Adobe's CMYK.
         if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
             return JPEGFrame(path, data, (width, height))
     return DecodedFrame(_decode(path, data))
 
 
-_MAX_JPEG = 2**26  # bytes; a frame of 89 million pixels has less
+_MAX_JPEG = 2**26  # bytes; frames within Pillow's limit are smaller
 
 
 def _decode(path: str, data: bytes | None) -> Image.Image:
@@ -166,8 +158,7 @@ def _decode(path: str, data: bytes | None) -> Image.Image:
 def read_image(path: str) -> Image.Image:
     """Read an image as RGB.
 
-    Grey images and palettes are expanded, transparency is dropped, and CMYK and YCbCr are converted, all as
-    Pillow's `convert` does it.
+    Pillow's `convert` expands grey images and palettes, drops transparency, and converts CMYK and YCbCr.
 
     Raises:
         ImageError: see `open_image`.

@@ -1,12 +1,12 @@
-"""Resize frames bilinearly as Pillow does, to the last bit: with Pillow, or on any device.
+"""Resize frames bilinearly with exactly Pillow's pixels: with Pillow, or on any device.
 
-Pillow's resize has two passes, one along each axis. In each, a pixel is the sum of some pixels of the source
-times weights in 22-bit fixed point, rounded to 8 bits. Pillow before 13 takes the horizontal pass first,
-always; the published models were trained with that. Later releases choose the order by the sizes, so here
-both passes are asked for one by one.
+Pillow's resize has two passes, one along each axis. In each, a pixel is a sum of source pixels times
+weights in 22-bit fixed point, rounded to 8 bits. Before version 13, the horizontal pass was always first,
+and the published models were trained that way. Later versions choose the order by the sizes, so here each
+pass is a call.
 
-A loader's worker resizes with Pillow, or sends what it has decoded together with the views to be cut
-(`DecodedClips`), which `resize_clips` does where the model is.
+Loader processes resize with Pillow, or send decoded frames and the views to cut out of them
+(`DecodedClips`) to `resize_clips` on the model's device.
 """
 
 import math
@@ -18,15 +18,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 BILINEAR = Image.Resampling.BILINEAR
-BITS = 22  # of a weight, after the point: Pillow's PRECISION_BITS
+BITS = 22  # fractional bits of a weight: Pillow's PRECISION_BITS
 
 
 class Axis(NamedTuple):
-    """How to resize along one axis: pixels `low` to `high` to `size` pixels, then crop from `offset` on.
+    """Resize along one axis: pixels `low` to `high` become `size` pixels, which are cropped from `offset` on.
 
-    The result depends on the pixels from `first` up to `last` only.
+    The result depends only on the pixels from `first` up to `last`.
     """
 
     size: int
@@ -38,11 +39,11 @@ class Axis(NamedTuple):
 
     @classmethod
     def of(cls, length: int, scaled: int, crop: int) -> "Axis":
-        """For the centre `crop` pixels of `length` pixels resized to `scaled`."""
+        """Resize `length` pixels to `scaled`, and crop the centre `crop` pixels."""
         offset = round((scaled - crop) / 2)
         scale = Fraction(length, scaled)
-        # Pillow takes a window's ends in float32, and gives it the weights of the whole if they are exact. So
-        # the window is wide enough to leave nothing but a power of two below the line.
+        # A window of Pillow's resize has the weights of the whole if its ends are exact in float32. So it is
+        # extended until the denominators of the ends are powers of two.
         step = scale.denominator
         while step % 2 == 0:
             step //= 2
@@ -50,34 +51,28 @@ class Axis(NamedTuple):
         if any(end * scale != float(np.float32(end * scale)) for end in (start, stop)):
             start, stop = 0, scaled  # frames of many thousands of pixels
         low, high = start * scale, stop * scale
-        reach = max(1, scale)  # of the bilinear filter
+        reach = max(1, scale)  # support of the bilinear filter
         first, last = max(0, math.floor(low - reach)), min(length, math.ceil(high + reach))
         return cls(stop - start, float(low), float(high), offset - start, first, last)
 
 
 def resize(frame: "Frame", size: tuple[int, int]) -> "Frame":
-    """Resize a frame, horizontally first.
-
-    Args:
-        frame: of any size.
-        size: width and height of the result, in pixels.
-    """
+    """Resize a frame to a width and height in pixels, horizontally first."""
     if isinstance(frame, Outline):
         return frame.resize(size)
     return frame.resize((size[0], frame.height), BILINEAR).resize(size, BILINEAR)
 
 
 def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Frame":
-    """Resize a frame and crop its centre, without computing what the crop cuts off.
+    """Resize a frame and crop its centre, without computing pixels outside the crop.
 
-    Between the passes, the columns that are cut off are dropped, and before the first, the rows that no
-    output row depends on. That takes 0.58 of the time of the whole resize for frames of 427 x 240, and 0.66
-    for 176 x 100 (256 pixels, crop of 224; medians of 60 turns of `GroupScaleCenterCrop` and of `GroupScale`
-    with `GroupCenterCrop` on 8 random frames, Pillow 13, one core of an AMD EPYC with AVX-512).
+    This takes 0.58 of the time of the whole resize for frames of 427 x 240, and 0.66 for 176 x 100 (256
+    pixels, crop of 224; medians of 60 runs on 8 random frames, Pillow 13, one core of an AMD EPYC with
+    AVX-512).
 
     Args:
         frame: of any size.
-        scaled: width and height to resize it to, in pixels; none below `crop`.
+        scaled: width and height after the resize, in pixels; not below `crop`.
         crop: height and width of the result, in pixels.
     """
     if isinstance(frame, Outline):
@@ -96,21 +91,21 @@ def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Fram
 
 
 def decodes_only(resize: str | None, device: torch.device) -> bool:
-    """Whether workers leave the resize to the device, as `--resize` says: by default to a GPU.
+    """Whether the device resizes instead of the workers: by default (without `--resize`) on a GPU.
 
-    On a CPU that is slower: it does the same work without Pillow's vector instructions.
+    A CPU would do the same work without Pillow's vector instructions.
     """
     return device.type == "cuda" if resize is None else resize == "device"
 
 
 class View(NamedTuple):
-    """What becomes of a video's frames: a box of them, resized, cropped and perhaps mirrored.
+    """A box of a video's frames, resized, cropped and perhaps mirrored.
 
     Attributes:
         left, top, right, bottom: the box, in the frame's pixels.
-        width, height: what the box is resized to.
-        x, y: the upper left corner of the crop, in resized pixels.
-        mirrored: whether the crop's columns are in reverse order.
+        width, height: size of the resized box.
+        x, y: upper left corner of the crop, in resized pixels.
+        mirrored: whether the crop is mirrored.
     """
 
     left: int
@@ -126,14 +121,14 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Outline:
-    """Stands for a frame in the transforms, has no pixels, and notes what becomes of it.
+    """A frame without pixels, which records the transforms that are applied to it.
 
-    It has those of `PIL.Image.Image`'s methods that move pixels. What changes their values needs real frames.
+    It has the methods of `PIL.Image.Image` that move pixels. Transforms that change their values need real
+    frames.
 
     Attributes:
-        width: of the frame as it is after all that was noted, in pixels.
-        height: likewise.
-        view: what was noted.
+        width, height: current size, in pixels.
+        view: the recorded transforms.
     """
 
     width: int
@@ -161,7 +156,7 @@ class Outline:
         return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
 
     def crop(self, box: tuple[int, int, int, int]) -> "Outline":
-        """See `PIL.Image.Image.crop`; before the frame is mirrored."""
+        """See `PIL.Image.Image.crop`; only before mirroring."""
         left, top, right, bottom = box
         if self.view.mirrored or not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):
             raise ValueError(f"cannot crop {box} out of {self}")
@@ -169,15 +164,15 @@ class Outline:
         return replace(self, width=right - left, height=bottom - top, view=self.view._replace(x=x, y=y))
 
     def resize(self, size: tuple[int, int]) -> "Outline":
-        """See `resize`; once, and before the frame is mirrored."""
+        """See `resize`; only once, and before mirroring."""
         if self._is_resized or self.view.mirrored:
-            raise ValueError(f"cannot resize {self} any more")
+            raise ValueError(f"cannot resize {self} again")
         left, top = self.view.left + self.view.x, self.view.top + self.view.y
         view = View(left, top, left + self.width, top + self.height, *size, 0, 0, 0)
         return Outline(*size, view)
 
     def transpose(self, method: Image.Transpose) -> "Outline":
-        """See `PIL.Image.Image.transpose`; from left to right only."""
+        """See `PIL.Image.Image.transpose`; only left-right flips."""
         if method != Image.Transpose.FLIP_LEFT_RIGHT:
             raise ValueError(f"cannot turn {self}")
         return replace(self, view=self.view._replace(mirrored=1 - self.view.mirrored))
@@ -187,16 +182,16 @@ Frame = Image.Image | Outline
 
 
 class DecodedClips(NamedTuple):
-    """A batch of clips whose frames are decoded and no more.
+    """A batch of clips with decoded frames, before the transforms.
 
     Attributes:
-        pixels: uint8, the different frames of all videos one after the other, each height x width x 3 (RGB).
-        shapes: videos x 4: where a video's frames begin in `pixels`, how many they are, their height
-            and width.
-        order: videos x frames: which of a video's frames to take.
-        views: videos x crops x 9: what becomes of them; see `View`.
+        pixels: uint8, the distinct frames of all videos one after the other, each height x width x 3 (RGB).
+        shapes: videos x 4: for each video the start of its frames in `pixels`, their number, height and
+            width.
+        order: videos x frames: indices of the video's frames in the clip.
+        views: videos x crops x 9: see `View`.
         size: height and width of the result, in pixels.
-        length: frames of a clip. If a video has more, it has several clips.
+        length: frames of a clip; a video with more has several clips.
     """
 
     pixels: torch.Tensor
@@ -234,81 +229,144 @@ class DecodedClips(NamedTuple):
         return parts
 
 
+# The largest intermediate result of `resize_clips`, in bytes: on a GPU it bounds the memory, on a CPU it fits
+# into the cache. Larger batches are computed in parts.
+_MAX_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
+
+
 def resize_clips(clips: DecodedClips) -> torch.Tensor:
-    """Cut the views out of decoded frames, on the device that `clips.pixels` is on.
+    """Cut the views out of decoded frames, on the device of `clips.pixels`.
+
+    All frames of a batch are computed together: a GPU would take longer to start the operations for each
+    clip than to compute them.
 
     Returns:
-        uint8, videos x (views x) frames x height x width x 3: what the transforms make of the frames with
-        Pillow, bit by bit, all clips of the first crop before those of the next.
+        uint8, videos x (views x) frames x height x width x 3: bit by bit what the transforms make of the
+        frames with Pillow, all clips of the first crop before those of the next.
     """
-    found = []
-    for (start, count, height, width), order, views in zip(
-        clips.shapes.tolist(), clips.order.tolist(), clips.views.tolist(), strict=True
-    ):
-        frames = clips.pixels[start : start + count * height * width * 3].view(count, height, width, 3)
-        is_in_order = order == list(range(count))
-        for view in views:
-            resized = _cut(frames, View(*view), clips.size)
-            found.append(resized if is_in_order else resized[order])
+    # The taps of each view of each video, and where the rows of its frames begin in `pixels`.
+    all_columns: list[_Taps] = []
+    all_rows: list[_Taps] = []
+    all_begins: list[np.ndarray] = []
+    for (start, _, height, width), order, views in zip(clips.shapes, clips.order, clips.views, strict=True):
+        for view in (View(*map(int, values)) for values in views):
+            columns = _taps(view.right - view.left, view.width, view.x, clips.size, bool(view.mirrored))
+            rows = _taps(view.bottom - view.top, view.height, view.y, clips.size, False)
+            in_frame = (view.top + np.arange(rows.low, rows.high)) * width + view.left
+            all_begins.append(start // 3 + order[:, None] * height * width + in_frame)
+            all_columns.append(columns)
+            all_rows.append(rows)
+    # Equal shapes for all views: rows that nothing uses, and taps with weight zero.
+    num_rows = max(begins.shape[1] for begins in all_begins)
+    begins = np.stack([np.pad(b, ((0, 0), (0, num_rows - b.shape[1])), "edge") for b in all_begins])
+    x_first = np.stack([taps.first for taps in all_columns])
+    y_first = np.stack([taps.first - taps.low for taps in all_rows])
+    x_weights, y_weights = _stack_weights(all_columns), _stack_weights(all_rows)
+
+    # One copy to the device for all of them
+    arrays = (begins, x_first, x_weights, y_first, y_weights)
+    flat = torch.from_numpy(np.concatenate([values.astype(np.int32).ravel() for values in arrays]))
+    parts = flat.to(clips.pixels.device).split([values.size for values in arrays])
+    tensors = [part.view(values.shape) for part, values in zip(parts, arrays, strict=True)]
+    num_taps = max(x_weights.shape[-1], y_weights.shape[-1])
+    step = max(1, _MAX_BYTES[clips.pixels.device.type] // (begins[0].size * clips.size * 3 * 4 * num_taps))
+    end = 3 * (int(begins.max() + x_first.max()) + x_weights.shape[-1])
+    pixels = functional.pad(clips.pixels, (0, max(0, end - len(clips.pixels))))
+    resized = [_resize_views(pixels, *part) for part in zip(*(t.split(step) for t in tensors), strict=True)]
+
     num_views = clips.views.shape[1] * clips.order.shape[1] // clips.length
     batch = [len(clips.shapes)] if num_views == 1 else [len(clips.shapes), num_views]
-    return torch.cat(found).view(*batch, clips.length, clips.size, clips.size, 3)
+    return torch.cat(resized).view(*batch, clips.length, clips.size, clips.size, 3)
 
 
-def _cut(frames: torch.Tensor, view: View, size: int) -> torch.Tensor:
-    """One view of frames x height x width x 3."""
-    box = frames[:, view.top : view.bottom, view.left : view.right]
-    device = frames.device
-    columns = _taps(box.shape[2], view.width, view.x, size, bool(view.mirrored), device)
-    rows = _taps(box.shape[1], view.height, view.y, size, False, device)
-    return rows.apply(columns.apply(box[:, rows.first : rows.last], 2, 0), 1, rows.first)
+def _resize_views(
+    pixels: torch.Tensor,
+    begins: torch.Tensor,
+    x_first: torch.Tensor,
+    x_weights: torch.Tensor,
+    y_first: torch.Tensor,
+    y_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Resize some views: first the rows that are used, horizontally, then vertically.
+
+    Args:
+        pixels: uint8, height x width x RGB of all frames, one after the other.
+        begins: views x frames x rows: where the rows begin, counted in pixels.
+        x_first: views x size: the first pixel of each column's taps, counted from the beginning of the row.
+        x_weights: views x size x taps.
+        y_first: views x size: the first row of each output row's taps.
+        y_weights: views x size x taps.
+
+    Returns:
+        uint8, views x frames x size x size x 3.
+    """
+    views, frames, num_rows = begins.shape
+    size = x_first.shape[1]
+    indices = begins[..., None] + x_first[:, None, None]
+    windows = _windows(pixels, 3, x_weights.shape[2]).index_select(0, indices.view(-1))
+    rows = _weigh(windows.view(views, frames * num_rows, size, -1, 3), x_weights[:, None, ..., None])
+
+    begins = torch.arange(0, views * frames * num_rows, num_rows, dtype=torch.int32, device=pixels.device)
+    indices = begins.view(views, frames, 1) + y_first[:, None]
+    taps = y_weights.shape[2]
+    rows = functional.pad(rows.flatten(), (0, taps * size * 3))
+    windows = _windows(rows, size * 3, taps).index_select(0, indices.view(-1))
+    resized = _weigh(windows.view(views, frames, size, taps, size * 3), y_weights[:, None, ..., None])
+    return resized.view(views, frames, size, size, 3)
+
+
+def _windows(values: torch.Tensor, step: int, taps: int) -> torch.Tensor:
+    """All runs of `taps` pieces of `step` values, without a copy: runs x (taps * step)."""
+    number = len(values) // step - taps + 1
+    return values.as_strided((number, taps * step), (step, 1), values.storage_offset())
+
+
+def _weigh(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum over the taps, the last dimension but one, in fixed point; round to uint8."""
+    # No sum is below 0 or above 255, where Pillow would clip: weights are positive and add up to 1.
+    sums = windows[..., 0, :] * weights[..., 0, :]
+    for tap in range(1, windows.shape[-2]):
+        sums.addcmul_(windows[..., tap, :], weights[..., tap, :])
+    return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).byte()
 
 
 class _Taps(NamedTuple):
-    """A pass of the resize along one axis: `size` pixels, each a weighted sum of some of the source's.
+    """A pass of the resize along one axis: `size` pixels, each a weighted sum of a run of source pixels.
 
     Attributes:
-        first, last: the range of the source's pixels that are used.
-        indices: taps x size: which pixel of the source.
-        weights: taps x size: in fixed point.
+        first: size: the first pixel of each run.
+        weights: size x taps, in fixed point.
+        low, high: the range of the source pixels that are used.
     """
 
-    first: int
-    last: int
-    indices: torch.Tensor
-    weights: torch.Tensor
+    first: np.ndarray
+    weights: np.ndarray
+    low: int
+    high: int
 
-    def apply(self, frames: torch.Tensor, axis: int, start: int) -> torch.Tensor:
-        """Resize frames along an axis, which begins at the source's pixel `start`."""
-        shape = [-1 if dim == axis else 1 for dim in range(frames.dim())]
-        sums: torch.Tensor | None = None
-        source = self.indices - start if start else self.indices
-        for indices, weights in zip(source, self.weights, strict=True):
-            if len(self.weights) == 1:  # the pixels as they are
-                return frames.index_select(axis, indices)
-            part = frames.index_select(axis, indices).int().mul_(weights.view(shape))
-            sums = part if sums is None else sums.add_(part)
-        # None is beyond 0 to 255, where Pillow would cut it off: weights are positive and add up to 1.
-        return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).byte()
+
+def _stack_weights(all_taps: list[_Taps]) -> np.ndarray:
+    """The weights of several views, with zeros where a view has fewer taps than others."""
+    most = max(taps.weights.shape[1] for taps in all_taps)
+    return np.stack([np.pad(taps.weights, ((0, 0), (0, most - taps.weights.shape[1]))) for taps in all_taps])
 
 
 @lru_cache(1024)  # training needs some dozens, evaluation two for each size of frames
-def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool, device: torch.device) -> _Taps:
+def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool) -> _Taps:
     """Pillow's weights of the pixels `start` to `start + size` when `length` pixels become `scaled`."""
     scale = length / scaled
-    reach = max(scale, 1.0)  # of the triangle, whose height is at a pixel's centre
+    reach = max(scale, 1.0)  # support of the bilinear filter
     centres = (np.arange(start, start + size) + 0.5) * scale
     first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + reach + 0.5).astype(np.int64), length)
-    indices = first + np.arange((last - first).max())[:, None]
-    weights = np.maximum(1 - np.abs((indices - centres + 0.5) * (1 / reach)), 0)
-    weights[indices >= last] = 0
+    pixels = first[:, None] + np.arange((last - first).max())
+    weights = np.maximum(1 - np.abs((pixels - centres[:, None] + 0.5) * (1 / reach)), 0)
+    weights[pixels >= last[:, None]] = 0
     # Added up one by one, as Pillow does it.
-    weights = (0.5 + weights / np.cumsum(weights, axis=0)[-1] * (1 << BITS)).astype(np.int32)
-    indices = np.minimum(indices, length - 1).astype(np.int32)
-    if length == scaled:  # the same pixels in less time; Pillow leaves this pass out, too
-        indices, weights = np.arange(start, start + size, dtype=np.int32)[None], weights[:1]
+    weights = (0.5 + weights / np.cumsum(weights, axis=1)[:, -1:] * (1 << BITS)).astype(np.int32)
+    if length == scaled:  # Pillow leaves this pass out
+        first, weights = np.arange(start, start + size), np.full((size, 1), 1 << BITS, dtype=np.int32)
+        last = first + 1
     if mirrored:
-        indices, weights = indices[:, ::-1], weights[:, ::-1]
-    tensors = (torch.from_numpy(values.copy()).to(device) for values in (indices, weights))
-    return _Taps(int(indices.min()), int(indices.max()) + 1, *tensors)
+        first, weights, last = first[::-1], weights[::-1], last[::-1]
+    return _Taps(first, weights, int(first.min()), int(last.max()))

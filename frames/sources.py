@@ -1,4 +1,4 @@
-"""What a clip's frames are read from: folders of images, or video files."""
+"""Where a clip's frames come from: folders of images, or video files."""
 
 import os
 import re
@@ -8,15 +8,22 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from datasets_video import VIDEO_SUFFIXES
 from frames.images import DecodedFrame, SourceFrame, read_frame
-from frames.video import VideoError, decode, decode_frames, index_frames, is_video, to_image
-from utils.cli import UserError, printable
+from frames.video import (
+    FrameConverter,
+    VideoError,
+    decode,
+    decode_frames,
+    display_size,
+    index_frames,
+    is_video,
+)
+from utils.cli import UserError, log, printable
 
-# Says of a video, given its name and its number of frames, which of its files is not as it must be; or None.
+# Returns which file of a video is missing, by its name and number of frames; or None.
 Check = Callable[[str, int], str | None]
 
 
@@ -40,21 +47,19 @@ class FrameFolders:
         """Read frames of a video.
 
         Args:
-            name: of the video.
-            numbers: of the frames, from 1.
+            name: name of the video.
+            numbers: frame numbers, from 1.
 
         Raises:
-            UserError: one cannot be read, or differs in size from the others.
+            UserError: a frame cannot be read, or differs in size from the first one.
         """
-        frames: dict[int, SourceFrame] = {}
-        for number in numbers:
-            frames[number] = read_frame(self.path(name, number))
-            size, first = frames[number].size, next(iter(frames.values())).size
-            if size != first:
-                path = self.path(printable(name), number)
+        frames = {number: read_frame(self.path(name, number)) for number in numbers}
+        width, height = next(iter(frames.values())).size
+        for number, frame in frames.items():
+            if frame.size != (width, height):
                 raise UserError(
-                    f"{path}: is {size[0]} x {size[1]}, not {first[0]} x {first[1]} like the clip's other "
-                    "frames"
+                    f"{self.path(printable(name), number)}: is {frame.size[0]} x {frame.size[1]}, not "
+                    f"{width} x {height} like the clip's other frames"
                 )
         return frames
 
@@ -72,7 +77,7 @@ class FrameFolders:
 
 
 class VideoFiles:
-    """Videos that are files; a list names them without the suffix.
+    """Videos that are files; lists have their names without the suffix.
 
     Args:
         root: the folder of the files.
@@ -85,23 +90,22 @@ class VideoFiles:
         """Decode frames of a video as RGB, as `tools/extract_frames.py --native` does before it makes JPEGs.
 
         Args:
-            name: of the video.
-            numbers: of the frames in the order of display, from 1. Nothing after the last is decoded.
+            name: name of the video.
+            numbers: frame numbers in display order, from 1. Nothing after the last one is decoded.
 
         Raises:
-            UserError: it is not there, cannot be decoded, or has fewer frames.
+            UserError: the video is missing, cannot be decoded, or has fewer frames.
         """
         path = f"{self.root}/{self._file(name)}"
-        wanted, last = set(numbers), max(numbers)
         frames: dict[int, SourceFrame] = {}
-        scaler, size, number = VideoReformatter(), None, 0
+        to_image, number, last = None, 0, max(numbers)
         try:
             with closing(decode(path)) as decoded:
                 for number, frame in enumerate(decoded, start=1):
-                    # A video whose size changes midway keeps the first frame's.
-                    size = size or (frame.width, frame.height)
-                    if number in wanted:
-                        frames[number] = DecodedFrame(to_image(frame, *size, scaler).convert("RGB"))
+                    # All frames get the size of the first one, even if the video's size changes.
+                    to_image = to_image or FrameConverter(display_size(frame))
+                    if number in numbers:
+                        frames[number] = DecodedFrame(to_image(frame).convert("RGB"))
                     if number == last:
                         return frames
         except VideoError as error:
@@ -109,45 +113,42 @@ class VideoFiles:
         raise UserError(f"{printable(path)}: has only {number} frames; by the list it has frame {last}")
 
     def _file(self, name: str) -> str:
-        for suffix in _SUFFIXES:
+        for suffix in FILE_SUFFIXES:
             if os.path.exists(f"{self.root}/{name}{suffix}"):  # noqa: PTH110 - for every clip
                 return name + suffix
         raise UserError(f"{self.root}/{printable(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
 
     def checker(self) -> Check:
-        """Make a function that looks for a video's file; it reads each folder once, not for each video."""
+        """Make a function that looks for a video's file. It lists each folder once, not for each video."""
         names_in = cache(_names_in)
 
         def check(name: str, num_frames: int) -> str | None:
             folder, _, stem = f"{self.root}/{name}".rpartition("/")
-            there = names_in(folder)
-            files = [stem + suffix for suffix in _SUFFIXES if stem + suffix in there]
+            files = [stem + suffix for suffix in FILE_SUFFIXES if stem + suffix in names_in(folder)]
+            path = f"{self.root}/{printable(name)}"
             if not files:
-                return (
-                    f"{self.root}/{printable(name)}{VIDEO_SUFFIXES[0]} (or {', '.join(VIDEO_SUFFIXES[1:])})"
-                )
+                return f"{path}{VIDEO_SUFFIXES[0]} (or {', '.join(VIDEO_SUFFIXES[1:])})"
             if len(files) > 1:
-                return f"{self.root}/{printable(name)} ({' and '.join(map(printable, files))}: which?)"
+                return f"{path} ({' and '.join(map(printable, files))}: which?)"
             return None
 
         return check
 
 
-# Cameras write them in capitals.
-_SUFFIXES = [*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)]
+# As in clip.mp4, clip.MP4 and clip.Mp4.
+FILE_SUFFIXES = [spell(suffix) for suffix in VIDEO_SUFFIXES for spell in (str.lower, str.upper, str.title)]
 
 
 def _names_in(folder: str) -> frozenset[str]:
     try:
-        return frozenset(os.listdir(folder))  # noqa: PTH208 - names, of a folder with 220,000
+        return frozenset(os.listdir(folder))  # noqa: PTH208 - names, in a folder with 220,000
     except OSError:
         return frozenset()
 
 
-# A frame of a folder that has no list: a name of any kind, its number, and the suffix of an image.
-_NUMBERED = re.compile(r"(.*?)([0-9]+)(\.(?:jpe?g|png|webp|bmp))", re.IGNORECASE | re.DOTALL)
-# Frames do not tell how fast they follow each other; Something-Something's do so.
-_FRAMES_PER_SECOND = 12
+# A frame in a folder without a list: any name, a number, and the suffix of an image.
+_NUMBERED = re.compile(r"([^.].*?|)([0-9]+)(\.(?:jpe?g|png|webp|bmp))", re.IGNORECASE | re.DOTALL)
+_FRAMES_PER_SECOND = 12  # of frame folders, as in Something-Something
 
 
 class FrameFolder:
@@ -157,26 +158,24 @@ class FrameFolder:
         path: the folder.
 
     Raises:
-        UserError: it cannot be read, has no numbered images, several kinds of them, or one is missing.
+        UserError: it cannot be read, has no numbered images, several kinds of them, or a number is missing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            matches = [match for name in os.listdir(path) if (match := _frame_name(name))]  # noqa: PTH208
+            matches = [match for file in path.iterdir() if (match := _NUMBERED.fullmatch(file.name))]
         except OSError as error:
             raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
         if len({match.group(1, 3) for match in matches}) != 1:
             raise UserError(f"{printable(path)}: must hold images of one name and suffix, such as 00001.jpg")
-        numbers = sorted(int(match[2]) for match in matches)
         first = min(matches, key=lambda match: int(match[2]))
-        width = len(first[2])
         prefix = first[1].replace("{", "{{").replace("}", "}}")
-        self._frames = FrameFolders(str(path.parent), f"{prefix}{{:0{width}d}}{first[3]}")
-        self._first = numbers[0]
-        self.num_frames = len(numbers)
+        self._frames = FrameFolders(str(path.parent), f"{prefix}{{:0{len(first[2])}d}}{first[3]}")
+        self._first = int(first[2])
+        self.num_frames = len(matches)
         names = {match[0] for match in matches}
-        for number in range(numbers[0], numbers[0] + len(numbers)):
+        for number in range(self._first, self._first + self.num_frames):
             if (name := self._frames.template.format(number)) not in names:
                 raise UserError(f"{printable(path)}: {printable(name)} is missing")
 
@@ -184,7 +183,7 @@ class FrameFolder:
         """Read frames as RGB.
 
         Args:
-            numbers: of the frames in the order of their names, from 1.
+            numbers: frame numbers in the order of their names, from 1.
 
         Raises:
             UserError: see `FrameFolders.read`.
@@ -194,10 +193,10 @@ class FrameFolder:
         return {number - offset: frame.image() for number, frame in frames.items()}
 
     def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
-        """Yield every frame as RGB with the time, in seconds, at which it is shown.
+        """Yield every frame as RGB with its time in seconds.
 
         Raises:
-            UserError: one cannot be read.
+            UserError: a frame cannot be read.
         """
         for number in range(1, self.num_frames + 1):
             yield self.read([number])[number], Fraction(number - 1, _FRAMES_PER_SECOND)
@@ -210,7 +209,7 @@ class VideoFile:
         path: the file.
 
     Raises:
-        UserError: it is not a video, or damaged as far as its packets tell.
+        UserError: it is not a video, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -222,45 +221,37 @@ class VideoFile:
         self.num_frames = self._index.count
 
     def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
-        """Decode frames as RGB: the pixels of `VideoFiles.read`, without decoding what is far from them.
+        """Decode frames as RGB: the pixels of `VideoFiles.read`, with fewer frames decoded.
 
         Args:
-            numbers: of the frames in the order of display, from 1.
+            numbers: frame numbers in display order, from 1.
 
         Raises:
             UserError: they cannot be decoded.
         """
-        scaler = VideoReformatter()
-        try:
-            with closing(decode_frames(self.path, self._index, numbers)) as frames:
-                return {
-                    number: to_image(frame, *self._index.size, scaler).convert("RGB")
-                    for number, frame in frames
-                }
-        except VideoError as error:
-            raise UserError(f"{printable(self.path)}: {error}") from None
+        frames = decode_frames(self.path, self._index, numbers)
+        return dict(self._images(frames))
 
     def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
-        """Yield every frame as RGB with the time, in seconds, at which it is shown.
+        """Yield every frame as RGB with its time in seconds.
 
         Raises:
-            UserError: one cannot be decoded.
+            UserError: a frame cannot be decoded.
         """
-        scaler, index = VideoReformatter(), self._index
+        for number, image in self._images(enumerate(decode(self.path), start=1)):
+            yield image, self._index.seconds(number)
+
+    def _images(self, frames: Iterator) -> Iterator[tuple[int, Image.Image]]:
+        to_image = FrameConverter(self._index.size)
         try:
-            with closing(decode(self.path)) as frames:
-                for number, frame in enumerate(frames):
-                    if index.times is None or number >= index.count:
-                        time = number / index.rate
-                    else:
-                        time = int(index.times[number] - index.times[0]) * index.time_base
-                    yield to_image(frame, *index.size, scaler).convert("RGB"), time
+            for number, frame in frames:
+                yield number, to_image(frame).convert("RGB")
         except VideoError as error:
             raise UserError(f"{printable(self.path)}: {error}") from None
 
 
 def open_video(path: Path) -> FrameFolder | VideoFile:
-    """Open one video, whichever it is.
+    """Open a frame folder or a video file.
 
     Raises:
         UserError: see `FrameFolder` and `VideoFile`.
@@ -269,43 +260,46 @@ def open_video(path: Path) -> FrameFolder | VideoFile:
 
 
 def find_videos(path: Path) -> list[Path]:
-    """Find the videos that a path names.
+    """Find the video files and the frame folders in a folder, at any depth.
+
+    A frame folder holds nothing but numbered images. Each folder is searched once, however many links lead
+    there. Hidden files and folders are left out. Other files that are no videos are logged in one line.
 
     Args:
-        path: a video file, a folder of numbered images, or a folder that holds some of them at any depth.
-            What is hidden is left out; each folder is looked into once, however many links lead there.
+        path: a folder, or a video file.
 
     Returns:
-        The path itself, or the videos in the folder, sorted. Whether they can be read is not known then.
+        The videos, sorted, which may turn out to be unreadable; or the file itself.
 
     Raises:
-        UserError: the folder or one in it cannot be read, or there is no video in it.
+        UserError: a folder cannot be read, or there is no video.
     """
     if not path.is_dir():
         return [path]
-    found: list[Path] = []
-    seen: set[str] = set()
+    videos, skipped, searched = [], [], set()
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})")
 
-    for place, folders, files in os.walk(path, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
+    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(folder)) in searched:
             folders.clear()
             continue
-        seen.add(real)
+        searched.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        images = [name for name in files if _frame_name(name)]
-        others = [Path(place, name) for name in set(files).difference(images) if not name.startswith(".")]
-        videos = [file for file in others if is_video(file)]
-        if images and not videos:
-            found.append(Path(place))
-            folders.clear()
-        found += videos
-    if not found:
-        raise UserError(f"{printable(path)}: has no videos and no numbered images in it")
-    return sorted(found)
-
-
-def _frame_name(name: str) -> re.Match[str] | None:
-    return None if name.startswith(".") else _NUMBERED.fullmatch(name)
+        files = [name for name in files if not name.startswith(".")]
+        if files and not folders and all(map(_NUMBERED.fullmatch, files)):
+            videos.append(Path(folder))
+            continue
+        for file in (Path(folder, name) for name in files):
+            (videos if is_video(file) else skipped).append(file)
+    names = ", ".join(printable(file.relative_to(path)) for file in sorted(skipped)[:3])
+    names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    if not videos:
+        but = f", but {names}" if names else ""
+        raise UserError(
+            f"{printable(path)}: has no videos, and no folders of nothing but numbered images, in it{but}"
+        )
+    if skipped:
+        log.warning(f"warning: {printable(path)}: skipped {names} (not a video)")
+    return sorted(videos)

@@ -1,74 +1,61 @@
 """Decode video files frame by frame, and refuse those that are incomplete.
 
-Raises `VideoError` for whatever is wrong with a file, so that a program can report it and take the next.
+Everything that is wrong with a file raises `VideoError`, so that a program can report it and continue.
 """
 
 import itertools
 import math
 import os
-from array import array
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image
 
 from utils.files import open_regular
 
-# Of a frame. Pillow's limit, beyond which the JPEGs would not be read; it also bounds the memory.
+# Pillow's limit, beyond which the JPEGs could not be read. It also bounds the memory.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 _LIMIT = {"max_pixels": str(MAX_PIXELS)}
 
 # A wrong time, such as a gap of days, would otherwise fill the disk with copies of one frame.
 MAX_REPEATS = 1000
 
-# Of the containers below. What is called otherwise may be a video, too: see `is_video`.
+# Suffixes of the containers below. Files with other names can be videos, too: see `is_video`.
+# fmt: off
 SUFFIXES = (
-    *(
-        ".webm",
-        ".mkv",
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".qt",
-        ".3gp",
-        ".3g2",
-        ".mj2",
-        ".avi",
-        ".divx",
-        ".mpg",
-        ".mpeg",
-    ),
-    *(".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v", ".asf", ".wmv", ".ogv", ".ogm", ".ivf"),
-    *(".h264", ".264", ".avc", ".hevc", ".h265", ".265"),
+    ".webm", ".mkv", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mj2", ".avi", ".divx", ".mpg", ".mpeg",
+    ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v", ".asf", ".wmv", ".ogv", ".ogm", ".ivf",
+    ".h264", ".264", ".avc", ".hevc", ".h265", ".265",
 )
+# fmt: on
 
-# From the video's range of values to JPEG's (ITU-T T.871, section 7), for Y, Cb and Cr. swscale would
-# do it too, but rounds chroma down, which moves every colour by half a step.
-_LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(256)]
-_CHROMA = [min(max(round((value - 128) * 255 / 224) + 128, 0), 255) for value in range(256)]
-_FULL_RANGE = (_LUMA, _CHROMA, _CHROMA)
-
-# libavformat also reads text as ASCII art, images as films of one frame, and playlists, which
-# open further files: none of them is a video here.
+# libavformat also reads text as ASCII art, images as films, and playlists that open further files.
 _CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,ivf"
+
+# Where a packet holds one frame, and times are those of the frames. An avi's are not.
+_EXACT_CONTAINERS = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
+_EXACT_CODECS = ("h264", "hevc", "vp9", "av1")
 
 # Before version 19, PyAV otherwise refuses a video whose title is not UTF-8.
 _ANY_TITLE = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
-# By how much the players turn a video, counterclockwise, because the camera was held so.
-_TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    -90: Image.Transpose.ROTATE_270,
-    180: Image.Transpose.ROTATE_180,
-    -180: Image.Transpose.ROTATE_180,
-}
+# From the video's range of values to JPEG's (ITU-T T.871, section 7), for Y, Cb and Cr. swscale rounds
+# chroma down, which shifts every colour by half a step.
+_LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(256)]
+_CHROMA = [min(max(round((value - 128) * 255 / 224) + 128, 0), 255) for value in range(256)]
+_FULL_RANGE = (_LUMA, _CHROMA, _CHROMA)
+
+# Decoding this many frames is faster than seeking.
+_WORTH_A_SEEK = 16
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
@@ -76,68 +63,19 @@ _MP4_BOXES = b"ftyp moov mdat moof mfra sidx styp free skip wide uuid meta pdin"
 
 
 class VideoError(Exception):
-    """A video of which no frame is to be used; the message is the reason."""
-
-
-def is_video(path: Path) -> bool:
-    """Whether the name of a file ends like a video's, or the file begins like a webm, mkv, mp4, mov or avi.
-
-    A damaged video is one of those. What cannot be read counts as a video, for the reason to be told.
-    """
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    try:
-        with open_regular(path) as file:
-            start = file.read(12)
-    except OSError:
-        return True
-    # The first boxes of an mp4 or mov; some others have names that begin texts, too.
-    is_mp4 = start[4:8] in (b"ftyp", b"moov", b"mdat", b"moof")
-    return start[:4] == _EBML or is_mp4 or (start[:4], start[8:]) == (b"RIFF", b"AVI ")
-
-
-def decode(video: Path) -> Iterator[av.VideoFrame]:
-    """Yield every frame of a video file once, in the order of display.
-
-    Only containers of films are tried, and nothing but this file is opened. Decoding takes one thread.
-
-    Args:
-        video: the file. It is closed when the iterator is exhausted or deleted.
-
-    Yields:
-        The frames as they are stored: not turned, in the video's own pixel format, range of values and size,
-        which may change midway.
-
-    Raises:
-        VideoError: not a video, no video stream, incomplete, or its frames have more than `MAX_PIXELS`.
-    """
-    count = 0
-    try:
-        with _opened(video) as (container, stream):
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    raise VideoError(f"damaged or truncated after frame {count}")
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise VideoError(f"damaged after frame {count}")
-                    count += 1
-                    yield frame
-    except Exception as error:
-        raise _reason(error, count) from None
-    if not count:
-        raise VideoError("no frame in it")
+    """A video whose frames must not be used; the message is the reason."""
 
 
 class FrameIndex(NamedTuple):
-    """What a video's packets say of its frames, without decoding them.
+    """The frames of a video and their times.
 
-    Args:
-        count: frames that `decode` yields.
-        size: width and height of the first one, in pixels, as it is stored.
-        times: when each is shown, sorted; None where some have no time of their own.
-        keys: the numbers, from 1, of the frames at which decoding can start; empty without times.
-        time_base: unit of the times, in seconds.
-        rate: frames per second, as the container says or as they are on average.
+    Attributes:
+        count: number of frames that `decode` yields.
+        size: `display_size` of the first frame.
+        times: times of the frames, increasing, in units of `time_base`; None if the file has no such times.
+        keys: numbers (from 1) of frames where decoding can start.
+        time_base: in seconds.
+        rate: frames per second, from the container or on average.
     """
 
     count: int
@@ -147,151 +85,186 @@ class FrameIndex(NamedTuple):
     time_base: Fraction
     rate: Fraction
 
+    def seconds(self, number: int) -> Fraction:
+        """Time of a frame after the first one, in seconds."""
+        if self.times is None or number > self.count:
+            return (number - 1) / self.rate
+        return int(self.times[number - 1] - self.times[0]) * self.time_base
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file has a video's suffix, or begins like a webm, mkv, mp4, mov or avi file.
+
+    Damaged videos count. So do files that cannot be read: opening them then reports the reason.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with open_regular(path) as file:
+            start = file.read(12)
+    except OSError:
+        return True
+    # The first boxes of an mp4 or mov whose names do not begin texts, too.
+    is_mp4 = start[4:8] in (b"ftyp", b"moov", b"mdat", b"moof")
+    return start[:4] == _EBML or is_mp4 or (start[:4], start[8:]) == (b"RIFF", b"AVI ")
+
+
+def decode(video: Path) -> Iterator[av.VideoFrame]:
+    """Yield every frame of a video file once, in display order.
+
+    Only video containers are tried, and no other file is opened. Decoding takes one thread.
+
+    Args:
+        video: the file. It is closed when the iterator is exhausted or deleted.
+
+    Yields:
+        Frames as stored: in the video's pixel format, value range, orientation and size (it may change). See
+        `display_size` and `FrameConverter`.
+
+    Raises:
+        VideoError: not a video, no video stream, incomplete, or its frames have more than `MAX_PIXELS`.
+    """
+    count = 0
+    try:
+        with _opened(video) as (container, stream):
+            for frame in _intact_frames(container, stream):
+                count += 1
+                yield frame
+    except Exception as error:
+        raise _reason(error, count) from None
+    if not count:
+        raise VideoError("no frame in it")
+
 
 def count_frames(video: Path) -> int:
-    """Count the frames that `decode` would yield: see `index_frames`."""
+    """Count the frames that `decode` yields: see `index_frames`."""
     return index_frames(video).count
 
 
 def index_frames(video: Path) -> FrameIndex:
-    """Read where a video's frames are, but decode the first one only.
+    """Find a video's frames: by its packets where each holds one frame, otherwise by decoding all of it.
 
-    A packet holds one frame that is shown, in any order. Those that only help to decode others are not
-    counted: what lies before the start that an mp4's edit list sets, and VP8's invisible frames. (VP9's share
-    a packet with a frame that is shown.) Whether all packets can be decoded is not known then.
+    Packets are exact for common codecs in mp4 and webm files. They do not show whether a frame is damaged.
+    Packets before the first frame that can be decoded, as in a stream that was joined midway, hold no frame.
 
     Raises:
-        VideoError: as `decode`, as far as the first frame and the length of the file tell.
+        VideoError: see `decode`.
     """
-    times, keys = array("q"), array("q")
-    has_times = True
-    count = 0
+    packets: list[tuple[int | None, bool]] = []
     first = None
     try:
         with _opened(video) as (container, stream):
-            is_vp8 = stream.codec_context.name == "vp8"
+            time_base, rate = stream.time_base, stream.average_rate or stream.guessed_rate or Fraction(25)
+            is_exact = container.format.name in _EXACT_CONTAINERS
+            is_exact = is_exact and stream.codec_context.codec.canonical_name in _EXACT_CODECS
             for packet in container.demux(stream):
                 if packet.is_corrupt:
-                    raise VideoError(f"damaged or truncated after frame {count}")
-                first = first or next(iter(packet.decode()), None)
-                is_shown = packet.size > 0 and not packet.is_discard
-                # The bit show_frame: RFC 6386, section 9.1.
-                if is_shown and not (is_vp8 and not memoryview(packet)[0] & 0x10):
-                    count += 1
-                    if packet.pts is None:
-                        has_times = False
-                    else:
-                        times.append(packet.pts)
-                        if packet.is_keyframe:
-                            keys.append(packet.pts)
-            time_base, rate = stream.time_base, stream.average_rate or stream.guessed_rate
+                    raise VideoError(f"damaged or truncated after frame {len(packets)}")
+                if not first and (first := next(iter(packet.decode()), None)):
+                    first.opaque = stream.sample_aspect_ratio
+                # Discarded packets lie before the start of an mp4's edit list.
+                if packet.size and not packet.is_discard:
+                    packets.append((packet.pts, packet.is_keyframe))
     except Exception as error:
-        raise _reason(error, count if first else 0) from None
+        raise _reason(error, len(packets) if first else 0) from None
     if not first:
         raise VideoError("no frame in it")
-    in_order = np.sort(np.array(times, dtype=np.int64))
-    has_times = has_times and bool((np.diff(in_order) > 0).all())
-    starts = np.sort(np.searchsorted(in_order, np.array(keys, dtype=np.int64)) + 1) if has_times else []
-    return FrameIndex(
-        count,
-        (first.width, first.height),
-        in_order if has_times else None,
-        np.array(starts, dtype=np.int64),
-        time_base,
-        rate or Fraction(25),
-    )
-
-
-# Decoding so few frames takes less time than to seek and start anew.
-_WORTH_A_SEEK = 16
+    size = display_size(first)
+    times = [time for time, _ in packets]
+    # The fields of an interlaced frame can have a packet each.
+    if (
+        is_exact
+        and None not in [first.pts, *times]
+        and len(set(times)) == len(times)
+        and not first.interlaced_frame
+    ):
+        times = np.array(sorted(time for time in times if time >= first.pts))
+        keys = sorted(time for time, is_key in packets if is_key and time >= first.pts)
+        return FrameIndex(len(times), size, times, np.searchsorted(times, keys) + 1, time_base, rate)
+    times = [frame.pts for frame in decode(video)]
+    is_increasing = None not in times and times == sorted(set(times))
+    no_keys = np.array([], dtype=int)
+    return FrameIndex(len(times), size, np.array(times) if is_increasing else None, no_keys, time_base, rate)
 
 
 def decode_frames(
     video: Path, index: FrameIndex, numbers: Collection[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield some frames of a video, the same as `decode` would, and decode little else.
+    """Yield some frames of a video, the same as `decode` does, and decode few others.
 
-    Where the packets' times say which frame is which, decoding starts at the last key frame before a frame.
-    Everywhere else, and where the decoder does not return the frames that the packets announce, all frames
-    are decoded in sequence.
+    Decoding starts at the last key frame before a frame. If the frames have no times, or the decoder does not
+    return a frame with the expected time, all frames are decoded in sequence.
 
     Args:
         video: the file.
-        index: of `index_frames`.
-        numbers: of the frames in the order of display, from 1.
+        index: from `index_frames`.
+        numbers: frame numbers in display order, from 1.
 
     Yields:
-        Number and frame, in the order of display.
+        Number and frame, in display order.
 
     Raises:
-        VideoError: see `decode`. What is not decoded may be damaged.
+        VideoError: see `decode`. Damage is only noticed in frames that are decoded.
     """
-    wanted = sorted(set(numbers))
+    remaining = sorted(set(numbers))
     if index.times is not None:
-        with suppress(_SeekError):
-            for number, frame in _decode_from_keys(video, index, wanted):
+        with suppress(VideoError, av.FFmpegError):  # decoding in sequence reports what is wrong
+            for number, frame in _seek_frames(video, index, remaining):
                 yield number, frame
-                wanted = wanted[1:]
-    if not wanted:
+                remaining = remaining[1:]
+    if not remaining:
         return
     number = 0
     with closing(decode(video)) as frames:
         for number, frame in enumerate(frames, start=1):
-            if number == wanted[0]:
+            if number == remaining[0]:
                 yield number, frame
-                wanted = wanted[1:]
-                if not wanted:
+                remaining = remaining[1:]
+                if not remaining:
                     return
-    raise VideoError(f"has only {number} frames that can be decoded, of {index.count}")
+    raise VideoError(f"only {number} of {index.count} frames can be decoded")
 
 
-class _SeekError(Exception):
-    """After a seek the decoder's frames are not those of the index."""
+def _seek_frames(video: Path, index: FrameIndex, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    position = 0  # number of the last decoded frame
+    with _opened(video) as (container, stream):
+        frames = _intact_frames(container, stream)
+        for number in numbers:
+            key = int(max(index.keys[index.keys <= number], default=0))
+            if key - position > _WORTH_A_SEEK:
+                container.seek(int(index.times[key - 1]), stream=stream)
+                # Frames before the key frame, as in an open GOP, may lack what they refer to.
+                is_before = partial(_is_not_key, index.times[key - 1])
+                frames = itertools.dropwhile(is_before, _intact_frames(container, stream))
+                position = key - 1
+            while position < number:
+                frame = next(frames, None)
+                position += 1
+                if frame is None or frame.pts != index.times[position - 1]:
+                    raise VideoError(f"frame {position} is not where its packet is")
+            yield number, frame
 
 
-def _decode_from_keys(
-    video: Path, index: FrameIndex, wanted: list[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    number = 0  # of the frame decoded last; None after a seek
-    try:
-        with _opened(video) as (container, stream):
-            frames = _intact_frames(container, stream)
-            for target in wanted:
-                key = index.keys[: np.searchsorted(index.keys, target, "right")][-1:]
-                if key.size and int(key[0]) - number > _WORTH_A_SEEK:
-                    container.seek(int(index.times[key[0] - 1]), stream=stream)
-                    frames = _intact_frames(container, stream)
-                    number = None
-                while number != target:
-                    frame = next(frames, None)
-                    if frame is None or frame.pts is None:
-                        raise _SeekError
-                    found = int(np.searchsorted(index.times, frame.pts)) + 1
-                    is_known = found <= index.count and index.times[found - 1] == frame.pts
-                    if number is None:
-                        # Frames before the key frame, as in an open GOP, need frames before the seek.
-                        if not frame.key_frame or found not in index.keys:
-                            continue
-                        number = found - 1
-                    if not is_known or found != number + 1 or found > target:
-                        raise _SeekError
-                    number = found
-                yield target, frame
-    except (av.FFmpegError, VideoError):
-        raise _SeekError from None  # decoding in sequence says what is wrong, if it meets it
+def _is_not_key(time: int, frame: av.VideoFrame) -> bool:
+    return frame.pts != time or not frame.key_frame
 
 
 def _intact_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    count = 0
     for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise VideoError(f"damaged or truncated after frame {count}")
         for frame in packet.decode():
-            if packet.is_corrupt or frame.is_corrupt:
-                raise _SeekError
+            if frame.is_corrupt:
+                raise VideoError(f"damaged after frame {count}")
+            count += 1
+            frame.opaque = stream.sample_aspect_ratio  # for `display_size`; frames do not have it in PyAV
             yield frame
 
 
 @contextmanager
 def _opened(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a video that is as long as it says; its frames are to be decoded by one thread."""
+    """Open a video that is as long as it says, for decoding in one thread."""
     with open_regular(video) as file:
         check_length(file)
         file.seek(0)
@@ -304,7 +277,7 @@ def _opened(video: Path) -> Iterator[tuple[av.container.InputContainer, av.Video
             if stream.codec_context is None:
                 raise VideoError("no decoder for its video stream")
             check_pixels(stream.codec_context.width, stream.codec_context.height)
-            # For streams whose size changes, or is not known before a frame is decoded.
+            # For streams whose size changes, or is unknown before a frame is decoded.
             stream.codec_context.options = _LIMIT
             # Programs share the cores among several videos.
             stream.codec_context.thread_count = 1
@@ -315,23 +288,21 @@ def _reason(error: Exception, count: int) -> VideoError:
     """What is wrong with a video of which `count` frames could be read."""
     if isinstance(error, VideoError):
         return error
-    if isinstance(error, av.FFmpegError):
-        if not count:
-            return VideoError("not a video, or damaged at its beginning")
-        return VideoError(f"damaged or truncated after frame {count} ({error.strerror})")
-    if isinstance(error, OSError):
+    if isinstance(error, av.FFmpegError) and not count:
+        return VideoError("not a video, or damaged at its beginning")
+    if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
         return VideoError(f"cannot be read ({error.strerror})")
-    # Whatever bytes can make PyAV raise; the file is at fault.
-    return VideoError(f"cannot be decoded after frame {count} ({_cause(error)})")
+    # PyAV raises many kinds of errors for damaged bytes.
+    return VideoError(f"damaged or truncated after frame {count} ({_cause(error)})")
 
 
 def check_length(file: BinaryIO) -> None:
     """Compare a file's length with what its container declares.
 
-    The demuxers take a file that ends too early for one that ends: in a truncated webm every
-    remaining frame decodes without an error. The containers are nested boxes that begin with their
-    lengths, so following the outer ones to the end tells (webm and mkv: RFC 8794; mp4 and mov:
-    ISO/IEC 14496-12; avi: RIFF). Containers of other kinds are not checked.
+    The demuxers do not notice a file that ends too early: in a truncated webm every remaining frame decodes
+    without an error. The containers are nested boxes that begin with their lengths, so following the outer
+    ones to the end suffices (webm and mkv: RFC 8794; mp4 and mov: ISO/IEC 14496-12; avi: RIFF). Other
+    containers are not checked.
 
     Args:
         file: at its beginning.
@@ -356,105 +327,12 @@ def check_length(file: BinaryIO) -> None:
         raise VideoError(f"truncated: {length} bytes of at least {end}")
 
 
-def check_pixels(width: int, height: int) -> None:
-    """Refuse frames that are too large to be meant.
-
-    Raises:
-        VideoError: so many pixels are more than `MAX_PIXELS`.
-    """
-    if width * height > MAX_PIXELS:
-        raise VideoError(f"frames of {width} x {height} pixels, which is more than {MAX_PIXELS}")
-
-
-def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Yield frames with the number of instants 0, 1/fps, 2/fps, ... at which each is on the screen.
-
-    A webm rounds times to milliseconds: being late by one, a frame is still in time.
-
-    Args:
-        frames: in the order of display, at least one, such as those of `decode`.
-        fps: frames per second.
-
-    Yields:
-        Each frame, and how often it is shown: 0 where the next one follows before an instant.
-
-    Raises:
-        VideoError: a frame has no time, is shown before the one before it, or more than `MAX_REPEATS` times.
-    """
-
-    def seconds(frame: av.VideoFrame) -> Fraction:
-        if frame.pts is None or frame.time_base is None:
-            raise VideoError("a frame without a time, which --fps needs")
-        return frame.pts * frame.time_base
-
-    frame = next(frames)
-    start = time = seconds(frame)
-    shown = 0
-    for number, following in enumerate(itertools.chain(frames, [None]), start=1):
-        end = seconds(following) if following else time + (frame.duration or 0) * frame.time_base
-        if end < time:
-            raise VideoError(f"the time goes back after frame {number}, which --fps cannot follow")
-        # At least one of the first, should the container not know how long it lasts.
-        upto = max(shown, 1, math.ceil((end - start - Fraction(1, 1000)) * fps))
-        if upto - shown > MAX_REPEATS:
-            raise VideoError(
-                f"--fps would repeat frame {number} {upto - shown} times (at most {MAX_REPEATS}); "
-                f"it is shown for {float(end - time):g} s"
-            )
-        yield frame, upto - shown
-        frame, time, shown = following, end, upto
-
-
-def to_image(frame: av.VideoFrame, width: int, height: int, scaler: VideoReformatter) -> Image.Image:
-    """Scale a frame, bicubically, to an upright image with the colours that JPEG has.
-
-    JPEG's colours are BT.601. Going there directly, not by way of RGB, saves half of the work after
-    decoding, and a rounding.
-
-    Args:
-        frame: of `decode`.
-        width: in pixels, before the frame is turned as players turn it.
-        height: likewise.
-        scaler: the same for all frames of a video, which saves preparing it for each.
-
-    Returns:
-        YCbCr, 8 bits, full range, the chroma as large as the luma. Width and height are exchanged if
-        the frame is turned by a quarter.
-
-    Raises:
-        VideoError: it cannot be scaled.
-    """
-    try:
-        scaled = scaler.reformat(
-            frame,
-            width,
-            height,
-            format="yuv444p",
-            dst_color_range=frame.color_range or ColorRange.MPEG,
-            dst_colorspace=Colorspace.ITU601,
-            interpolation=Interpolation.BICUBIC,
-            threads=1,
-        )
-    except Exception as error:  # of many kinds, for pixel formats that cannot be converted or no memory
-        raise VideoError(f"cannot be scaled to {width} x {height} ({_cause(error)})") from None
-    size = width, height
-    channels = [Image.frombuffer("L", size, p, "raw", "L", p.line_size, 1) for p in scaled.planes]
-    if frame.color_range != ColorRange.JPEG:
-        channels = [image.point(table) for image, table in zip(channels, _FULL_RANGE, strict=True)]
-    image = Image.merge("YCbCr", channels)
-    return image.transpose(_TURNS[frame.rotation]) if frame.rotation in _TURNS else image
-
-
-def _cause(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 def _webm_end(file: BinaryIO, length: int) -> int:
     position, end = 0, length
     while position < end:
         file.seek(position)
-        # An identifier and a size, each as long as its leading zero bits tell. A header that the end
-        # of the file cuts short is filled up, which takes the position beyond that end.
+        # An identifier and a size, whose lengths follow from their leading zero bits. The padding of a header
+        # that is cut short moves the position beyond the end.
         head = file.read(12).ljust(12, b"\xff")
         size_at = 9 - head[0].bit_length()
         body_at = size_at + 9 - head[size_at].bit_length() if size_at <= 4 else 0
@@ -463,7 +341,7 @@ def _webm_end(file: BinaryIO, length: int) -> int:
         unknown = (1 << 7 * (body_at - size_at)) - 1
         size = int.from_bytes(head[size_at:body_at], "big") & unknown
         position += body_at
-        # Into the segment, and into whatever was written before its size was known; past the rest.
+        # Descend into the segment and into elements of unknown size; skip the others.
         if head[:size_at] == _EBML_SEGMENT:
             if size != unknown:
                 end = position + size
@@ -482,8 +360,117 @@ def _mp4_end(file: BinaryIO, length: int) -> int:
         size, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if size == 1:
             size = int.from_bytes(head[8:], "big")
-        # 0 means "to the end of the file"; what is not a box may follow the last one.
+        # 0 means "to the end of the file". Other data may follow the last box.
         if size < 8 or kind not in _MP4_BOXES:
             break
         position += size
     return position
+
+
+def display_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height at which players show a frame from `decode`, in pixels, before they turn it.
+
+    The stored width differs if pixels are not square (anamorphic video).
+    """
+    return max(1, round(frame.width * (frame.opaque or 1))), frame.height
+
+
+def _transposition(frame: av.VideoFrame) -> Image.Transpose | None:
+    """How players turn and mirror a frame: by its display matrix, which maps (x, y) to (ax + cy, bx + dy)."""
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return None
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    method = Image.Transpose
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        methods = [None, method.FLIP_TOP_BOTTOM, method.FLIP_LEFT_RIGHT, method.ROTATE_180]
+        return methods[2 * (a < 0) + (d < 0)]
+    methods = [method.TRANSPOSE, method.ROTATE_270, method.ROTATE_90, method.TRANSVERSE]
+    return methods[2 * (b < 0) + (c < 0)]
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse frames that are too large.
+
+    Raises:
+        VideoError: more pixels than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise VideoError(f"frames of {width} x {height} pixels, which is more than {MAX_PIXELS}")
+
+
+def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
+    """Yield the frames that are on the screen at the times 0, 1/fps, 2/fps, ... of a video.
+
+    Args:
+        frames: in display order, such as from `decode`.
+        fps: frames per second.
+
+    Raises:
+        VideoError: a frame has no time, or would be yielded more than `MAX_REPEATS` times.
+    """
+
+    def seconds(frame: av.VideoFrame) -> Fraction:
+        if frame.pts is None or frame.time_base is None:
+            raise VideoError("a frame without a time, which --fps needs")
+        return frame.pts * frame.time_base
+
+    start, count = None, 0
+    for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
+        start = seconds(frame) if start is None else start
+        end = seconds(following) if following else seconds(frame) + (frame.duration or 0) * frame.time_base
+        # A webm rounds times to milliseconds. The first frame is shown even if its duration is unknown.
+        repetitions = max(math.ceil((end - start - Fraction(1, 1000)) * fps), 1) - count
+        if repetitions > MAX_REPEATS:
+            raise VideoError(f"--fps would repeat a frame {repetitions} times (at most {MAX_REPEATS})")
+        yield from itertools.repeat(frame, repetitions)
+        count += max(repetitions, 0)
+
+
+class FrameConverter:
+    """Converts the frames of one video to upright images of one size.
+
+    JPEG's colours are BT.601. Converting to them directly instead of through RGB saves half of the work after
+    decoding, and one rounding.
+
+    Args:
+        size: width and height, in pixels, before players turn the frame; see `display_size`.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self._scaler = VideoReformatter()  # prepared once for all frames
+
+    def __call__(self, frame: av.VideoFrame) -> Image.Image:
+        """Scale a frame bicubically, and turn and mirror it as players do.
+
+        Returns:
+            YCbCr, 8 bits, full range, without chroma subsampling. A quarter turn swaps width and height.
+
+        Raises:
+            VideoError: it cannot be scaled.
+        """
+        try:
+            scaled = self._scaler.reformat(
+                frame,
+                *self.size,
+                format="yuv444p",
+                dst_color_range=frame.color_range or ColorRange.MPEG,
+                dst_colorspace=Colorspace.ITU601,
+                interpolation=Interpolation.BICUBIC,
+                threads=1,
+            )
+        except Exception as error:  # many kinds: pixel formats that cannot be converted, no memory
+            raise VideoError(
+                f"cannot be scaled to {self.size[0]} x {self.size[1]} ({_cause(error)})"
+            ) from None
+        channels = [Image.frombuffer("L", self.size, p, "raw", "L", p.line_size, 1) for p in scaled.planes]
+        if frame.color_range != ColorRange.JPEG:
+            channels = [image.point(table) for image, table in zip(channels, _FULL_RANGE, strict=True)]
+        image = Image.merge("YCbCr", channels)
+        method = _transposition(frame)
+        return image if method is None else image.transpose(method)
+
+
+def _cause(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

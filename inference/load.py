@@ -1,22 +1,18 @@
 """Load a model from any file that has one: a checkpoint of this code, a released one, a state dict, ONNX."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch.overrides import TorchFunctionMode
+
 from inference.fuse import fuse
 from inference.onnx_model import OnnxModel
 from models import TemporalModel
-from training.checkpoint import (
-    ModelSpec,
-    build_model,
-    describe_model,
-    is_onnx,
-    load_checkpoint,
-    load_weights,
-    possible_types,
-)
+from training.checkpoint import load_checkpoint, load_weights
+from training.describe import ModelSpec, describe_model, possible_types
 from utils.cli import UserError
 from utils.distributed import World
 from utils.precision import DTYPES, Precision, evaluation_precision
@@ -24,7 +20,7 @@ from utils.precision import DTYPES, Precision, evaluation_precision
 
 @dataclass
 class ModelOptions:
-    """What the user states about the model; None: read it from the file. Programs pass their `args` instead."""
+    """What the user states about the model; None: read it from the file. Programs pass their `args`."""
 
     type: str | None = None
     arch: str | None = None
@@ -69,6 +65,11 @@ class LoadedModel(NamedTuple):
         return line
 
 
+def is_onnx(path: str | Path) -> bool:
+    """Whether the name of a file is that of an ONNX model."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
 def load_model(
     path: str | Path,
     options: ModelOptions | Namespace,
@@ -87,22 +88,18 @@ def load_model(
     Raises:
         UserError: the file cannot be used, or an option contradicts it.
     """
-    if allow_onnx and is_onnx(path):
-        onnx_model = OnnxModel(path)
-        checkpoint = onnx_model.checkpoint
-    else:
-        onnx_model = None
-        checkpoint = load_checkpoint(path)
+    onnx_model = OnnxModel(path) if allow_onnx and is_onnx(path) else None
+    checkpoint = onnx_model.checkpoint if onnx_model else load_checkpoint(path)
     spec = describe_model(checkpoint, path, options.type)
     types = possible_types(checkpoint, path)
     is_type_guessed = options.type is None and len(types) > 1
     if is_type_guessed and not allow_guess:
         raise UserError(f"{path}: its tensors fit {' or '.join(types)}: state the type")
     num_segments, input_size = _check_options(options, spec, checkpoint.get("options", {}), path)
-    model = onnx_model
-    if model is None:
-        model = build_model(spec, num_segments, input_size, path)
-        load_weights(model, checkpoint["state_dict"], path)
+    if onnx_model:
+        return LoadedModel(onnx_model.eval(), spec, checkpoint, path, is_type_guessed)
+    model = build_model(spec, num_segments, input_size, path)
+    load_weights(model, checkpoint["state_dict"], path)
     return LoadedModel(model.eval(), spec, checkpoint, path, is_type_guessed)
 
 
@@ -114,7 +111,7 @@ def load_fused(
     Args:
         path: see `load_model`; ONNX is accepted.
         options: see `load_model`.
-        world: its device is where the model runs (for an ONNX file it must be the CPU).
+        world: the model runs on its first device; for an ONNX file this must be the CPU.
         amp: a key of `DTYPES`, 'auto', or None for the precision that the checkpoint was trained in.
 
     Returns:
@@ -127,6 +124,42 @@ def load_fused(
     precision = evaluation_precision(amp, loaded.options.get("amp", "off"), world.device)
     model = fuse(loaded.model, world.device, DTYPES[precision.amp]).to(world.device)
     return loaded._replace(model=model), precision
+
+
+def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str | Path) -> TemporalModel:
+    """Build a model whose weights are loaded next; until then they are uninitialised memory.
+
+    Raises:
+        UserError: the configuration is not possible.
+    """
+    try:
+        with _NoInitialisation():
+            return TemporalModel(
+                spec.num_class,
+                num_segments,
+                spec.type,
+                spec.arch,
+                spec.alpha,
+                spec.beta,
+                dropout=0.3 if spec.has_dropout else 0,  # any rate above 0 gives the same names of tensors
+                input_size=input_size,
+            )
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Skip the random numbers of `torch.nn.init`, which take half a second."""
+
+    FUNCTIONS = ("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_")
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", None) in self.FUNCTIONS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _check_options(

@@ -1,4 +1,4 @@
-"""utils/annotations.py: small annotations of each data set. Whole runs are in test_process_dataset.py."""
+"""annotations.py: small annotations of each data set. Whole runs are in test_process_dataset.py."""
 
 import json
 import os
@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dataset
+from annotations import OwnVideo, Video, make_lists, read_annotations, read_test_list
 from classes import check_name, read_categories
 from datasets_video import check_folder
-from utils.annotations import OwnVideo, Video, make_lists, read_annotations, read_test_list
 from utils.cli import UserError
 
 

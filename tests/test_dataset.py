@@ -17,18 +17,9 @@ from PIL import Image
 from synthetic import CATEGORIES, make_dataset
 
 from classes import mirrored_labels
-from dataset import (
-    ClipLoader,
-    ClipSampler,
-    VideoDataSet,
-    VideoRecord,
-    check_same_list,
-    check_videos,
-    evaluation_batches,
-    open_videos,
-    read_list,
-)
+from dataset import VideoDataSet, VideoRecord, check_same_list, check_videos, open_videos, read_list
 from datasets_video import return_dataset
+from loader import ClipLoader, ClipSampler, evaluation_batches
 from transforms import Compose, GroupScale, Stack, evaluation_transform, training_transform
 from utils.cli import UserError
 
@@ -302,7 +293,8 @@ import sys
 
 sys.path[:0] = [{str(REPOSITORY)!r}]
 
-from dataset import VideoDataSet, evaluation_batches, ClipLoader
+from dataset import VideoDataSet
+from loader import (evaluation_batches, ClipLoader)
 from utils.cli import run_program
 from transforms import Stack
 

@@ -10,10 +10,11 @@ from synthetic import CATEGORIES
 from video_files import cut, numbered_image, read_number, write_audio, write_video
 
 from classes import mirrored_labels
-from dataset import ClipLoader, ClipSampler, VideoDataSet, open_videos, read_list
+from dataset import VideoDataSet, open_videos, read_list
 from datasets_video import return_dataset
 from frames.sources import FrameFolders, VideoFiles
 from frames.video import decode, to_image
+from loader import ClipLoader, ClipSampler
 from transforms import Compose, Stack, evaluation_transform, training_transform
 from utils.cli import UserError
 

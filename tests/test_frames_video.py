@@ -1,4 +1,4 @@
-"""frames/video.py: frames in time, and their images. For what it makes of files see test_extract_frames.py."""
+"""frames/video.py: frames in time, and their images. See also test_extract_frames.py."""
 
 from contextlib import nullcontext
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Defects that only GPUs show, tested without one: threads for replicas, patched device counts, fake tensors."""
+"""Defects that only GPUs show, tested without one: with threads, patched device counts and fake tensors."""
 
 import threading
 from argparse import Namespace
@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import PixelModel, Predictor, train_one_epoch
+from frames import resize
 from frames.resize import DecodedClips, resize_clips
 from inference.fuse import fuse, to_channels_last
 from models import TemporalModel
 from training.optim import make_optimizer
 from training.state import TrainState
-from utils.cli import UserError
-from utils.distributed import DataParallel, World, init_distributed
+from utils.cli import UserError, run_program
+from utils.distributed import DataParallel, World, init_distributed, leave
+from utils.metrics import DivergedError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 OPTIONS = {
@@ -210,3 +213,47 @@ def test_last_smaller_batch_is_not_compiled(monkeypatch):
     model = PixelModel(small_model(), compiled=True).eval()
     sizes = [len(model(pixels(videos))) for videos in (2, 2, 1)]
     assert (sizes, shapes) == ([2, 2, 1], [2, 2])
+
+
+def test_fp16_scale_that_only_falls_is_divergence():
+    args = Namespace(**OPTIONS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2e-3)
+    state = TrainState(small_model(), make_optimizer(small_model(), args), scaler, World(0, 1, [CPU]), {})
+    state.check_loss()
+    scaler.scale(torch.ones(()))  # creates the scale
+    scaler.update(9e-4)
+    with pytest.raises(DivergedError):
+        state.check_loss()
+
+
+@pytest.mark.parametrize("is_error", [True, False])
+def test_process_group_is_destroyed_after_success_only(monkeypatch, is_error):
+    calls = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: "destroy" not in calls)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("destroy"))
+    monkeypatch.setattr("os._exit", lambda status: calls.append(status))
+
+    def main():
+        if is_error:
+            raise UserError("an unreadable frame")
+        leave()
+
+    with pytest.raises(SystemExit) as exit_:
+        run_program(main)
+    assert (calls, exit_.value.code) == (([1], 1) if is_error else (["destroy"], None))
+
+
+def test_resize_of_a_batch_takes_few_launches(monkeypatch):
+    launches = []
+    monkeypatch.setitem(resize._MAX_BYTES, "cpu", resize._MAX_BYTES["cuda"])
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view:
+                launches.append(function)
+            return function(*args, **(kwargs or {}))
+
+    clips = decoded_clips(24)
+    with Count():
+        resize_clips(clips)
+    assert len(launches) <= 30

@@ -9,9 +9,9 @@ from helpers import REPOSITORY
 # From the lowest to the highest.
 LAYERS = (
     ("utils",),
-    ("gst", "baselines", "resnet_gst", "models", "classes", "datasets_video"),
+    ("gst", "baselines", "resnet_gst", "models", "classes", "datasets_video", "annotations"),
     ("frames",),
-    ("dataset", "transforms"),
+    ("dataset", "loader", "transforms"),
     ("reports", "training", "inference"),
     ("engine", "opts"),
     ("main", "test_models", "test_video", "hubconf", "tools"),

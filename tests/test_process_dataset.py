@@ -16,10 +16,10 @@ from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, f
 from PIL import Image
 from video_files import cut, remux, write_audio, write_video
 
+from annotations import read_annotations
 from classes import read_categories, released_categories
 from dataset import read_list
 from frames.video import decode
-from utils.annotations import read_annotations, read_test_list
 from utils.files import write_texts
 
 TOOL = "tools/process_dataset.py"

@@ -20,7 +20,7 @@ from forked import Program, descendants, free_port, start_torchrun
 from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to, run, running
 from resume_harness import NAME, ONE_THREAD, checkpoint_of, differences, training_options, what_is_left
 
-from dataset import ClipSampler
+from loader import ClipSampler
 from training.run import Curves, _LogFile, format_csv
 from utils.cli import log
 

@@ -22,9 +22,10 @@ from video_files import cut, numbered_image, remux, write_audio, write_blank, wr
 from classes import released_categories
 from frames.sources import find_videos, open_video
 from frames.video import decode, decode_frames, index_frames
+from inference.load import build_model
 from models import TemporalModel
 from reports.render import Answer, Caption, contact_sheet, render
-from training.checkpoint import build_model, describe_model
+from training.describe import describe_model
 from utils.cli import UserError
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"

@@ -24,7 +24,7 @@ from inference.export import FORMATS, Exported
 from inference.load import LoadedModel, load_model
 from models import TemporalModel
 from opts import add_unsaid_options
-from training.checkpoint import class_names
+from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
 from utils.distributed import keep_freed_memory
 from utils.files import check_new_file, write_atomically, writing

@@ -7,7 +7,8 @@ from typing import Any
 from classes import match_categories
 from models import TemporalModel
 from resnet_gst import load_2d_weights
-from training.checkpoint import class_names, describe_model, load_start, load_weights, read_pretrained
+from training.checkpoint import load_start, load_weights, read_pretrained
+from training.describe import class_names, describe_model
 from utils.cli import UserError, log
 from utils.distributed import World
 

@@ -18,19 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dataset import ClipSampler, Datasets, check_same_list
+from dataset import Datasets, check_same_list
 from frames.resize import DecodedClips, resize_clips
+from loader import ClipSampler
 from reports.curves import Curves
 from reports.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
-from training.checkpoint import (
-    check_categories,
-    describe_model,
-    find_mirrored,
-    load_checkpoint,
-    load_newest,
-    save_checkpoint,
-    set_aside_newer,
-)
+from training.checkpoint import load_checkpoint, load_newest, save_checkpoint, set_aside_newer
+from training.describe import check_categories, describe_model, find_mirrored
 from training.files import RunFiles, describe_start, format_csv, read_parts, write_json
 from training.optim import learning_rate
 from training.state import TrainState
@@ -130,16 +124,20 @@ class Run:
     def check_data(self, checkpoint: dict[str, Any], data: Datasets) -> None:
         """Check that a checkpoint continues with the same data: lists, classes and mirrored classes.
 
-        Args:
-            checkpoint: content of the checkpoint to continue from.
-            data: the data of the run.
-
         Raises:
             UserError: they differ.
         """
         path = self.checkpoint
         check_categories(checkpoint, data.categories, path)
-        check_flips(data.mirrored, checkpoint, data.categories, path)
+        if "mirrored" in checkpoint:
+            mirrored = find_mirrored(checkpoint, data.categories, path)
+            pairs = zip(data.categories, mirrored, data.mirrored, strict=True)
+            differing = [name for name, old, new in pairs if old != new]
+            if differing:
+                raise UserError(
+                    f"{path} was trained with another mirrored class for '{printable(differing[0])}': "
+                    "give the same --flip_pairs or --no_flip to continue it"
+                )
         check_same_list(data.train, checkpoint.get("data"), path, "trained")
         check_same_list(data.val, checkpoint.get("val_data"), path, "validated")
         changes = describe_changes(self.args, checkpoint, self.world.num_devices)
@@ -153,11 +151,6 @@ class Run:
 
     def begin(self, state: TrainState, data: Datasets, sampler: ClipSampler) -> None:
         """Prepare the files, and catch signals from now on.
-
-        Args:
-            state: state of the run.
-            data: the data of the run.
-            sampler: the batches of this process.
 
         Raises:
             UserError: the files cannot be written, or the checkpoint has more steps than the epoch.
@@ -236,10 +229,6 @@ class Run:
     def after_step(self, state: TrainState, step: "Step") -> None:
         """Draw the first batch, add the step's curves, save if due, and stop if a signal asks for it.
 
-        Args:
-            state: state of the run.
-            step: the finished step.
-
         Raises:
             SystemExit: a signal stops the run; the exit status is the shell's for that signal.
             UserError: see `save`.
@@ -300,7 +289,7 @@ class Run:
         Raises:
             DivergedError: a loss was not finite.
         """
-        state.watch.check()
+        state.check_loss()
         loss, prec1, prec5 = averages(state.meters.totals)
         seconds = time.monotonic() - self.last_end
         log.info(f"Training Results: Prec@1 {prec1:.3f} Prec@5 {prec5:.3f} Loss {loss:.5f} ({seconds:.0f} s)")
@@ -322,9 +311,7 @@ class Run:
     def end_epoch(self, state: TrainState, result: Result | None) -> None:
         """Log and save an epoch, also as the best one; stop if a signal asks for it.
 
-        Args:
-            state: state of the run, all steps of the epoch finished.
-            result: the validation; None if it was not due, or a signal stopped it.
+        The result of the validation is None if it was not due, or if a signal stopped it.
 
         Raises:
             UserError: the validation loss is not finite, or see `save`.
@@ -369,11 +356,6 @@ class Run:
     def save(self, state: TrainState, is_best: bool = False, is_last: bool = False) -> None:
         """Save checkpoint and CSV file in the main process. One failure is tolerated.
 
-        Args:
-            state: state of the run.
-            is_best: also save it as the best one.
-            is_last: no other save follows.
-
         Raises:
             DivergedError: a loss was not finite; nothing is saved then.
             UserError: it failed, and so did the save before, or no other save follows.
@@ -399,15 +381,7 @@ class Run:
 def make_metadata(
     args: Namespace, run: Run, data: Datasets, amp: str, has_new_classifier: bool
 ) -> dict[str, Any]:
-    """What a checkpoint says about its run, apart from its state.
-
-    Args:
-        args: options of main.py.
-        run: the run.
-        data: the data of the run.
-        amp: precision of training, a key of `utils.precision.DTYPES`.
-        has_new_classifier: whether the classifier started from scratch.
-    """
+    """What a checkpoint says about its run, apart from its state."""
     return {
         "arch": args.arch,
         "options": vars(args) | {"amp": amp, "source": data.source},
@@ -446,37 +420,8 @@ def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> Non
         raise UserError(f"--start-epoch {args.start_epoch}: {path} continues at epoch {epoch}")
 
 
-def check_flips(mirrored: list[int], checkpoint: dict[str, Any], categories: list[str], path: Path) -> None:
-    """Check that a checkpoint continues with the same mirrored classes.
-
-    Args:
-        mirrored: the label of each class in a mirrored clip, from `mirrored_labels`.
-        checkpoint: content of the checkpoint; an old one does not have its labels.
-        categories: class names.
-        path: the checkpoint's file, for the message.
-
-    Raises:
-        UserError: names the first class that differs.
-    """
-    if "mirrored" not in checkpoint:
-        return
-    expected = find_mirrored(checkpoint, categories, path)
-    changed = [name for name, old, new in zip(categories, expected, mirrored, strict=True) if old != new]
-    if changed:
-        raise UserError(
-            f"{path} was trained with another mirrored class for '{printable(changed[0])}': "
-            "give the same --flip_pairs or --no_flip to continue it"
-        )
-
-
 def describe_changes(args: Namespace, checkpoint: dict[str, Any], num_devices: int) -> list[str]:
-    """Allowed changes that make a resumed run differ from an uninterrupted one.
-
-    Args:
-        args: options of main.py.
-        checkpoint: content of the checkpoint to continue from.
-        num_devices: devices that share a batch now.
-    """
+    """Allowed changes that make a resumed run differ from an uninterrupted one."""
     changes = []
     epochs = checkpoint.get("options", {}).get("epochs", args.epochs)
     if args.lr_schedule == "cosine" and epochs != args.epochs:

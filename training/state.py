@@ -1,5 +1,6 @@
 """Everything that changes during training."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from models import TemporalModel
 from training.optim import load_optimizer
 from utils.cli import log
 from utils.distributed import World
-from utils.metrics import ClipMeters, LossWatch, averages
+from utils.metrics import ClipMeters, DivergedError, LossWatch, averages
+
+# fp16's loss scale starts at 65536 and is halved after each step whose gradients are not finite.
+MIN_SCALE = 1e-3
 
 
 class TrainState:
@@ -68,6 +72,16 @@ class TrainState:
         else:
             self.watch.add(step, loss + gradient_norm)
 
+    def check_loss(self) -> None:
+        """Look at the losses since the last check. That waits for the device.
+
+        Raises:
+            DivergedError: a loss is not finite, or fp16 finds no scale for it.
+        """
+        self.watch.check()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_SCALE:
+            raise DivergedError(self.step - 1, math.nan)
+
     def last_averages(self) -> dict[str, float]:
         """Loss and accuracies (percent) of the last step."""
         return dict(zip(("loss", "prec1", "prec5"), averages(self.meters.last.tolist()), strict=True))
@@ -89,7 +103,7 @@ class TrainState:
         Raises:
             DivergedError: a loss was not finite.
         """
-        self.watch.check()
+        self.check_loss()
         return self.metadata | {
             "epoch": self.epoch,
             "step": self.step,

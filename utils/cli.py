@@ -100,9 +100,11 @@ def run_program(
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
         setattr(sys, name, stream)
     try:
-        sys.exit(main(parse()) if parse else main())
+        status = main(parse()) if parse else main()
+    except SystemExit as error:
+        status = error.code
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
     except Exception as error:
         # Half-built objects must not print a traceback after the message when they are deleted.
         sys.unraisablehook = lambda _: None
@@ -110,14 +112,18 @@ def run_program(
             log.error("error: %s", message)
         else:
             log.critical("unexpected error:", exc_info=True)
-        sys.exit(error.status if isinstance(error, UserError) else 1)
-    finally:
-        # Loader processes ignore SIGTERM, which multiprocessing would send them.
-        for child in multiprocessing.active_children():
-            child.kill()
-        with suppress(OSError):
-            at_end.close()
-        discard_lost_output()
+        status = error.status if isinstance(error, UserError) else 1
+    # Loader processes ignore SIGTERM, which multiprocessing would send them.
+    for child in multiprocessing.active_children():
+        child.kill()
+    with suppress(OSError):
+        at_end.close()
+    discard_lost_output()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        # After an error, this process of torchrun must not wait for the others: they wait for this one.
+        os._exit(status or 0)
+    sys.exit(status)
 
 
 def _describe_error(error: Exception) -> str | None:

@@ -1,0 +1,282 @@
+"""Batches of clips: their order in training and evaluation, and the processes that load them.
+
+`dataset.VideoDataSet` makes the clips.
+"""
+
+import errno
+import multiprocessing.connection
+import os
+import signal
+import sys
+import tempfile
+import threading
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+
+from frames.resize import DecodedClips, decodes_only
+from utils.cli import UserError
+from utils.distributed import World
+
+if TYPE_CHECKING:
+    from dataset import Datasets
+
+Batch = list[torch.Tensor | DecodedClips]  # clips and labels
+
+
+class ClipSampler(Sampler):
+    """The batches of one process in an epoch of training.
+
+    The order depends only on seed and epoch. The processes share each batch, so that its clips do not depend
+    on their number. A batch with fewer clips than processes is left out.
+
+    Args:
+        num_clips: clips of the data set.
+        batch_size: clips of a batch, over all processes.
+        seed: seed of the order.
+        accumulate: batches in one step of the optimizer.
+        rank: number of this process.
+        size: number of processes.
+        is_excluded: for each clip, whether to remove it from its batch; other batches do not change.
+
+    Yields:
+        Lists of `(epoch, number of the clip)`, which determine each clip's augmentation.
+    """
+
+    def __init__(
+        self,
+        num_clips: int,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        size: int = 1,
+        is_excluded: np.ndarray | None = None,
+    ) -> None:
+        self.num_clips = num_clips
+        self.batch_size = batch_size
+        self.seed = seed
+        self.accumulate = accumulate
+        self.rank = rank
+        self.size = size
+        self.is_included = np.ones(num_clips, dtype=bool) if is_excluded is None else ~is_excluded
+        self.start(0)
+
+    def start(self, epoch: int, first_step: int = 0) -> list[list[int]]:
+        """Go to an epoch and to a step in it, and return `batch_sizes`."""
+        self.epoch = epoch
+        self.first_step = first_step
+        self._order = np.random.default_rng((self.seed, epoch, 0)).permutation(self.num_clips)
+        return self.batch_sizes()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        whole, rest = divmod(self.num_clips, self.batch_size * self.accumulate)
+        return whole + (rest >= self.size)
+
+    def batches_of(self, step: int) -> list[np.ndarray]:
+        """The batches of a step of the optimizer: the numbers of their clips, over all processes."""
+        start = step * self.batch_size * self.accumulate
+        starts = range(start, start + self.batch_size * self.accumulate, self.batch_size)
+        batches = [self._order[start : start + self.batch_size] for start in starts]
+        batches = [batch[self.is_included[batch]] for batch in batches]
+        return [batch for batch in batches if len(batch) >= self.size]
+
+    def batch_sizes(self) -> list[list[int]]:
+        """The clips in each batch of each step, over all processes."""
+        return [[len(batch) for batch in self.batches_of(step)] for step in range(self.num_steps)]
+
+    def clips_of(self, step: int) -> list[int]:
+        """The numbers of a step's clips."""
+        return [int(clip) for batch in self.batches_of(step) for clip in batch]
+
+    def __len__(self) -> int:
+        return sum(len(self.batches_of(step)) for step in range(self.first_step, self.num_steps))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.num_steps):
+            for batch in self.batches_of(step):
+                share = np.array_split(batch, self.size)[self.rank]
+                yield [(self.epoch, int(number)) for number in share]
+
+
+def evaluation_batches(
+    clips: Sequence[int], batch_size: int, rank: int = 0, size: int = 1
+) -> list[list[int]]:
+    """The batches of one process in an evaluation: every `size`th batch, in the order of the list.
+
+    Processes take whole batches, so that a clip is always computed in the same batch, and results do not
+    depend on the number of processes.
+    """
+    batches = [list(map(int, clips[i : i + batch_size])) for i in range(0, len(clips), batch_size)]
+    return batches[rank::size]
+
+
+class ClipLoader(DataLoader):
+    """Batches of clips and labels.
+
+    The clips are uint8, batch x (views x) frames x height x width x channel; or, with `decode_only`, the
+    input of `frames.resize.resize_clips`.
+
+    Args:
+        dataset: the clips.
+        batches: the clip numbers of each batch.
+        workers: number of processes that load clips; 0 for none.
+        decode_only: leave the resize to the device.
+
+    Raises:
+        UserError: a clip cannot be loaded, a worker was killed or has no shared memory left, or the path for
+            temporary files is too long for the workers' sockets.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: ClipSampler | list[list[int]],
+        workers: int,
+        decode_only: bool = False,
+    ) -> None:
+        if workers and len(tempfile.gettempdir()) > 70:
+            # A socket's name has at most 108 bytes; with a longer one, torch hangs.
+            raise UserError(
+                f"TMPDIR {tempfile.gettempdir()}: is too long a path for --workers; give a shorter one"
+            )
+        super().__init__(
+            _BatchDataset(dataset, decode_only),
+            batch_sampler=batches,
+            collate_fn=_keep_batch,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            worker_init_fn=_prepare_worker,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        # torch's iterator draws a random number, so it starts now and not with the first batch.
+        with self._one_line_errors():
+            batches = super().__iter__()
+        if self.num_workers:
+            # torch's handler would raise anywhere in the program. Dead workers are noticed below, too.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return self._checked(batches)
+
+    def _checked(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+        while True:
+            with self._one_line_errors():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+    @contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        """Replace torch's errors of several lines for lost workers, and a lack of files or shared memory."""
+        threading.excepthook = _keep_pin_error
+        _pin_errors.clear()
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            text = f"{error} {_pin_errors}"
+            if "Too many open files" in text:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+            if "</torch_" in text:  # torch's name of a piece of shared memory
+                remedies = "--resize workers, " if self.dataset.decode_only else ""
+                raise UserError(
+                    "/dev/shm: has no room for the clips of --workers; make it larger (docker run "
+                    f"--shm-size), or try {remedies}fewer --workers or a smaller batch"
+                ) from None
+            workers = {worker.sentinel: worker for worker in getattr(self._iterator, "_workers", ())}
+            dead = multiprocessing.connection.wait(list(workers), timeout=1)
+            if not dead:
+                raise
+            raise UserError(
+                f"a process that loads clips (pid {workers[dead[0]].pid}) was killed; if out of memory, "
+                "try fewer --workers"
+            ) from None
+
+
+_pin_errors: list[BaseException] = []
+
+
+def _keep_pin_error(args: threading.ExceptHookArgs) -> None:
+    """Keep errors of torch's pin-memory thread, which would be printed with a traceback, for `ClipLoader`."""
+    if args.thread and "_pin_memory_loop" in args.thread.name:
+        _pin_errors.append(args.exc_value)
+    else:
+        threading.__excepthook__(args)
+
+
+class _BatchDataset(Dataset):
+    """Loads whole batches. If a clip cannot be loaded, the error takes the place of the batch.
+
+    An error that is raised in a worker would reach the program as the text of a traceback.
+    """
+
+    def __init__(self, dataset: Dataset, decode_only: bool) -> None:
+        self.dataset = dataset
+        self.decode_only = decode_only
+
+    def __getitems__(self, keys: list[int | tuple[int, int]]) -> Batch | UserError:
+        try:
+            if self.decode_only:
+                clips, labels = self.dataset.decode(keys)
+            else:
+                clips, labels = default_collate([self.dataset[key] for key in keys])
+        except UserError as error:
+            return error
+        if get_worker_info():  # the thread that sends batches would silently drop one if there is no room
+            labels.share_memory_()
+        return [clips, labels]
+
+
+def _keep_batch(batch: Batch | UserError) -> Batch | UserError:
+    return batch
+
+
+def _prepare_worker(worker: int) -> None:
+    # A stop signal reaches the whole process group, but the training process needs clips to finish its step.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # The main process reports errors in one line.
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process
+
+
+def make_loaders(
+    args: Namespace, world: World, data: "Datasets", val_batch_size: int
+) -> tuple[ClipLoader, ClipLoader]:
+    """Make the loaders of this process's training and validation batches.
+
+    Args:
+        args: options of main.py.
+        world: this process and the others.
+        data: the data of the run.
+        val_batch_size: clips in a validation batch.
+
+    Raises:
+        UserError: no training batch has a clip for each process.
+    """
+    train_set, decode_only = data.train, decodes_only(args.resize, world.device)
+    sampler = ClipSampler(
+        len(train_set),
+        args.batch_size,
+        args.seed,
+        args.accumulate,
+        world.rank,
+        world.size,
+        train_set.is_excluded,
+    )
+    if not any(sampler.batch_sizes()):
+        raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")
+    batches = evaluation_batches(data.val.included, val_batch_size, world.rank, world.size)
+    return (
+        ClipLoader(train_set, sampler, args.workers, decode_only),
+        ClipLoader(data.val, batches, args.workers, decode_only),
+    )
