@@ -107,7 +107,8 @@ def main(args: Namespace) -> None:
             f"mirrored crops: {num_swapped} classes swap their scores, {num_kept} do not use these crops"
         )
     batches = evaluation_batches(dataset.included, max(1, batch_size // num_views), world.rank, world.size)
-    loader = ClipLoader(dataset, batches, args.workers, decodes_only(args.resize, world.device))
+    decode_only = decodes_only(args.resize, world.device)
+    loader = ClipLoader(dataset, batches, args.workers, decode_only, world.device.type == "cuda")
 
     # Evaluation
     predictor = Predictor(model, world, compiled, mirrored, batch_size, bool(args.save_features))

@@ -147,14 +147,15 @@ class IdentityConvolution(C2DBottleneck):
 
 
 class ZeroBranch(IdentityConvolution):
-    """A convolution parallel to the declared one starts as zero."""
+    """A residual convolution before the norm starts as zero."""
 
     def __init__(self, *args):
         super().__init__(*args)
         nn.init.zeros_(self.conv_t.weight)
 
     def aggregate(self, x):
-        return self.conv2(x) + self.conv_t(x)
+        out = self.conv2(x)
+        return out + self.conv_t(out)
 
 
 class Gate(C2DBottleneck):
@@ -244,6 +245,7 @@ def test_2d_kernels_gradients(frames, beta):
     model = make_model(frames, beta=beta, dropout=0).double()
     clips = torch.randn(2, frames, 3, 64, 64, dtype=torch.float64)
     other = copy.deepcopy(model)
+    to_channels_last(other, CPU)
     use_2d_kernels(other)
     assert has_state(other, model.state_dict())
     assert not has_3d_kernels(other)
@@ -384,34 +386,6 @@ def root(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("speed"), train=8, val=2, frames=6)
 
 
-@pytest.mark.slow
-def test_compiled_logits_gradients_and_masks(compiler):
-    model = make_model(4, 4, dropout=0.3)
-    to_channels_last(model, CPU)
-    clips = torch.randint(0, 256, (2, 4, 64, 64, 3), dtype=torch.uint8)
-
-    def train_step(network, seed):
-        torch.manual_seed(seed)
-        logits = network(clips)
-        logits.square().sum().backward()
-        gradient = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
-        return logits.detach(), gradient
-
-    networks = [PixelModel(copy.deepcopy(model)) for _ in range(2)]
-    compiled = PixelModel(copy.deepcopy(model), compiled=True)
-    logits, gradient = train_step(networks[0], 1)
-    other_logits, other_gradient = train_step(networks[1], 2)
-    compiled_logits, compiled_gradient = train_step(compiled, 1)
-    assert relative(compiled_logits, logits) < 1e-4
-    assert relative(other_logits, logits) > 1e-2  # other masks
-    # Batch norm over few values magnifies rounding.
-    assert relative(compiled_gradient, gradient) < 2e-2 < 0.1 < relative(other_gradient, gradient)
-    state_dict = networks[0].state_dict()
-    assert list(compiled.state_dict()) == list(state_dict)
-    for name, value in compiled.state_dict().items():
-        torch.testing.assert_close(value, state_dict[name], rtol=1e-4, atol=1e-5, msg=name)
-
-
 def compiled_options(root, out, *more):
     """The command line of a run of two epochs that starts or continues."""
     size = ("--input_size", 64, "-b", 2)
@@ -456,6 +430,7 @@ def runs(compiler, root, tmp_path_factory):
 
 @pytest.mark.slow
 def test_compiled_run_trains_as_eager_run(runs):
+    """With the same dropout masks: other masks change the losses by more."""
     assert runs["compiled"].graphs == 1  # training; validation is not compiled
     assert runs["plain"].graphs == 0
     plain = runs["plain"].losses
