@@ -128,6 +128,7 @@ class ClipLoader(DataLoader):
         batches: the clip numbers of each batch.
         workers: number of processes that load clips; 0 for none.
         decode_only: leave the resize to the device.
+        for_gpu: pin the memory of the batches if there is a GPU.
 
     Raises:
         UserError: a clip cannot be loaded, a worker was killed or has no shared memory left, or the path for
@@ -140,6 +141,7 @@ class ClipLoader(DataLoader):
         batches: ClipSampler | list[list[int]],
         workers: int,
         decode_only: bool = False,
+        for_gpu: bool = True,
     ) -> None:
         if workers and len(tempfile.gettempdir()) > 70:
             # A socket's name has at most 108 bytes; with a longer one, torch hangs.
@@ -151,7 +153,7 @@ class ClipLoader(DataLoader):
             batch_sampler=batches,
             collate_fn=_keep_batch,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=for_gpu and torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
         )
