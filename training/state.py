@@ -21,7 +21,7 @@ class Step(NamedTuple):
     """A step of `engine.train_one_epoch`.
 
     Attributes:
-        clips: the clips of its first batch, see `engine.PixelModel`; None if all clips of the step are excluded.
+        clips: input of `engine.PixelModel`, of the first batch; None if all clips are excluded.
         labels: their labels.
         curves: named values for TensorBoard, for the steps that are logged.
     """

@@ -207,7 +207,9 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         return _single_process(gpus, available, sync_bn, compiled)
     if gpus:
         raise UserError("--gpus: torchrun gives each process its GPU; choose with CUDA_VISIBLE_DEVICES")
-    rank, size, local, restarts = map(("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"))
+    rank, size, local, restarts = map(
+        environment_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+    )
     if rank >= size:
         raise UserError(f"environment variable RANK: is {rank}, but WORLD_SIZE is {size}")
     if available and local >= available:
