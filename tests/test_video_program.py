@@ -206,7 +206,7 @@ def test_single_frames_after_the_start_of_an_edit_list(name, tmp_path):
 
 
 def test_single_frames_where_the_container_is_wrong_about_key_frames(tmp_path):
-    write_video(tmp_path / "right.mp4", noisy_images(60), codec="mpeg4")
+    write_video(tmp_path / "right.mp4", noisy_images(60))
     remux(tmp_path / "right.mp4", tmp_path / "wrong.mp4", all_keys=True)
     assert len(index_frames(tmp_path / "wrong.mp4").keys) == 60
     assert_same_frames(tmp_path / "wrong.mp4")
