@@ -1,7 +1,7 @@
 """The baselines of the paper's comparison, and TSM: bottlenecks that treat time in other ways than GST.
 
-Only the 3x3 convolution differs from block to block, in TSM what conv1 reads. Input, output and arguments
-are those of `gst.GSTBottleneck`, without alpha and beta, which describe GST's two paths.
+Each differs from the others in one convolution. Input, output and arguments are those of
+`gst.GSTBottleneck`, without alpha and beta, which describe GST's two paths.
 """
 
 import torch
@@ -12,9 +12,12 @@ from gst import EXPANSION
 
 
 class C2DBottleneck(nn.Module):
-    """The image network's bottleneck, on each frame by itself: what TSN is (arXiv 1608.00859)."""
+    """The image network's bottleneck, on each frame separately, as in TSN (arXiv 1608.00859).
 
-    kernel_size = (1, 3, 3)  # of the 3x3 convolution
+    The other baselines are subclasses that override `reduce` or `aggregate`.
+    """
+
+    kernel_size = (1, 3, 3)  # of conv2
     fusable_norms = {"bn1": ("conv1",), "bn2": ("conv2",), "bn3": ("conv3",)}  # see `gst.GSTBottleneck`
 
     def __init__(
@@ -37,10 +40,18 @@ class C2DBottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
+    def reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Reduce the channels of the input to those inside the block."""
+        return self.conv1(x)
+
+    def aggregate(self, x: torch.Tensor) -> torch.Tensor:
+        """Aggregate neighbouring positions: the 3x3 convolution."""
+        return self.conv2(x)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.relu(self.bn1(self.reduce(x)))
+        out = self.relu(self.bn2(self.aggregate(out)))
         out = self.bn3(self.conv3(out))
         out += shortcut
         return self.relu(out)
@@ -55,11 +66,11 @@ class C3DBottleneck(C2DBottleneck):
 class S3DBottleneck(C2DBottleneck):
     """Space, then time: 1x3x3, then 3x1x1 (arXiv 1712.04851).
 
-    Nothing is between the two, whereas S3D's own Inception network has a norm and a ReLU there. So the block
-    differs from the others in its convolution alone, and can start as exactly the 2D network.
+    There is no norm or ReLU between the two, unlike in S3D's own Inception network. So the block differs from
+    the others in its convolution only, and can start as exactly the 2D network.
     """
 
-    fusable_norms = {"bn1": ("conv1",), "bn2": ("conv2_t",), "bn3": ("conv3",)}
+    fusable_norms = C2DBottleneck.fusable_norms | {"bn2": ("conv2_t",)}
 
     def __init__(
         self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
@@ -68,34 +79,22 @@ class S3DBottleneck(C2DBottleneck):
         self.conv2_t = nn.Conv3d(planes, planes, kernel_size=(3, 1, 1), padding=(1, 0, 0), bias=False)
 
     def start_from_2d(self) -> dict[str, torch.Tensor]:
-        """The tensors that 2D weights do not have: the temporal kernel starts as the identity."""
+        """Tensors that 2D weights do not have: the temporal kernel starts as the identity."""
         return {"conv2_t.weight": nn.init.dirac_(torch.empty_like(self.conv2_t.weight))}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2_t(self.conv2(out))))
-        out = self.bn3(self.conv3(out))
-        out += shortcut
-        return self.relu(out)
+    def aggregate(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv2_t(self.conv2(x))
 
 
 class TSMBottleneck(C2DBottleneck):
-    """C2D whose conv1 reads an eighth of its input from the next frame and an eighth from the previous one.
+    """C2D with channels shifted in time before conv1, see `shift`.
 
     This is TSM's residual shift (arXiv 1811.08383), offline and in every block. TSM's own code shifts only in
-    every second block where a stage has 23 of them or more.
+    every second block of a stage with 23 or more blocks.
     """
 
-    fusable_norms = C2DBottleneck.fusable_norms
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(shift(x))))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += shortcut
-        return self.relu(out)
+    def reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv1(shift(x))
 
 
 def shift(x: torch.Tensor) -> torch.Tensor:
@@ -105,10 +104,10 @@ def shift(x: torch.Tensor) -> torch.Tensor:
         x: batch x channels x frames x height x width.
 
     Returns:
-        The same shape: the first eighth of the channels is the next frame's, the second the previous one's.
+        The same shape: the first eighth of the channels is the next frame's, the second the previous frame's.
     """
     share = x.shape[1] // 8
-    # Not slices of the channels, whose gradients come back in NCTHW: see `gst.GSTBottleneck`.
+    # Not slices of the channels: their gradients are NCTHW, see `gst.GSTBottleneck`.
     following, previous, same = x.split((share, share, x.shape[1] - 2 * share), dim=1)
     following = functional.pad(following[:, :, 1:], (0, 0, 0, 0, 0, 1))
     previous = functional.pad(previous[:, :, :-1], (0, 0, 0, 0, 1, 0))

@@ -17,7 +17,6 @@ from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths, VideoRecord
 from frames.images import SourceFrame
 from frames.resize import DecodedClips, Outline
 from frames.sources import FrameFolders, VideoFiles
-from loader import Batch, ClipLoader, ClipSampler, evaluation_batches  # noqa: F401 - part of this module
 from transforms import Compose
 from utils.cli import UserError, log, pluralize, printable
 from utils.files import read_text

@@ -2,15 +2,14 @@
 
 model = torch.hub.load(CLONE, "gst_resnet50", source="local", weights=FILE)
 
-The program that loads them may have modules named `models` or `utils` of its own. So those of this repository
-are imported as parts of a package whose name nobody else has, and import each other from there.
+The program that loads a model may have its own modules named `models` or `utils`. The modules of this
+repository are therefore imported as parts of a package with a unique name, and import each other from it.
 """
 
 import builtins
 import hashlib
 import importlib
 import sys
-from argparse import Namespace
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +20,13 @@ from torch import nn
 dependencies = ["torch", "numpy", "pydantic", "safetensors", "tqdm"]
 
 _HOME = Path(__file__).resolve().parent
-# One for each clone, so that a program can load two versions.
+# Each clone has its own package, so that a program can load two versions.
 _PACKAGE = f"gst_video_{hashlib.sha256(str(_HOME).encode()).hexdigest()[:8]}"
 _OWN = {path.parent.name for path in _HOME.glob("*/__init__.py")} | {path.stem for path in _HOME.glob("*.py")}
 
 
 def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-    """`__import__` for the modules of this repository, also for an import inside a function."""
+    """`__import__` for the modules of this repository."""
     top = name.partition(".")[0]
     if level or top not in _OWN:
         return builtins.__import__(name, globals, locals, fromlist, level)
@@ -39,7 +38,7 @@ def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = 
 
 class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
-        # Where the import statement finds what it calls; Python documents this for `exec`.
+        # The import statement calls the `__import__` of the module's `__builtins__`.
         module.__builtins__ = vars(builtins) | {"__import__": _import}
         super().exec_module(module)
 
@@ -69,45 +68,38 @@ def temporal_model(
     num_class: int | None = None,
     weights: str | Path | None = None,
 ) -> nn.Module:
-    """A model of any type and arch, in evaluation mode.
+    """Build a model of any type and arch, in evaluation mode.
 
-    What is not given is the checkpoint's. Without one, or where it does not say, it is as published: GST,
-    resnet50, alpha 4, beta 2, 8 frames of 224 x 224, 174 classes.
+    Arguments that are None are read from the checkpoint. If it does not store them, or without a checkpoint,
+    they have the published values: GST, resnet50, alpha 4, beta 2, 8 frames of 224 x 224, 174 classes.
 
     Args:
-        type: of block: 'GST', 'C2D', 'C3D', 'S3D' or 'TSM'.
+        type: type of block: 'GST', 'C2D', 'C3D', 'S3D' or 'TSM'.
         arch: backbone, such as 'resnet50'.
         alpha: one in alpha of a block's channels is temporal (GST only).
         beta: 2 for GST, 1 for GST-Large (GST only).
-        num_segments: frames in a clip.
-        input_size: height and width of the frames that it is meant for, in pixels.
+        num_segments: frames per clip.
+        input_size: height and width of the frames, in pixels.
         num_class: number of classes.
-        weights: a checkpoint that test_models.py takes; None for a random start.
+        weights: a checkpoint that test_models.py accepts; None for random weights.
 
     Returns:
         `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits. Frames are in
         time order, RGB, from 0 to 1, normalised by its `input_mean` and `input_std`. Its `categories` are the
-        names of its classes, or None where they are not known.
+        class names, or None if they are unknown.
 
     Raises:
-        ValueError: the checkpoint cannot be loaded or contradicts an argument, or an argument cannot work.
+        ValueError: an argument is not possible or contradicts the checkpoint, or the checkpoint cannot be
+            loaded.
     """
-    if weights is not None:
-        given = Namespace(type=type, arch=arch, alpha=alpha, beta=beta)
-        given.num_segments, given.input_size, given.weights = num_segments, input_size, weights
-        return _load(given, num_class)
-    models = importlib.import_module(f"{_PACKAGE}.models")
-    model = models.TemporalModel(
-        174 if num_class is None else num_class,
-        8 if num_segments is None else num_segments,
-        "GST" if type is None else type,
-        "resnet50" if arch is None else arch,
-        4 if alpha is None else alpha,
-        2 if beta is None else beta,
-        input_size=224 if input_size is None else input_size,
-    )
-    model.categories = None
-    return model.eval()
+    arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
+    arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}
+    stated = {name: value for name, value in arguments.items() if value is not None}
+    for name, value in stated.items():
+        kind = str if name in ("type", "arch") else int
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} {value!r} is not {'a string' if kind is str else 'a whole number'}")
+    return _build(stated) if weights is None else _load(stated, weights)
 
 
 def gst_resnet50(
@@ -128,23 +120,30 @@ def gst_large_resnet50(
     return temporal_model("GST", "resnet50", alpha, 1, num_segments, weights=weights, **more)
 
 
-def _load(given: Namespace, num_class: int | None) -> nn.Module:
-    """The model of the checkpoint `given.weights`, whose other attributes must not contradict it."""
-    path = given.weights
-    checkpoint = importlib.import_module(f"{_PACKAGE}.training.checkpoint")
-    user_error = importlib.import_module(f"{_PACKAGE}.utils.cli").UserError
-    try:
-        saved = checkpoint.load_checkpoint(path)
-        spec = checkpoint.describe_model(saved, path, given.type)
-        num_segments, input_size = checkpoint.read_settings(given, spec, saved.get("options", {}))
-        if num_class not in (None, spec.num_class):
-            raise user_error(f"num_class {num_class} contradicts {path}, which has {spec.num_class}")
-        types = checkpoint.possible_types(saved, path)
-        if given.type is None and len(types) > 1:
-            raise user_error(f"{path}: its tensors may be of {' or '.join(types)}; give type")
-        model = checkpoint.build_model(spec, num_segments, input_size, path)
-        checkpoint.load_weights(model, saved["state_dict"], path)
-        model.categories = checkpoint.class_names(saved, path)
-    except user_error as error:
-        raise ValueError(str(error).removeprefix("--")) from None
+def _build(stated: dict[str, Any]) -> nn.Module:
+    models = importlib.import_module(f"{_PACKAGE}.models")
+    published = {"type": "GST", "arch": "resnet50", "num_segments": 8, "num_class": 174}
+    arguments = published | stated
+    kind = arguments.pop("type")
+    model = models.TemporalModel(model=kind, backbone=arguments.pop("arch"), **arguments)
+    for name in ("alpha", "beta"):
+        if name in stated and name not in models.block_kwargs(kind):
+            raise ValueError(f"{name} {stated[name]}: {kind} has no {name}")
+    model.categories = None
     return model.eval()
+
+
+def _load(stated: dict[str, Any], weights: str | Path) -> nn.Module:
+    load = importlib.import_module(f"{_PACKAGE}.inference.load")
+    describe = importlib.import_module(f"{_PACKAGE}.training.describe")
+    num_class = stated.pop("num_class", None)
+    try:
+        loaded = load.load_model(weights, load.ModelOptions(**stated), allow_guess=False)
+        if num_class not in (None, loaded.spec.num_class):
+            raise ValueError(
+                f"num_class {num_class} contradicts {weights}, which has {loaded.spec.num_class}"
+            )
+        loaded.model.categories = describe.class_names(loaded.checkpoint, weights)
+    except load.UserError as error:
+        raise ValueError(str(error).removeprefix("--")) from None
+    return loaded.model

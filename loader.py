@@ -1,4 +1,4 @@
-"""Batches of clips: their order in training and evaluation, and the processes that load them.
+"""The data of a run: its clips, their batches, and the processes that load them.
 
 `dataset.VideoDataSet` makes the clips.
 """
@@ -10,17 +10,22 @@ import signal
 import sys
 import tempfile
 import threading
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from frames.resize import DecodedClips
-from utils.cli import UserError
-
-Batch = list[torch.Tensor | DecodedClips]  # clips and labels
+from classes import NEVER, mirrored_labels, read_flip_pairs
+from dataset import VideoDataSet, check_excluded, open_videos, read_excluded
+from datasets_video import return_dataset
+from frames.resize import Batch, decodes_only
+from transforms import evaluation_transform, training_transform
+from utils.cli import UserError, log, pluralize
+from utils.distributed import World
 
 
 class ClipSampler(Sampler):
@@ -61,11 +66,12 @@ class ClipSampler(Sampler):
         self.is_included = np.ones(num_clips, dtype=bool) if is_excluded is None else ~is_excluded
         self.start(0)
 
-    def start(self, epoch: int, first_step: int = 0) -> None:
-        """Go to an epoch, and to a step in it."""
+    def start(self, epoch: int, first_step: int = 0) -> list[list[int]]:
+        """Go to an epoch and to a step in it, and return `batch_sizes`."""
         self.epoch = epoch
         self.first_step = first_step
         self._order = np.random.default_rng((self.seed, epoch, 0)).permutation(self.num_clips)
+        return self.batch_sizes()
 
     @property
     def num_steps(self) -> int:
@@ -240,3 +246,98 @@ def _prepare_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # The main process reports errors in one line.
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process
+
+
+class Datasets(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+        train: the training clips.
+        val: the validation clips.
+        categories: class names.
+        mirrored: the label of each class in a mirrored clip; see `classes.mirrored_labels`.
+        source: 'frames' or 'videos'.
+        excluded: names of videos that were left out on request.
+    """
+
+    train: VideoDataSet
+    val: VideoDataSet
+    categories: list[str]
+    mirrored: list[int]
+    source: str
+    excluded: set[str]
+
+
+def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
+    """Open the training and the validation clips of a run, and check that their videos are there.
+
+    Args:
+        args: options of main.py.
+        checkpoint: content of the checkpoint to continue from; empty for a new run.
+
+    Raises:
+        UserError: a list or a video is missing or wrong.
+    """
+    paths = return_dataset(
+        args.dataset,
+        args.root_path,
+        args.train_list,
+        args.val_list,
+        args.image_tmpl,
+        source=args.source,
+        preferred=checkpoint.get("options", {}).get("source", "frames"),
+    )
+    flips: dict[int, int] = {}
+    if args.no_flip:
+        flips = dict.fromkeys(range(len(paths.categories)), NEVER)
+    elif args.flip_pairs:
+        flips = read_flip_pairs(args.flip_pairs, paths.categories)
+    mirrored = mirrored_labels(paths.categories, flips)
+    excluded = {*(read_excluded(args.exclude) if args.exclude else ()), *checkpoint.get("excluded", ())}
+    dataset_kwargs = {"seed": args.seed, "skip_missing": args.skip_missing, "excluded": excluded}
+    train_set = open_videos(
+        paths,
+        args.num_segments,
+        training_transform(args.input_size, mirrored),
+        is_training=True,
+        **dataset_kwargs,
+    )
+    val_set = open_videos(paths, args.num_segments, evaluation_transform(args.input_size), **dataset_kwargs)
+    for name, videos in (("training", train_set), ("validation", val_set)):
+        clips = pluralize(len(videos.included), f"{name} clip")
+        log.info(f"{args.dataset}: {clips} from {paths.source}, {len(paths.categories)} classes")
+    check_excluded(excluded, [train_set, val_set])
+    return Datasets(train_set, val_set, paths.categories, mirrored, paths.source, excluded)
+
+
+def make_loaders(
+    args: Namespace, world: World, data: Datasets, val_batch_size: int
+) -> tuple[ClipLoader, ClipLoader]:
+    """Make the loaders of this process's training and validation batches.
+
+    Args:
+        args: options of main.py.
+        world: this process and the others.
+        data: the data of the run.
+        val_batch_size: clips in a validation batch.
+
+    Raises:
+        UserError: no training batch has a clip for each process.
+    """
+    train_set, decode_only = data.train, decodes_only(args.resize, world.device)
+    sampler = ClipSampler(
+        len(train_set),
+        args.batch_size,
+        args.seed,
+        args.accumulate,
+        world.rank,
+        world.size,
+        train_set.is_excluded,
+    )
+    if not any(sampler.batch_sizes()):
+        raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")
+    batches = evaluation_batches(data.val.included, val_batch_size, world.rank, world.size)
+    return (
+        ClipLoader(train_set, sampler, args.workers, decode_only),
+        ClipLoader(data.val, batches, args.workers, decode_only),
+    )

@@ -84,6 +84,8 @@ class TemporalModel(nn.Module):
             raise ValueError(f"input_size {input_size} is too small: the network divides it by 32")
         self.num_segments = num_segments
         self.input_size = input_size
+        # An attribute, since DataParallel's replicas lose the layout of the weights (pytorch issue 37484).
+        self.memory_format = torch.contiguous_format
 
         given = {"alpha": alpha, "beta": beta}
         split = {name: given[name] for name in block_kwargs(model)}
@@ -115,14 +117,12 @@ class TemporalModel(nn.Module):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         clips = clips.view(clips.shape[0], self.num_segments, 3, *clips.shape[-2:]).transpose(1, 2)
-        # Type and layout of all that follows are those of the weights.
-        weight = self.base_model.conv1.weight
-        is_channels_last = weight.is_contiguous(memory_format=torch.channels_last_3d)
-        layout = torch.channels_last_3d if is_channels_last else torch.contiguous_format
-        logits = self.base_model(clips.to(weight.dtype, memory_format=layout))
+        dtype = self.base_model.conv1.weight.dtype
+        logits = self.base_model(clips.to(dtype, memory_format=self.memory_format))
         if self.new_fc is not None:
             logits = self.new_fc(logits)
-        return logits.view(-1, self.num_segments, logits.shape[-1]).mean(dim=1)
+        # In float32, also where the logits are bf16 or fp16.
+        return logits.view(-1, self.num_segments, logits.shape[-1]).float().mean(dim=1)
 
     def get_optim_policies(self, classifier_lr_mult: float = 1.0) -> list[dict]:
         """The optimizer's parameter groups, with TSN-pytorch's names.

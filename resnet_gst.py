@@ -41,7 +41,7 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv3d(3, 64, kernel_size=(1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool3d(kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)  # 3D is not deterministic on GPUs
         self.layer1 = self._make_layer(block, 64, layers[0], stride=1)
         self.layer2 = self._make_layer(block, 128, layers[1], stride=2)
         self.layer3 = self._make_layer(block, 256, layers[2], stride=2)
@@ -66,7 +66,8 @@ class ResNet(nn.Module):
         return nn.Sequential(first, *(block(outputs, planes) for _ in range(blocks - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, x.shape[2])).transpose(1, 2)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         frames = x.transpose(1, 2).flatten(0, 1)
         return self.fc(self.avgpool(frames).flatten(1))

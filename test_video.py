@@ -1,4 +1,4 @@
-"""Ask a checkpoint what happens in a video; `python test_video.py -h` lists the options.
+"""Classify videos; `python test_video.py -h` lists the options.
 
 python test_video.py --weights FILE clip.webm
 python test_video.py --weights FILE clips/ --json answers.json
@@ -6,16 +6,16 @@ python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
 """
 
 import json
+import logging
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Read when torch is loaded. Where other programs keep the cores busy, OpenMP's threads otherwise spin while
-# they wait for each other, and an answer takes four times as long; on a quiet machine it changes nothing.
+# torch reads this when it is imported. While other programs use the cores, OpenMP's threads would otherwise
+# spin when they wait for each other, and an answer would take four times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
@@ -24,40 +24,30 @@ from tqdm import tqdm
 
 from classes import CATEGORIES, read_categories
 from dataset import clip_fractions, spread_frames
-from engine import to_device, to_input
+from engine import Predictor
 from frames.sources import FrameFolder, VideoFile, find_videos, open_video
-from inference.fuse import check_fused, float32_convolutions, fuse
-from inference.onnx_model import OnnxModel, open_weights
-from models import TemporalModel
+from inference.load import LoadedModel, load_fused
+from inference.onnx_model import choose_devices
 from opts import evaluation_batch_size, video_parser
 from reports.render import Answer, check_rendered_output, render
-from training.checkpoint import (
-    build_model,
-    class_names,
-    describe_model,
-    describe_type,
-    find_mirrored,
-    load_weights,
-    model_line,
-    read_settings,
-)
+from training.describe import class_names, find_mirrored
 from transforms import Compose, evaluation_transform
-from utils.cli import UserError, check_new_file, cores, log, printable, run_program, writing
-from utils.distributed import World, init_distributed
-from utils.files import write_atomically
-from utils.metrics import average_views
-from utils.precision import DTYPES, emulation_warning, evaluation_precision
+from utils.cli import UserError, log, printable, run_program
+from utils.distributed import init_distributed
+from utils.files import check_new_file, write_atomically, writing
+from utils.pool import cores
+from utils.precision import emulation_warning
 
 NUM_ANSWERS = 5
 
 
 class Clip(NamedTuple):
-    """What the model sees of a video.
+    """The part of a video that the model sees.
 
     Attributes:
         video: the video.
         numbers: of the frames, from 1; those of the first clip come first.
-        pixels: uint8, views x frames x height x width x RGB, the views as in `VideoDataSet`.
+        pixels: uint8, views x frames x height x width x RGB, the views in the order of `VideoDataSet`.
     """
 
     video: FrameFolder | VideoFile
@@ -69,22 +59,23 @@ def main(args: Namespace) -> int:
     """Print the best classes of each video.
 
     Args:
-        args: from `opts.video_parser`.
+        args: options from `opts.video_parser`.
 
     Returns:
         The exit status: 1 if a video could not be used.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: the checkpoint or an option cannot be used.
     """
-    world = init_distributed(args.gpus)
+    world = choose_devices(args, init_distributed(args.gpus))
     if world.size > 1:
         raise UserError("test_video.py is one process, which can use several GPUs: start it without torchrun")
-    is_quiet = args.json == "-"  # stdout is for the JSON alone
-    if args.json and not is_quiet:
+    if args.json == "-":
+        log.setLevel(logging.WARNING)  # stdout has nothing but the JSON
+    elif args.json:
         check_new_file(args.json, "--json")
 
-    # Videos: those that cannot be used are named, the others go on.
+    # Videos: an error is reported for each that cannot be used, and the others are classified
     videos: list[Path] = []
     errors: dict[str, str] = {}
     for path in args.videos:
@@ -97,105 +88,73 @@ def main(args: Namespace) -> int:
         if args.json and Path(args.json).resolve() == Path(args.rendered_output).resolve():
             raise UserError(f"--json {args.json}: is also the file of --rendered_output")
         if len(videos) + len(errors) > 1:
-            raise UserError(
-                f"--rendered_output: is for a single video, but {len(videos) + len(errors)} are given"
-            )
+            raise UserError(f"--rendered_output: needs a single video, not {len(videos) + len(errors)}")
     if not videos:
         return 1
 
-    # Model: what it is and how it is computed is read from the checkpoint, as test_models.py does.
-    saved, exported, world = open_weights(args, world)
-    spec = describe_model(saved, args.weights, args.type)
-    options = saved.get("options", {})
-    num_segments, input_size = read_settings(args, spec, options)
-    names, source = find_names(saved, spec.num_class, args)
-    precision = evaluation_precision(args.amp, options.get("amp", "off"), world.device)
-    batch_size = evaluation_batch_size(args.batch_size, options.get("batch_size"), len(world.devices))
+    # Model: its configuration, its precision and the batch size are read from the checkpoint
+    loaded, precision = load_fused(args.weights, args, world, args.amp)
+    model = loaded.model
+    names, names_source = find_names(loaded, args)
     if warning := emulation_warning(precision, world.device):
         log.warning(warning)
-    model = exported or build_model(spec, num_segments, input_size, args.weights)
-    if not is_quiet:
-        log.info(model_line(saved, model, spec.num_class, args.weights))
-        if line := describe_type(saved, spec, args):
-            log.info(line)
-        log.info(f"class names: {source}; {precision}")
-    if not exported:
-        load_weights(model, saved["state_dict"], args.weights)
-    model.to(world.device)
+    log.info(loaded.describe())
+    log.info(f"class names: {names_source}; {precision}")
 
-    # Answers, in the order of the videos.
-    answers: list[dict[str, Any]] = []
-    num_views = args.test_crops * args.num_clips
-    transform = evaluation_transform(input_size, args.test_crops, args.full_res)
+    # Answers, in the order of the videos
+    mirrored = find_mirrored(loaded.checkpoint, names, args.weights) if args.test_crops == 10 else None
+    batch_size = evaluation_batch_size(args.batch_size, loaded.options.get("batch_size"), len(world.devices))
+    predictor = Predictor(model, world, mirrored=mirrored, max_clips=batch_size)
+    transform = evaluation_transform(model.input_size, args.test_crops, args.full_res)
+    videos_in_batch = max(1, batch_size // (args.test_crops * args.num_clips))
     batches = load_clips(
-        videos, num_segments, transform, clip_fractions(args.num_clips), max(1, batch_size // num_views)
+        videos, model.num_segments, transform, clip_fractions(args.num_clips), videos_in_batch
     )
-    mirrored = find_mirrored(saved, names, args.weights) if args.test_crops == 10 else None
+    answers: list[dict[str, Any]] = []
     with tqdm(total=len(videos), unit="video", disable=None, leave=False) as progress:
-        for clip, logits in classify(model, world, DTYPES[precision.amp], batches, batch_size, mirrored):
+        for clip, logits in classify(predictor, batches):
             progress.update()
             if isinstance(clip, UserError):
-                path = videos[len(answers)]
-                errors[str(path)] = report(clip)
-                answers.append({"video": str(path), "error": errors[str(path)]})
+                path = str(videos[len(answers)])
+                errors[path] = report(clip)
+                answers.append({"video": path, "error": errors[path]})
                 continue
-            name = str(clip.video.path)
             if not logits.isfinite().all():
-                raise UserError(
-                    f"{args.weights}: its scores of {printable(name)} are not finite; try --amp off"
-                )
-            best = logits.softmax(dim=0).topk(min(NUM_ANSWERS, spec.num_class))
-            top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            if clip.video.num_frames < num_segments:
-                log.warning(
-                    f"warning: {printable(name)}: has {clip.video.num_frames} frames and the model sees "
-                    f"{num_segments}: some are repeated"
-                )
-            if not is_quiet:
-                log.info(f"RESULT ON {printable(name)}")
-                for label, probability in top:
-                    log.info(f"{probability:.3f} -> {printable(names[label])}")
-            answers.append(
-                {
-                    "video": name,
-                    "frames": clip.numbers,
-                    "top": [
-                        {"label": label, "class": names[label], "probability": probability}
-                        for label, probability in top
-                    ],
-                }
-            )
+                raise UserError(f"{args.weights}: its scores are not finite; try --amp off")
+            answers.append(make_answer(clip, logits, names))
+            log_answer(answers[-1], clip, model.num_segments)
             if args.rendered_output:
-                drawn = [Answer(names[label], probability) for label, probability in top]
+                drawn = [Answer(best["class"], best["probability"]) for best in answers[-1]["top"]]
                 render(Path(args.rendered_output), clip.video, clip.numbers, drawn)
-                if not is_quiet:
-                    log.info(f"rendered: {args.rendered_output}")
+                log.info(f"rendered: {args.rendered_output}")
 
     if args.json:
-        metadata = spec._asdict() | {"num_segments": num_segments, "input_size": input_size}
-        metadata |= {"weights": args.weights, "class_names": source, "precision": precision.amp}
         answers += [
             {"video": path, "error": error} for path, error in errors.items() if Path(path) not in videos
         ]
+        metadata = loaded.spec._asdict()
+        metadata |= {"num_segments": model.num_segments, "input_size": model.input_size}
+        metadata |= {"weights": args.weights, "class_names": names_source, "precision": precision.amp}
         write_json(args.json, {"model": metadata, "videos": answers})
     return 1 if errors else 0
 
 
 def report(error: UserError) -> str:
-    """Say on stderr why a video cannot be used, while the program continues."""
+    """Log why a video cannot be used; the program continues."""
     log.error("error: %s", error)
     return str(error)
 
 
-def find_names(saved: dict[str, Any], num_class: int, args: Namespace) -> tuple[list[str], str]:
-    """Find the names of a checkpoint's classes.
+def find_names(loaded: LoadedModel, args: Namespace) -> tuple[list[str], str]:
+    """Find the names of a model's classes.
 
     Returns:
-        The names, in the order of its classifier, and where they come from, for the log.
+        The names in the order of the classifier, and their source for the log.
 
     Raises:
-        UserError: `--categories` cannot be read, or does not fit the checkpoint.
+        UserError: `--categories` cannot be read, or does not fit the model.
     """
+    num_class = loaded.spec.num_class
     if args.categories:
         names = read_categories(Path(args.categories))
         if len(names) != num_class:
@@ -204,35 +163,31 @@ def find_names(saved: dict[str, Any], num_class: int, args: Namespace) -> tuple[
                 "classes"
             )
         return names, args.categories
-    names = class_names(saved, args.weights)
+    names = class_names(loaded.checkpoint, args.weights)
     if names is None:
-        numbers = [f"class {label}" for label in range(num_class)]
-        return (
-            numbers,
-            "none known, so classes are numbered from 0 (--categories FILE names them)",
-        )
-    if "categories" in saved:
+        return [f"class {label}" for label in range(num_class)], "unknown (give them by --categories FILE)"
+    if "categories" in loaded.checkpoint:
         return names, "from the checkpoint"
     return (
         names,
-        f"{CATEGORIES.name}/something.txt, since the checkpoint has none and {num_class} classes",
+        f"{CATEGORIES.name}/something.txt, because the checkpoint has {num_class} classes and no names",
     )
 
 
 def load_clips(
     videos: Sequence[Path], num_segments: int, transform: Compose, fractions: Sequence[float], batch_size: int
 ) -> Iterator[list[Clip | UserError]]:
-    """Load the clips of videos in batches; while one is computed, threads load the next.
+    """Load the clips of videos in batches. Threads load the next batch while one is computed.
 
     Args:
         videos: their paths.
         num_segments: frames in a clip.
         transform: makes the crops.
-        fractions: of the clips of a video, see `dataset.clip_fractions`.
+        fractions: positions of the clips of a video, see `dataset.clip_fractions`.
         batch_size: videos in a batch.
 
     Yields:
-        In place of a video that cannot be used, the error that says why.
+        For each video its clip, or the error that says why it cannot be used.
     """
 
     def load(path: Path) -> Clip | UserError:
@@ -248,74 +203,64 @@ def load_clips(
 
     batches = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
     with ThreadPoolExecutor(min(16, cores())) as pool:
-        try:
-            ahead = [pool.submit(load, path) for path in batches[0]]
-            for following in [*batches[1:], []]:
-                clips = [future.result() for future in ahead]
-                ahead = [pool.submit(load, path) for path in following]
-                yield clips
-        finally:  # Ctrl-C does not wait for those that no thread has begun
-            pool.shutdown(cancel_futures=True)
+        futures = [pool.submit(load, path) for path in batches[0]]
+        for next_batch in [*batches[1:], []]:
+            clips = [future.result() for future in futures]
+            futures = [pool.submit(load, path) for path in next_batch]
+            yield clips
 
 
-@float32_convolutions()
 def classify(
-    model: TemporalModel | OnnxModel,
-    world: World,
-    dtype: torch.dtype,
-    batches: Iterator[list[Clip | UserError]],
-    max_clips: int,
-    mirrored: Sequence[int] | None,
+    predictor: Predictor, batches: Iterator[list[Clip | UserError]]
 ) -> Iterator[tuple[Clip | UserError, torch.Tensor | None]]:
-    """Compute the logits of clips, with the model's fused form (see `inference.fuse.fuse`).
+    """Compute the logits of clips.
 
     Args:
-        model: on the device.
-        world: of this process.
-        dtype: of all that is computed.
-        batches: of `load_clips`.
-        max_clips: how many views to compute together.
-        mirrored: see `utils.metrics.average_views`.
+        predictor: computes the logits.
+        batches: from `load_clips`.
 
     Yields:
-        Each clip and its logits, or the error in its place and None.
-
-    Raises:
-        UserError: the fused form's logits differ from the model's.
+        Each clip with its logits, or the error in its place with None.
     """
-    fused = fuse(model, world.device, dtype)
-    called = world.wrap(fused)
-    is_checked = False
     for batch in batches:
-        clips = [clip for clip in batch if isinstance(clip, Clip)]
-        logits = iter(())
-        if clips:
-            stacked = torch.from_numpy(np.stack([clip.pixels for clip in clips]))
-            found = []
-            for part in to_device([stacked], world.device)[0].flatten(0, 1).split(max_clips):
-                inputs = to_input(part, fused)
-                if not is_checked:
-                    # A corner of one clip, since on a CPU the whole would take as long as the answer.
-                    check_fused(model, fused, inputs[:1, ..., :64, :64])
-                    is_checked = True
-                with torch.inference_mode():
-                    found.append(called(inputs).float())
-            logits = iter(average_views(torch.cat(found).unflatten(0, stacked.shape[:2]), mirrored).cpu())
+        pixels = [clip.pixels for clip in batch if isinstance(clip, Clip)]
+        logits = iter(predictor(torch.from_numpy(np.stack(pixels)))[0].cpu()) if pixels else iter(())
         for clip in batch:
             yield clip, next(logits) if isinstance(clip, Clip) else None
 
 
+def make_answer(clip: Clip, logits: torch.Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """The best classes of a clip, as the JSON has them."""
+    best = logits.softmax(dim=0).topk(min(NUM_ANSWERS, len(names)))
+    top = [
+        {"label": label, "class": names[label], "probability": probability}
+        for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    return {"video": str(clip.video.path), "frames": clip.numbers, "top": top}
+
+
+def log_answer(answer: dict[str, Any], clip: Clip, num_segments: int) -> None:
+    """Print an answer, in TRN's format."""
+    name = printable(answer["video"])
+    if clip.video.num_frames < num_segments:
+        log.warning(
+            f"warning: {name}: has {clip.video.num_frames} frames, fewer than the model's {num_segments}: "
+            "some are repeated"
+        )
+    log.info(f"RESULT ON {name}")
+    for best in answer["top"]:
+        log.info(f"{best['probability']:.3f} -> {printable(best['class'])}")
+
+
 def write_json(file: str, content: dict[str, Any]) -> None:
-    """Write answers as JSON to a file, completely or not at all, or to stdout if it is '-'.
+    """Write answers as JSON to a file, or to stdout if it is '-'.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     text = json.dumps(content, indent=1) + "\n"
     if file == "-":
-        print(text, end="")
-        if sys.stdout.is_lost:
-            raise UserError("--json -: stdout is closed or full, and the answers are lost")
+        print(text, end="", flush=True)
         return
     with writing("--json", file):
         write_atomically(Path(file), text.encode())

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 BILINEAR = Image.Resampling.BILINEAR
 BITS = 22  # fractional bits of a weight: Pillow's PRECISION_BITS
@@ -200,81 +201,174 @@ class DecodedClips(NamedTuple):
     size: int
     length: int
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "DecodedClips":
+        """Copy the pixels to a device."""
+        return self._replace(pixels=self.pixels.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """See `torch.Tensor.record_stream`."""
+        self.pixels.record_stream(stream)
+
+    def chunk(self, number: int) -> list["DecodedClips"]:
+        """Split the videos into `number` parts or fewer, as `torch.Tensor.chunk` does."""
+        size = -(-len(self.shapes) // number)
+        ends = [*self.shapes[size::size, 0].tolist(), len(self.pixels)]
+        parts, start = [], 0
+        for first, end in zip(range(0, len(self.shapes), size), ends, strict=True):
+            own = slice(first, first + size)
+            shapes = self.shapes[own] - np.array([start, 0, 0, 0])
+            parts.append(
+                self._replace(
+                    pixels=self.pixels[start:end],
+                    shapes=shapes,
+                    order=self.order[own],
+                    views=self.views[own],
+                )
+            )
+            start = end
+        return parts
+
+
+Batch = list[torch.Tensor | DecodedClips]  # clips, and in training and evaluation their labels
+
+# The largest intermediate result of `resize_clips`, in bytes: on a GPU it bounds the memory, on a CPU it fits
+# into the cache. Larger batches are computed in parts.
+_MAX_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
+
 
 def resize_clips(clips: DecodedClips) -> torch.Tensor:
     """Cut the views out of decoded frames, on the device of `clips.pixels`.
 
+    All frames of a batch are computed together: a GPU would take longer to start the operations for each
+    clip than to compute them.
+
     Returns:
-        uint8, videos x (views x) frames x height x width x 3: exactly the pixels of the transforms with
-        Pillow; all clips of the first crop before those of the next.
+        uint8, videos x (views x) frames x height x width x 3: bit by bit what the transforms make of the
+        frames with Pillow, all clips of the first crop before those of the next.
     """
-    results = []
-    for (start, count, height, width), order, views in zip(
-        clips.shapes.tolist(), clips.order.tolist(), clips.views.tolist(), strict=True
-    ):
-        frames = clips.pixels[start : start + count * height * width * 3].view(count, height, width, 3)
-        is_in_order = order == list(range(count))
-        for view in views:
-            resized = _cut(frames, View(*view), clips.size)
-            results.append(resized if is_in_order else resized[order])
+    # The taps of each view of each video, and where the rows of its frames begin in `pixels`.
+    all_columns: list[_Taps] = []
+    all_rows: list[_Taps] = []
+    all_begins: list[np.ndarray] = []
+    for (start, _, height, width), order, views in zip(clips.shapes, clips.order, clips.views, strict=True):
+        for view in (View(*map(int, values)) for values in views):
+            columns = _taps(view.right - view.left, view.width, view.x, clips.size, bool(view.mirrored))
+            rows = _taps(view.bottom - view.top, view.height, view.y, clips.size, False)
+            in_frame = (view.top + np.arange(rows.low, rows.high)) * width + view.left
+            all_begins.append(start // 3 + order[:, None] * height * width + in_frame)
+            all_columns.append(columns)
+            all_rows.append(rows)
+    # Equal shapes for all views: rows that nothing uses, and taps with weight zero.
+    num_rows = max(begins.shape[1] for begins in all_begins)
+    begins = np.stack([np.pad(b, ((0, 0), (0, num_rows - b.shape[1])), "edge") for b in all_begins])
+    x_first = np.stack([taps.first for taps in all_columns])
+    y_first = np.stack([taps.first - taps.low for taps in all_rows])
+    x_weights, y_weights = _stack_weights(all_columns), _stack_weights(all_rows)
+
+    # One copy to the device for all of them
+    arrays = (begins, x_first, x_weights, y_first, y_weights)
+    flat = torch.from_numpy(np.concatenate([values.astype(np.int32).ravel() for values in arrays]))
+    parts = flat.to(clips.pixels.device).split([values.size for values in arrays])
+    tensors = [part.view(values.shape) for part, values in zip(parts, arrays, strict=True)]
+    num_taps = max(x_weights.shape[-1], y_weights.shape[-1])
+    step = max(1, _MAX_BYTES[clips.pixels.device.type] // (begins[0].size * clips.size * 3 * 4 * num_taps))
+    end = 3 * (int(begins.max() + x_first.max()) + x_weights.shape[-1])
+    pixels = functional.pad(clips.pixels, (0, max(0, end - len(clips.pixels))))
+    resized = [_resize_views(pixels, *part) for part in zip(*(t.split(step) for t in tensors), strict=True)]
+
     num_views = clips.views.shape[1] * clips.order.shape[1] // clips.length
     batch = [len(clips.shapes)] if num_views == 1 else [len(clips.shapes), num_views]
-    return torch.cat(results).view(*batch, clips.length, clips.size, clips.size, 3)
+    return torch.cat(resized).view(*batch, clips.length, clips.size, clips.size, 3)
 
 
-def _cut(frames: torch.Tensor, view: View, size: int) -> torch.Tensor:
-    box = frames[:, view.top : view.bottom, view.left : view.right]
-    device = frames.device
-    columns = _taps(box.shape[2], view.width, view.x, size, bool(view.mirrored), device)
-    rows = _taps(box.shape[1], view.height, view.y, size, False, device)
-    return rows.apply(columns.apply(box[:, rows.first : rows.last], 2, 0), 1, rows.first)
+def _resize_views(
+    pixels: torch.Tensor,
+    begins: torch.Tensor,
+    x_first: torch.Tensor,
+    x_weights: torch.Tensor,
+    y_first: torch.Tensor,
+    y_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Resize some views: first the rows that are used, horizontally, then vertically.
+
+    Args:
+        pixels: uint8, height x width x RGB of all frames, one after the other.
+        begins: views x frames x rows: where the rows begin, counted in pixels.
+        x_first: views x size: the first pixel of each column's taps, counted from the beginning of the row.
+        x_weights: views x size x taps.
+        y_first: views x size: the first row of each output row's taps.
+        y_weights: views x size x taps.
+
+    Returns:
+        uint8, views x frames x size x size x 3.
+    """
+    views, frames, num_rows = begins.shape
+    size = x_first.shape[1]
+    indices = begins[..., None] + x_first[:, None, None]
+    windows = _windows(pixels, 3, x_weights.shape[2]).index_select(0, indices.view(-1))
+    rows = _weigh(windows.view(views, frames * num_rows, size, -1, 3), x_weights[:, None, ..., None])
+
+    begins = torch.arange(0, views * frames * num_rows, num_rows, dtype=torch.int32, device=pixels.device)
+    indices = begins.view(views, frames, 1) + y_first[:, None]
+    taps = y_weights.shape[2]
+    rows = functional.pad(rows.flatten(), (0, taps * size * 3))
+    windows = _windows(rows, size * 3, taps).index_select(0, indices.view(-1))
+    resized = _weigh(windows.view(views, frames, size, taps, size * 3), y_weights[:, None, ..., None])
+    return resized.view(views, frames, size, size, 3)
+
+
+def _windows(values: torch.Tensor, step: int, taps: int) -> torch.Tensor:
+    """All runs of `taps` pieces of `step` values, without a copy: runs x (taps * step)."""
+    number = len(values) // step - taps + 1
+    return values.as_strided((number, taps * step), (step, 1), values.storage_offset())
+
+
+def _weigh(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum over the taps, the last dimension but one, in fixed point; round to uint8."""
+    # No sum is below 0 or above 255, where Pillow would clip: weights are positive and add up to 1.
+    sums = windows[..., 0, :] * weights[..., 0, :]
+    for tap in range(1, windows.shape[-2]):
+        sums.addcmul_(windows[..., tap, :], weights[..., tap, :])
+    return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).byte()
 
 
 class _Taps(NamedTuple):
-    """One pass of the resize: `size` pixels along an axis, each a weighted sum of source pixels.
+    """A pass of the resize along one axis: `size` pixels, each a weighted sum of a run of source pixels.
 
     Attributes:
-        first, last: range of the source pixels.
-        indices: taps x size: source pixels.
-        weights: taps x size: their weights, in fixed point.
+        first: size: the first pixel of each run.
+        weights: size x taps, in fixed point.
+        low, high: the range of the source pixels that are used.
     """
 
-    first: int
-    last: int
-    indices: torch.Tensor
-    weights: torch.Tensor
-
-    def apply(self, frames: torch.Tensor, axis: int, start: int) -> torch.Tensor:
-        """Resize frames along an axis that begins at the source pixel `start`."""
-        shape = [-1 if dim == axis else 1 for dim in range(frames.dim())]
-        sums: torch.Tensor | None = None
-        source = self.indices - start if start else self.indices
-        for indices, weights in zip(source, self.weights, strict=True):
-            if len(self.weights) == 1:  # not scaled
-                return frames.index_select(axis, indices)
-            part = frames.index_select(axis, indices).int().mul_(weights.view(shape))
-            sums = part if sums is None else sums.add_(part)
-        # The sums stay within 0 to 255, without clipping: weights are positive and sum to 1.
-        return sums.add_(1 << BITS - 1).bitwise_right_shift_(BITS).byte()
+    first: np.ndarray
+    weights: np.ndarray
+    low: int
+    high: int
 
 
-@lru_cache(1024)  # training needs some dozens, evaluation two for each frame size
-def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool, device: torch.device) -> _Taps:
-    """Pillow's weights for the pixels `start` to `start + size` when `length` pixels become `scaled`."""
+def _stack_weights(all_taps: list[_Taps]) -> np.ndarray:
+    """The weights of several views, with zeros where a view has fewer taps than others."""
+    most = max(taps.weights.shape[1] for taps in all_taps)
+    return np.stack([np.pad(taps.weights, ((0, 0), (0, most - taps.weights.shape[1]))) for taps in all_taps])
+
+
+@lru_cache(1024)  # training needs some dozens, evaluation two for each size of frames
+def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool) -> _Taps:
+    """Pillow's weights of the pixels `start` to `start + size` when `length` pixels become `scaled`."""
     scale = length / scaled
     reach = max(scale, 1.0)  # support of the bilinear filter
     centres = (np.arange(start, start + size) + 0.5) * scale
     first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + reach + 0.5).astype(np.int64), length)
-    indices = first + np.arange((last - first).max())[:, None]
-    weights = np.maximum(1 - np.abs((indices - centres + 0.5) * (1 / reach)), 0)
-    weights[indices >= last] = 0
-    # The sum is cumulative, as in Pillow.
-    weights = (0.5 + weights / np.cumsum(weights, axis=0)[-1] * (1 << BITS)).astype(np.int32)
-    indices = np.minimum(indices, length - 1).astype(np.int32)
-    if length == scaled:  # Pillow leaves this pass out, too
-        indices, weights = np.arange(start, start + size, dtype=np.int32)[None], weights[:1]
+    pixels = first[:, None] + np.arange((last - first).max())
+    weights = np.maximum(1 - np.abs((pixels - centres[:, None] + 0.5) * (1 / reach)), 0)
+    weights[pixels >= last[:, None]] = 0
+    # Added up one by one, as Pillow does it.
+    weights = (0.5 + weights / np.cumsum(weights, axis=1)[:, -1:] * (1 << BITS)).astype(np.int32)
+    if length == scaled:  # Pillow leaves this pass out
+        first, weights = np.arange(start, start + size), np.full((size, 1), 1 << BITS, dtype=np.int32)
+        last = first + 1
     if mirrored:
-        indices, weights = indices[:, ::-1], weights[:, ::-1]
-    tensors = (torch.from_numpy(values.copy()).to(device) for values in (indices, weights))
-    return _Taps(int(indices.min()), int(indices.max()) + 1, *tensors)
+        first, weights, last = first[::-1], weights[::-1], last[::-1]
+    return _Taps(first, weights, int(first.min()), int(last.max()))

@@ -1,26 +1,31 @@
-"""The same model, computed faster: folded batch norm, layout, 2D kernels, compilation."""
+"""The same model, computed faster: folded batch norm, memory layout, 2D kernels, compilation."""
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from inference.onnx_model import OnnxModel
 from models import TemporalModel
 from utils.cli import UserError
 from utils.precision import has_avx2_at_most
 
+# The largest difference between the logits of a model and of its fused form, in float32, relative to the
+# largest logit. Rounding causes less than 1e-5, a wrongly folded norm more than 1e-2.
+TOLERANCE = 1e-3
+
 
 @contextmanager
 def float32_convolutions() -> Iterator[None]:
-    """Let cuDNN compute float32 convolutions in float32.
+    """Compute float32 convolutions in float32.
 
-    PyTorch lets it round their inputs to the 10 bits of TF32 on GPUs from Ampere on.
+    By default cuDNN rounds their inputs to TF32 (10 bits) on GPUs since Ampere. Enter this around the
+    computation; it does not work as the decorator of a generator.
     """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -30,59 +35,53 @@ def float32_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def to_channels_last(model: nn.Module, device: torch.device, for_training: bool = False) -> None:
-    """Put a model's weights, and so all that it computes, into the layout that is fastest on a device.
+def to_channels_last(model: TemporalModel, device: torch.device, for_training: bool = False) -> None:
+    """Convert a model's weights, and so all its activations, to the layout that is fastest on a device.
 
-    In channels-last the frames of a clip are 2D images in memory too, so that a convolution over
-    one frame can be a 2D convolution of batch * frames images without moving anything. Whether that is
-    faster depends on the kernels. On GPUs cuDNN's 3D ones are slow in bf16, and in some releases wrong
-    (pytorch issue 163539). On CPUs oneDNN's 3D ones are as fast or faster, apart from training with AVX2:
-    docs/SPEED.md has the measurements.
+    In channels-last, each frame of a clip is a 2D image in memory. A convolution over one frame can then be
+    a 2D convolution of batch * frames images, without a copy. On GPUs, cuDNN's 3D kernels are slow in bf16,
+    and wrong in some releases (pytorch issue 163539). On CPUs, oneDNN's 3D kernels are as fast or faster,
+    except for training with AVX2. docs/SPEED.md has the measurements.
 
     Args:
         model: changed in place; its state dict keeps names, shapes and values.
-        device: where it will run.
-        for_training: whether it will be trained.
+        device: where the model will run.
+        for_training: whether the model will be trained.
     """
     model.to(memory_format=torch.channels_last_3d)
+    model.memory_format = torch.channels_last_3d
     if device.type == "cuda" or (for_training and device.type == "cpu" and has_avx2_at_most()):
         use_2d_kernels(model)
 
 
 def use_2d_kernels(model: nn.Module) -> None:
-    """Let a model's 3D convolutions be computed by 2D ones on frames; see `to_channels_last`."""
+    """Compute a model's 3D convolutions by 2D kernels on frames, where possible; see `to_channels_last`."""
+    _replace_convolutions(model, FrameConv3d.can_replace, FrameConv3d)
+
+
+def _replace_convolutions(
+    model: nn.Module, condition: Callable[[nn.Module], bool], kind: type[nn.Conv3d]
+) -> None:
+    """Replace the modules that fulfil the condition by convolutions of a class with the same parameters."""
     for parent in list(model.modules()):
         for name, module in parent.named_children():
-            if _FrameConv3d.can_compute(module):
-                setattr(parent, name, _like(_FrameConv3d, module))
+            if condition(module):
+                shape = (module.in_channels, module.out_channels, module.kernel_size)
+                other = kind(*shape, module.stride, module.padding, bias=False, device="meta")
+                other.weight, other.bias = module.weight, module.bias
+                setattr(parent, name, other.train(module.training))
 
 
-def _use_3d_kernels(model: nn.Module) -> None:
-    """Undo `use_2d_kernels`."""
-    for parent in list(model.modules()):
-        for name, module in parent.named_children():
-            if type(module) is _FrameConv3d:
-                setattr(parent, name, _like(nn.Conv3d, module))
+class FrameConv3d(nn.Conv3d):
+    """A convolution over 1 or 3 frames, computed as one 2D convolution of all frames.
 
-
-def _like(kind: type[nn.Conv3d], convolution: nn.Conv3d) -> nn.Conv3d:
-    """A convolution of a kind, with the parameters of another one."""
-    shape = (convolution.in_channels, convolution.out_channels, convolution.kernel_size)
-    own = kind(*shape, convolution.stride, convolution.padding, bias=False, device="meta")
-    own.weight, own.bias = convolution.weight, convolution.bias
-    return own.train(convolution.training)
-
-
-class _FrameConv3d(nn.Conv3d):
-    """A convolution 1 or 3 frames long, as one 2D convolution of all frames.
-
-    For 3 frames it makes, of each frame, what the frame adds to the one after it, to itself and to
-    the one before it; sums of shifted frames remain.
+    For 3 frames, the 2D convolution computes what each frame adds to the next frame, to itself and to the
+    previous frame. The output is the sum of these, shifted in time.
     """
 
     @staticmethod
-    def can_compute(module: nn.Module) -> bool:
-        """Whether a module is a convolution of a kind that this computes."""
+    def can_replace(module: nn.Module) -> bool:
+        """Whether this class can compute a module."""
         if type(module) is not nn.Conv3d or module.groups > 1 or module.padding_mode != "zeros":
             return False
         length, padding = module.kernel_size[0], module.padding[0]
@@ -94,6 +93,8 @@ class _FrameConv3d(nn.Conv3d):
         is_long = self.kernel_size[0] == 3
         images = x.transpose(1, 2).flatten(0, 1)
         weight = self.weight.permute(2, 0, 1, 3, 4).flatten(0, 1)
+        # Replicas of DataParallel get their weights in another layout.
+        weight = weight.contiguous(memory_format=torch.channels_last)
         bias = None if is_long else self.bias
         out = functional.conv2d(images, weight, bias, self.stride[1:], self.padding[1:])
         out = out.unflatten(0, (clips, frames)).transpose(1, 2)
@@ -105,22 +106,18 @@ class _FrameConv3d(nn.Conv3d):
         return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
 
 
-def compile_model(model: nn.Module) -> None:
-    """Compile a module's call, forward and backward, in place: at its first call with each size of a batch.
-
-    Args:
-        model: what is called: the model itself, or the `DistributedDataParallel` around it.
-    """
-    # With eager's random numbers, so that dropout's masks do not depend on --compile.
-    model.compile(dynamic=False, options={"fallback_random": True})
+def compile_function(function: Callable) -> Callable:
+    """Compile a function of a model, forward and backward, at the first call with each batch size."""
+    # fallback_random: eager's random numbers, so that dropout's masks do not depend on --compile.
+    return torch.compile(function, dynamic=False, options={"fallback_random": True})
 
 
 @contextmanager
 def compiler_errors() -> Iterator[None]:
-    """Report in one line that torch.compile does not work, as where there is no C++ compiler.
+    """Report in one line that torch.compile does not work, for example without a C++ compiler.
 
     Raises:
-        UserError: says why.
+        UserError: the compiler failed; the message has its reason.
     """
     try:
         yield
@@ -134,103 +131,108 @@ def compiler_errors() -> Iterator[None]:
         raise UserError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
-def fuse(
-    model: TemporalModel | OnnxModel, device: torch.device, dtype: torch.dtype = torch.float32
-) -> TemporalModel | OnnxModel:
-    """Make a copy of a model for inference: the same answers from less work.
+def fuse(model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Copy a model for inference: the same logits from less work.
 
-    Batch norm is folded into the convolutions, and layout and kernels are those of `to_channels_last`.
+    Batch norm is folded into the convolutions; `to_channels_last` chooses layout and kernels.
 
     Args:
-        model: stays as it is. An exported one is fused already.
-        device: where the copy will run; it stays on the model's device for now.
-        dtype: of its weights and all it computes. In float32 its logits are the model's to 1e-5.
+        model: a `TemporalModel`, which is not changed. An exported model is returned as it is.
+        device: where the copy will run. It stays on the model's device for now.
+        dtype: of the copy's weights and of its computation. In float32, its logits are the model's to 1e-5.
 
     Returns:
-        A model that cannot be trained, for input as the model's own.
-    """
-    if isinstance(model, OnnxModel):
-        return model
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    _use_3d_kernels(model)
-    for module in model.modules():
-        for norm, convolutions in _norm_inputs(module).items():
-            _fold(module, norm, [module.get_submodule(name) for name in convolutions])
-    model.to(dtype)
-    to_channels_last(model, device)
-    return model
-
-
-# The largest difference between the logits of a model and of its fused form, both in float32, as a share
-# of the largest logit. Rounding makes less than 1e-5; a norm folded where it must not be makes 1.
-TOLERANCE = 1e-3
-# More clips than these few would show nothing else, and cost a CPU seconds.
-_CLIPS_TO_COMPARE = 4
-
-
-def check_fused(model: TemporalModel, fused: TemporalModel, clips: torch.Tensor) -> None:
-    """Compare a fused model with the model itself, in float32.
-
-    Args:
-        model: on the device of the clips.
-        fused: what `fuse` made of it, likewise.
-        clips: input of the model, of which the first few are used.
+        A model that takes the same input and cannot be trained.
 
     Raises:
-        UserError: their logits differ by more than `TOLERANCE`.
+        UserError: a block's `fusable_norms` does not describe its `forward`.
     """
-    if fused is model:  # it was compared when it was exported
-        return
-    clips = clips[:_CLIPS_TO_COMPARE]
-    if next(fused.parameters()).dtype != torch.float32:
-        fused = fuse(model, clips.device)
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.inference_mode():
-        expected = model.eval().forward(clips)  # its call may be compiled
-        difference = (fused(clips) - expected).abs().max()
-    for module, mode in modes:
-        module.training = mode
-    share = float(difference / expected.abs().max())
-    if share > TOLERANCE:  # not so where logits are not finite, which the loss will show
+    if not isinstance(model, TemporalModel):
+        return model
+    _check_fusable_norms(model)
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    _fold_norms(fused)
+    fused.to(dtype)
+    to_channels_last(fused, device)
+    return fused
+
+
+@torch.inference_mode()
+def _check_fusable_norms(model: TemporalModel) -> None:
+    """Compare the logits of a model and of its fused form on a small random clip.
+
+    Both are computed with randomised weights. Otherwise a wrong declaration could pass unnoticed: untrained
+    norms, and new parameters that start as the identity, hardly change the logits.
+    """
+    model = copy.deepcopy(model).eval()
+    for stage in model.base_model.children():
+        if isinstance(stage, nn.Sequential):
+            del stage[2:]  # like the second block, so that the cost does not depend on the depth
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
+    _randomise(model, generator)
+    size = min(model.input_size, 64)
+    clip = torch.rand(1, model.num_segments, 3, size, size, generator=generator, device=device)
+    with float32_convolutions():
+        expected = model(clip)
+        _fold_norms(model)
+        difference = float((model(clip) - expected).abs().max() / expected.abs().max())
+    if difference > TOLERANCE:
         raise UserError(
-            f"the fused model's logits differ from the model's by {100 * share:.2g} %: does the "
+            f"the fused model's logits differ from the model's by {100 * difference:.2g} %: does the "
             "`fusable_norms` of its block say which norm follows directly on which convolution?"
         )
 
 
-def _norm_inputs(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Which norms of a module follow directly on which of its convolutions."""
+def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+    """Change every parameter and running statistic by a random factor and a small random summand."""
+
+    def noise(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.rand(tensor.shape, generator=generator, device=tensor.device) - 0.5
+
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            is_kernel = isinstance(module, nn.Conv3d | nn.Linear) and parameter.ndim > 1
+            scale = parameter[0].numel() ** -0.5 if is_kernel else 1
+            parameter += (parameter + scale) * noise(parameter)
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.running_mean += module.running_var.sqrt() * noise(module.running_mean)
+            module.running_var += module.running_var * noise(module.running_var)
+
+
+def _fold_norms(model: nn.Module) -> None:
+    """Fold a model's batch norms into its convolutions, in place, where `fusable_norms` allows it."""
+    _replace_convolutions(model, lambda module: type(module) is FrameConv3d, nn.Conv3d)
+    for module in model.modules():
+        for norm, convolutions in _fusable_norms(module).items():
+            _fold(module, norm, [module.get_submodule(name) for name in convolutions])
+
+
+def _fusable_norms(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Which norms of a module directly follow which of its convolutions."""
     if type(module) is nn.Sequential:
         names = [name for name, _ in module.named_children()]
         return {norm: (before,) for before, norm in zip(names, names[1:], strict=False)}
-    # A class that has a `forward` of its own must also say it anew.
-    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
-    return vars(owner).get("fusable_norms", {})
+    # The declaration describes a `forward`: it is not valid for a subclass that overrides it.
+    for kind in type(module).__mro__:
+        if "fusable_norms" in vars(kind):
+            return vars(kind)["fusable_norms"]
+        if "forward" in vars(kind):
+            break
+    return {}
 
 
 def _fold(parent: nn.Module, name: str, convolutions: list[nn.Module]) -> None:
-    """Fold a batch norm into the convolutions whose outputs, one after the other, are its channels."""
+    """Fold a batch norm into the convolutions whose concatenated outputs are its channels."""
     norm = parent.get_submodule(name)
     is_norm = type(norm) in (nn.BatchNorm3d, nn.SyncBatchNorm) and norm.affine and norm.track_running_stats
     if not is_norm or any(type(convolution) is not nn.Conv3d for convolution in convolutions):
         return
-    norm = norm.double()
-    first = 0
-    for convolution in convolutions:
-        own = slice(first, first + convolution.out_channels)
-        first = own.stop
-        bias = None if convolution.bias is None else convolution.bias.double()
-        fused = fuse_conv_bn_weights(
-            convolution.weight.double(),
-            bias,
-            norm.running_mean[own],
-            norm.running_var[own],
-            norm.eps,
-            norm.weight[own],
-            norm.bias[own],
-        )
-        dtype = convolution.weight.dtype
-        convolution.weight, convolution.bias = (
-            nn.Parameter(value.to(dtype), requires_grad=False) for value in fused
+    sizes = [convolution.out_channels for convolution in convolutions]
+    values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    shares = zip(*(value.split(sizes) for value in values), strict=True)
+    for convolution, (mean, var, weight, bias) in zip(convolutions, shares, strict=True):
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, mean, var, norm.eps, weight, bias
         )
     setattr(parent, name, nn.Identity())

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from frames.sources import FrameFolder, VideoFile
-from utils.cli import UserError, check_new_file, printable, uninterrupted
+from utils.cli import UserError, printable, uninterrupted
+from utils.files import check_new_file
 
 SUFFIXES = (".mp4", ".gif", ".png")
 

@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 from classes import mirrored_labels
 from dataset import VideoDataSet
 from reports.plots import DPI, GREY, INK, figure_png, font, image_png, shorten
-from utils.cli import UserError, check_writable_folder, printable
-from utils.files import staged
+from utils.cli import UserError, printable
+from utils.files import check_writable_folder, staged
 from utils.metrics import Result
 
 if TYPE_CHECKING:  # it takes half a second to import

@@ -52,6 +52,16 @@ def pytest_runtest_makereport() -> Iterator[None]:
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests of GPUs did not run."""
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if "test_gpu.py" in report.nodeid
+    ]
+    if skipped:
+        reasons = ", ".join(sorted({report.longrepr[2].removeprefix("Skipped: ") for report in skipped}))
+        terminalreporter.write_line(f"NOT RUN: {len(skipped)} tests of GPUs ({reasons})", yellow=True)
+
+
 @pytest.fixture(scope="session")
 def trn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small somethingv1 with TRN-pytorch's list names and spaces. Read only: it is shared."""
@@ -62,6 +72,14 @@ def trn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def authors_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small somethingv2 with the GST authors' list names and tabs. Read only: it is shared."""
     return make_dataset(tmp_path_factory.mktemp("authors"), "somethingv2", "authors", seed=1)
+
+
+@pytest.fixture(scope="module")
+def without_curves() -> Iterator[None]:
+    """Do not draw the curves, which takes longer than an epoch of a few clips."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: None)
+        yield
 
 
 @pytest.fixture

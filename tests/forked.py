@@ -25,7 +25,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _server = multiprocessing.get_context("forkserver")
 # An optimizer imports torch._dynamo.
 _server.set_forkserver_preload(
-    ["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image", "matplotlib.figure"]
+    ["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image", "matplotlib.figure", "av"]
+    + ["pydantic", "safetensors.torch", "simplejpeg", "filelock"]
 )
 
 
@@ -108,7 +109,13 @@ def server_pid() -> int | None:
     return multiprocessing.forkserver._forkserver._forkserver_pid
 
 
-def start_ranks(size: int, script: str, *args: object, env: dict[str, str] | None = None) -> list[Program]:
+def start_ranks(
+    size: int,
+    script: str,
+    *args: object,
+    env: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> list[Program]:
     """Start the processes that torchrun would start on one machine, without torchrun and its restarts."""
     shared = {
         "WORLD_SIZE": size,
@@ -119,7 +126,7 @@ def start_ranks(size: int, script: str, *args: object, env: dict[str, str] | Non
     shared |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": 0}
     variables = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(size)]
     return [
-        Program(script, *args, env=(env or {}) | {name: str(value) for name, value in own.items()})
+        Program(script, *args, env=(env or {}) | {k: str(v) for k, v in own.items()}, prepare=prepare)
         for own in variables
     ]
 
@@ -150,6 +157,17 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def no_fsync(file: int) -> None:
+    """Replaces `os.fsync`: a killed process loses nothing that it has written, and disks may be slow."""
+
+
+def without_curves() -> None:
+    """Do not draw the curves, which takes longer than an epoch of a few clips."""
+    import matplotlib.figure
+
+    matplotlib.figure.Figure.savefig = lambda figure, file, **_: None
+
+
 def _become(
     args: list[str], cwd: str, env: dict[str, str], out: str, err: str, prepare: Callable[[], None] | None
 ) -> None:
@@ -173,6 +191,7 @@ def _become(
 
     if "OMP_NUM_THREADS" in env:  # which is read when torch is imported
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
+    os.fsync = no_fsync
     if prepare:
         prepare()
     status: object = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import REPOSITORY, Program, descendants, server_pid
+from forked import REPOSITORY, Program, descendants, no_fsync, server_pid
 
 from utils.cli import log
 
@@ -117,6 +117,8 @@ def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
     handlers = [signal.getsignal(number) for number in numbers]
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [Path(program).name, *map(str, args)])
+        patch.setattr(os, "fsync", no_fsync)
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `run_program` sets it
         for name, value in ON_CPU.items():
             patch.setenv(name, value)
         try:

@@ -15,7 +15,7 @@ from baselines import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck
 from inference.fuse import check_fused, fuse, use_2d_kernels
 from models import BLOCKS, TemporalModel
 from resnet_gst import DEPTHS, ResNet, load_2d_weights
-from training.checkpoint import describe_model, possible_types
+from training.describe import describe_model, possible_types
 from training.run import RunFiles
 from utils.cli import UserError
 

@@ -1,216 +1,95 @@
-"""tools/benchmark.py: what it compares is the same, and a run ends with its table."""
+"""tools/benchmark.py: both loaders make the same clips, a step trains, and a run prints its tables."""
 
-import importlib.util
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from argparse import Namespace
-
-import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY, run
+from helpers import assert_one_line_error, call
 
 from dataset import VideoDataSet
-from engine import to_input, train_one_epoch
 from models import TemporalModel
+from tools import benchmark
 from transforms import GroupCenterCrop, GroupScale, evaluation_transform
-from utils.cli import UserError, run_program
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    spec = importlib.util.spec_from_file_location("benchmark", REPOSITORY / "tools" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SMALL = ("--arch", "resnet14", "--input_size", 32, "--frames", 2, "-b", 1, "--rounds", 1)
 
 
-def test_both_loaders_give_the_same_clips(benchmark, tmp_path):
-    videos = benchmark.make_videos(tmp_path / "frames", (176, 100), 2)
+def rows_of(output: str) -> list[list[str]]:
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_both_loaders_give_the_same_clips(tmp_path):
+    path = benchmark.make_videos(tmp_path, (176, 100), 2)
     steps = (GroupScale(256), GroupCenterCrop(224))
-    plain = benchmark.open_clips(benchmark.TSNClips, videos, steps, is_training=False)
-    fast = benchmark.open_clips(VideoDataSet, videos, evaluation_transform(224), is_training=False)
-    model = TemporalModel(2, 8, backbone="resnet14")
+    published = benchmark.open_clips(benchmark.TSNClips, path, steps, is_training=False)
+    clips = benchmark.open_clips(VideoDataSet, path, evaluation_transform(224), is_training=False)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (TemporalModel.input_mean, TemporalModel.input_std))
     for number in range(2):
-        expected, label = plain[number]
-        clip, found_label = fast[number]
-        assert found_label == label == number
-        assert expected.shape == (24, 224, 224)
-        found = to_input(torch.from_numpy(clip[None]), model)[0]
-        torch.testing.assert_close(found, expected.view(8, 3, 224, 224), rtol=0, atol=1e-5)
+        expected, expected_label = published[number]
+        clip, label = clips[number]
+        assert label == expected_label == number
+        normalised = (torch.from_numpy(clip).permute(0, 3, 1, 2) / 255 - mean) / std
+        torch.testing.assert_close(normalised, expected.view(8, 3, 224, 224), rtol=0, atol=1e-5)
 
 
-def test_multiply_adds_are_the_papers(benchmark, tmp_path):
-    args = Namespace(batch_size=1, emulated=False, frames=[8, 16], compile_training=False)
-    for section, factor in (("inference", 1), ("training", 3)):
-        comparisons = benchmark.SECTIONS[section](args, CPU, tmp_path)
-        found = {comparison.what: comparison.macs / factor / 1e9 for comparison in comparisons}
-        assert found == pytest.approx(
-            {
-                f"{section}, GST, 8 frames": 29.0,
-                f"{section}, GST, 16 frames": 58.0,
-                f"{section}, GST-Large, 8 frames": 40.1,
-                f"{section}, GST-Large, 16 frames": 80.2,
-            },
-            abs=0.1,
-        )
+@pytest.mark.parametrize("purpose", ["inference", "training"])
+def test_forms_of_a_model(purpose, monkeypatch):
+    monkeypatch.setattr(benchmark, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(benchmark, "has_instructions", lambda device, amp: True)
+    torch.manual_seed(0)
+    model = TemporalModel(benchmark.NUM_CLASS, 2, backbone="resnet14", input_size=32)
+    forms = benchmark.model_forms(model, torch.randn(2, 2, 3, 32, 32), purpose, with_compiled=True)
+    fast = "fused" if purpose == "inference" else "channels last"
+    names = [f"{amp}, {fast}{suffix}" for amp in ("float32", "bf16") for suffix in ("", ", compiled")]
+    assert [form.name for form in forms] == ["published", *names]
+    assert [form.precision for form in forms] == ["float32"] * 3 + ["bf16"] * 2
+    for form in forms[:2]:
+        form.run()
 
 
-def without_bf16(monkeypatch):
-    """Let this process take its CPU for one with AVX2 and no more."""
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+def test_a_training_step_changes_the_weights():
+    model = TemporalModel(benchmark.NUM_CLASS, 2, backbone="resnet14", input_size=32)
+    before = model.new_fc.weight.detach().clone()
+    benchmark.training_step(model, torch.randn(2, 2, 3, 32, 32))()
+    assert not torch.equal(model.new_fc.weight, before)
 
 
-def test_a_precision_without_instructions_is_left_out(benchmark, monkeypatch, tmp_path):
-    without_bf16(monkeypatch)
-    monkeypatch.setattr(benchmark, "meta_model", lambda *args: None)
-    monkeypatch.setattr(benchmark, "multiply_adds", lambda *args: 1.0)
-    args = Namespace(batch_size=1, emulated=False, frames=[8], compile_training=True)
-    monkeypatch.setattr(benchmark, "make_videos", lambda *args, **how: tmp_path)
-    for emulated in (False, True):
-        args.emulated = emulated
-        for section in benchmark.WITH_MODELS:
-            comparisons = benchmark.SECTIONS[section](args, CPU, tmp_path)
-            for comparison in comparisons:
-                assert any("bf16" in name for name in comparison.builders) == emulated
-                assert len(comparison.builders) > 1
+def test_speed_ups_are_ratios_of_the_published_form(monkeypatch, capsys):
+    times = iter([9, 9, 9, 4, 1, 10, 2, 3, 10, 10, 2, 8])  # a warm-up, then the second round backwards
+    clock = [0.0]
+
+    def run() -> None:
+        clock[0] += next(times)
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(benchmark, "matmul", lambda precision: run)
+    monkeypatch.setattr(benchmark, "MATMUL_SIZE", 100)
+    monkeypatch.setattr(benchmark, "NUM_MATMULS", 1)
+    forms = [benchmark.Form("published", run, "float32"), benchmark.Form("fast", run, "float32")]
+    benchmark.compare("both", forms, clips=2, rounds=3, macs=250_000)
+    # published: 10, 2, 8 s; fast: 1, 3, 2 s; products: 4, 10, 10 s
+    assert rows_of(capsys.readouterr().out) == [
+        ["both", "published", "1000.0", "4000.0", "1.00", "1.00", "0", "62 %"],
+        ["both", "fast", "500.0", "1000.0", "2.00", "4.00", "0", "200 %"],
+    ]
 
 
-def described(benchmark, monkeypatch, capsys, *options):
-    """What a run says of itself, and the precisions whose matrix products it measured."""
-    measured = []
-    monkeypatch.setattr(benchmark, "matmul_rate", lambda device, dtype: measured.append(dtype) or 1e9)
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options])
-    run = benchmark.Benchmark(benchmark.parse_args(), CPU)
-    run.describe()
-    run.close()
-    return capsys.readouterr().out, measured
-
-
-def test_a_line_says_that_a_precision_is_left_out(benchmark, monkeypatch, capsys):
-    without_bf16(monkeypatch)
-    told, measured = described(benchmark, monkeypatch, capsys)
-    assert [line for line in told.splitlines() if "bf16 is left out" in line and "--emulated" in line]
-    assert measured == [torch.float32]
-    told, measured = described(benchmark, monkeypatch, capsys, "--emulated")
-    assert "left out" not in told
-    assert measured == [torch.float32, torch.bfloat16]
-
-
-@pytest.mark.parametrize("section", ["loader", "startup", "end-to-end"])
-def test_sections_without_throughput_in_multiply_adds_multiply_no_matrices(
-    benchmark, monkeypatch, capsys, section
-):
-    assert described(benchmark, monkeypatch, capsys, "--only", section)[1] == []
-
-
-def test_rounds_stop_with_the_budget(benchmark):
-    def rounds(seconds_of_round, budget, forced=None):
-        done = 0
-        while not benchmark.is_enough(done, forced, seconds_of_round, budget - done * seconds_of_round):
-            done += 1
-        return done
-
-    assert rounds(1, 1000) == benchmark.MAX_ROUNDS
-    assert rounds(10, 64) == 5  # and half a round more for the memory
-    assert rounds(100, 10) == benchmark.MIN_ROUNDS
-    assert rounds(100, 10, forced=1) == 1
-    assert rounds(1, 1000, forced=9) == 9
-
-
-@pytest.mark.parametrize("is_fast", [False, True])
-def test_a_training_variant_takes_the_engines_steps(benchmark, monkeypatch, capsys, is_fast):
-    assert benchmark.train_one_epoch is train_one_epoch
-    models = []
-    make = benchmark.TemporalModel
-    monkeypatch.setattr(
-        benchmark, "TemporalModel", lambda *args, **kwargs: models.append(make(*args, **kwargs)) or models[0]
-    )
-    size = {"backbone": "resnet14", "input_size": 32}
-    variant = benchmark.training_variant(2, 2, "off", is_fast, False, 2, CPU, **size)
-    before = models[0].new_fc.weight.clone()
-    assert variant.clips == 2
-    for _ in range(2):
-        variant.run()
-        after = models[0].new_fc.weight.detach().clone()
-        assert not torch.equal(before, after)
-        before = after
-    assert capsys.readouterr() == ("", "")  # nothing is logged, nor a bar shown
-
-
-def test_exported_models_are_measured_where_their_runtime_is_installed(benchmark, monkeypatch, tmp_path):
-    (comparison,) = benchmark.export_comparisons(Namespace(batch_size=1, frames=[8]), CPU, tmp_path)
-    plain, fused, *exported = comparison.builders
-    assert (plain, fused) == (benchmark.BASELINE, "default: float32, fused")
-    assert [name.split()[1] for name in exported] == ["onnx,", "pt2,", "torchscript,"]
-    variant = benchmark.export_variant("torchscript", 2, 3, "resnet14", 32)
-    assert variant.clips == 3
-    assert variant.run().shape == (3, benchmark.NUM_CLASS)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="pip install"):  # upon which `Benchmark.compare` leaves the row out
-        benchmark.export_variant("onnx", 2, 3, "resnet14", 32)
-
-
-def test_a_run_prints_its_table_and_writes_its_numbers(tmp_path):
-    path = tmp_path / "numbers.json"
-    process = run("tools/benchmark.py", "--only", "loader", "--rounds", 1, "-b", 1, "--json", path)
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
-    table = [line for line in process.stdout.splitlines() if line.startswith("| loader")]
-    rows = json.loads(path.read_text())["rows"]
-    assert (
-        len(table) == len(rows) == 16
-    )  # TSN's and both of ours, evaluation and training; v2 also from videos
-    for first in (0, 3, 6, 11):
-        plain, fast = rows[first : first + 2]
-        ratios = np.divide(plain["rounds"], fast["rounds"])
-        assert plain["what"] == fast["what"]
-        assert (plain["ratio"], fast["ratio"]) == (1, pytest.approx(np.median(ratios)))
-    places = ["--resize workers", "--resize device"]
-    videos = [f"{place}, VP9 files" for place in places]
-    assert [row["form"] for row in rows if "TSN" not in row["form"]] == places * 2 + (places + videos) * 2
-
-
-def test_ctrl_c_keeps_the_rows_so_far(tmp_path):
-    numbers, output = tmp_path / "numbers.json", tmp_path / "output"
-    options = ["--only", "loader", "--rounds", "20", "-b", "1", "--json", str(numbers)]
-    with output.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, REPOSITORY / "tools" / "benchmark.py", *options],
-            stdout=file,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # Tests that run in the background of a script would hand down that they ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-    while "\n| loader" not in output.read_text():
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)  # to its end: the baseline's process is gone, too
-    assert process.returncode == 130, stderr
-    assert stderr == ""
-    lines = output.read_text().splitlines()
-    assert lines[-1].startswith("interrupted")
-    rows = json.loads(numbers.read_text())["rows"]
-    assert 1 <= len([line for line in lines if line.startswith("| loader")]) == len(rows) < 10
+@pytest.mark.slow
+def test_a_run_prints_its_tables():
+    done = call("tools/benchmark.py", "--only", "inference", "training", "loader", *SMALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [row for row in rows_of(done.stdout) if row[1] not in ("form", "---")]
+    assert [row[0] for row in rows if row[1] == "published"] == [
+        *(
+            f"{purpose}, {name}, 2 frames"
+            for purpose in ("inference", "training")
+            for name in benchmark.MODELS
+        ),
+        *(f"loader, {size}, {part}" for size in ("v1", "v2") for part in ("evaluation", "training")),
+    ]
+    assert {row[4] for row in rows if row[1] == "published"} == {"1.00"}
+    assert all(row[7].endswith(" %") for row in rows if len(row) > 6)
 
 
 @pytest.mark.parametrize("option", [("--only", "nothing"), ("--rounds", "0"), ("--frames", "x")])
-def test_a_wrong_option_is_one_line(benchmark, monkeypatch, capsys, option):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *option])
-    with pytest.raises(SystemExit) as ended:
-        run_program(benchmark.main)
-    told = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert option[0] in told
-    assert len(told.splitlines()) == 1
+def test_wrong_options_are_one_line(option):
+    assert_one_line_error(call("tools/benchmark.py", *option), option[0])

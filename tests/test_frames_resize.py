@@ -13,10 +13,10 @@ from PIL import Image, ImageEnhance
 from synthetic import make_dataset
 from video_files import cut, write_video
 
-from dataset import ClipLoader, ClipSampler, VideoDataSet, evaluation_batches
-from engine import to_device
+from dataset import VideoDataSet
 from frames.images import ImageError, JPEGFrame, open_image, read_frame, read_image
 from frames.resize import DecodedClips, Outline, View, _taps, resize, resize_clips
+from loader import ClipLoader, ClipSampler, evaluation_batches
 from transforms import Compose, evaluation_transform, training_transform
 from utils.cli import UserError
 
@@ -246,7 +246,7 @@ def test_workers_and_device_give_the_same_batches(root, template, transform, kwa
             decoded = list(ClipLoader(clips, sampler, workers, decode_only=True))
             for batch, (expected, expected_labels) in zip(decoded, by_workers, strict=True):
                 assert isinstance(batch[0], DecodedClips)
-                found, labels = to_device(batch, CPU)
+                found, labels = resize_clips(batch[0]), batch[1]
                 assert found.dtype == torch.uint8
                 assert torch.equal(found, expected)
                 assert torch.equal(labels, expected_labels)

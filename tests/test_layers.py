@@ -1,4 +1,4 @@
-"""The layers of CONTRIBUTING.md: a module imports from its own layer and from those below, never from above."""
+"""The layers of CONTRIBUTING.md: a module imports from its own layer and those below, never from above."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ from helpers import REPOSITORY
 # From the lowest to the highest.
 LAYERS = (
     ("utils",),
-    ("gst", "baselines", "resnet_gst", "models", "classes", "datasets_video"),
+    ("gst", "baselines", "resnet_gst", "models", "classes", "datasets_video", "annotations"),
     ("frames",),
     ("dataset", "loader", "transforms"),
     ("reports", "training", "inference"),

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +22,10 @@ from video_files import cut, numbered_image, remux, write_audio, write_blank, wr
 from classes import released_categories
 from frames.sources import find_videos, open_video
 from frames.video import decode, decode_frames, index_frames
+from inference.load import build_model
 from models import TemporalModel
 from reports.render import Answer, Caption, contact_sheet, render
-from training.checkpoint import build_model, describe_model
+from training.describe import describe_model
 from utils.cli import UserError
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"
@@ -208,7 +208,8 @@ def test_single_frames_after_the_start_of_an_edit_list(name, tmp_path):
 def test_single_frames_where_the_container_is_wrong_about_key_frames(tmp_path):
     write_video(tmp_path / "right.mp4", noisy_images(60))
     remux(tmp_path / "right.mp4", tmp_path / "wrong.mp4", all_keys=True)
-    assert len(index_frames(tmp_path / "wrong.mp4").keys) == 60
+    keys = [len(index_frames(tmp_path / name).keys) for name in ("right.mp4", "wrong.mp4")]
+    assert keys[0] < keys[1]
     assert_same_frames(tmp_path / "wrong.mp4")
 
 
@@ -384,25 +385,20 @@ def test_options_that_cannot_work(options, words, ask, clips, tmp_path):
     assert (tmp_path / "there.png").read_text() == "old"
 
 
-def close_stdout() -> None:
-    sys.stdout = None  # as Python has it
-
-
 def fill_stdout() -> None:
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
 
-@pytest.mark.parametrize("prepare", [close_stdout, fill_stdout])
-def test_json_that_standard_output_does_not_take_is_not_a_success(prepare, weights, clips):
+def test_json_to_full_stdout_fails(weights, clips):
     arguments = ["--weights", weights, clips / "a.mp4", "--json", "-"]
-    done = run("test_video.py", *arguments, env=ON_CPU, prepare=prepare)
+    done = run("test_video.py", *arguments, env=ON_CPU, prepare=fill_stdout)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: --json -: ")
 
 
 def test_only_a_single_video_is_rendered(ask, clips, tmp_path):
-    asked = ask(clips, "--rendered_output", tmp_path / "a.mp4")
-    assert_one_line_error(asked, "single video", "3 are given")
+    asked = ask(clips / "a.mp4", clips / "c", "--rendered_output", tmp_path / "a.mp4")
+    assert_one_line_error(asked, "single video", "2 are given")
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".PNG"])

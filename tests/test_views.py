@@ -15,10 +15,11 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from video_files import write_video as write_video_file
 
 from classes import NEVER, mirrored_labels
-from dataset import ClipLoader, VideoDataSet, clip_fractions
+from dataset import VideoDataSet, clip_fractions
 from engine import evaluate
 from frames.sources import VideoFiles
 from inference.fuse import fuse
+from loader import ClipLoader
 from models import TemporalModel
 from transforms import GroupOverSample, evaluation_transform
 from utils.distributed import World

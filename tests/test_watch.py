@@ -17,8 +17,9 @@ from PIL import Image
 from synthetic import CATEGORIES, make_dataset
 
 from classes import NEVER
-from dataset import ClipSampler, VideoDataSet, open_videos
+from dataset import VideoDataSet, open_videos
 from datasets_video import return_dataset
+from loader import ClipSampler
 from reports.plots import (
     ACCENT,
     BAR,

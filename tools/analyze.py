@@ -21,11 +21,13 @@ import torch
 from matplotlib.figure import Figure
 
 from gst import GSTBottleneck
+from inference.load import build_model
 from models import TemporalModel
 from reports.plots import figure_png
-from training.checkpoint import build_model, describe_model, load_checkpoint, load_weights
-from utils.cli import Parser, UserError, check_writable_folder, log, run_program
-from utils.files import write_atomically
+from training.checkpoint import load_checkpoint, load_weights
+from training.describe import describe_model
+from utils.cli import Parser, UserError, log, run_program
+from utils.files import check_writable_folder, write_atomically
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Parser, UserError, check_new_file, non_negative_float, printable, run_program, writing
-from utils.files import npz, open_regular, write_atomically
+from utils.cli import Parser, UserError, non_negative_float, printable, run_program
+from utils.files import check_new_file, npz, open_regular, write_atomically, writing
 
 
 class Scores(NamedTuple):

@@ -1,16 +1,17 @@
-"""Convert a checkpoint to its weights and the metadata about them, or to the form that the authors released.
+"""Convert a checkpoint to a clean file of weights and metadata, or to the form that the authors released.
 
     python tools/convert_checkpoint.py --weights FILE --out gst.safetensors
     python tools/convert_checkpoint.py --weights FILE --out gst.pth --dtype bf16      # half the size
     python tools/convert_checkpoint.py --weights FILE --out gst.pth.tar --released    # for the authors' code
 
-FILE is any checkpoint that test_models.py takes, also a converted one. A file that does not say for how many
-frames it is, as the released ones, needs --num_segments. --dtype rounds the kernels of convolutions and
-classifier; batch norm and biases, less than 1 % of the weights, stay in float32. Nothing is overwritten.
+FILE is any checkpoint that test_models.py accepts, or a converted one. Files that do not store their options,
+such as the released ones, need --num_segments. --dtype rounds the kernels of convolutions and classifier;
+batch norm and biases (less than 1 % of the weights) stay in float32. Existing files are not overwritten.
 """
 
 import hashlib
 import io
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -18,28 +19,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import safetensors.torch
 import torch
 
+from inference.load import LoadedModel, load_model
 from opts import add_unsaid_options
-from training.checkpoint import (
-    ModelSpec,
-    build_model,
-    class_names,
-    describe_model,
-    load_checkpoint,
-    load_weights,
-    model_line,
-    possible_types,
-    read_settings,
-    safetensors_bytes,
-    save_checkpoint,
-)
-from utils.cli import Parser, UserError, check_new_file, log, run_program, writing
-from utils.files import open_regular, write_atomically
+from training.describe import class_names
+from utils.cli import Parser, UserError, log, run_program
+from utils.files import check_new_file, write_atomically, writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")
-# What is kept of a checkpoint, and of its options: those that decide how it is evaluated.
+# The values and options of a checkpoint that a clean file keeps.
 KEPT = ("epoch", "best_prec1", "categories", "mirrored")
 KEPT_OPTIONS = ("amp", "batch_size", "source")
 
@@ -48,134 +39,104 @@ def main() -> None:
     """Convert a checkpoint.
 
     Raises:
-        UserError: the checkpoint is not a complete one, does not say enough, or the file cannot be written.
+        UserError: the checkpoint is incomplete or leaves something open, or the file cannot be written.
     """
     args = parse_args()
-    saved = load_checkpoint(args.weights)
-    with open_regular(args.weights) as file:
-        source_sha256 = hashlib.sha256(file.read()).hexdigest()
-    spec = describe_model(saved, args.weights, args.type)
-    options = saved.get("options", {})
-    num_segments, input_size = read_settings(args, spec, options)
-    model = build_model(spec, num_segments, input_size, args.weights)
-    load_weights(model, saved["state_dict"], args.weights)
-    class_names(saved, args.weights)  # checks their number
-    state_dict = model.state_dict()
-
-    out = Path(args.out)
+    loaded = load_model(args.weights, args, allow_guess=False)
+    class_names(loaded.checkpoint, args.weights)  # checks their number
+    buffer = io.BytesIO()
     if args.released:
-        if (spec.type, spec.arch) != ("GST", "resnet50"):
-            log.warning(f"warning: the authors' code has no {spec.type} {spec.arch}, only GST with resnet50")
-        content = released_content(saved, spec, state_dict)
-        buffer = io.BytesIO()
-        # As the authors' torch wrote it, and every torch reads it.
-        torch.save(content, buffer, _use_new_zipfile_serialization=False)
-        with writing("--out", out):
-            write_atomically(out, buffer.getvalue())
+        if (loaded.spec.type, loaded.spec.arch) != ("GST", "resnet50"):
+            log.warning(
+                f"warning: the authors' code has no {loaded.spec.type} {loaded.spec.arch}, only GST resnet50"
+            )
+        # The old format, which every version of torch reads.
+        torch.save(released_content(loaded), buffer, _use_new_zipfile_serialization=False)
     else:
-        require_known(args, saved, spec)
-        metadata = clean_facts(saved, spec) | {"source_sha256": source_sha256}
-        metadata["options"] |= {"num_segments": num_segments, "input_size": input_size}
-        content = metadata | {"state_dict": rounded(state_dict, args)}
-        with writing("--out", out):
-            if out.suffix == ".safetensors":
-                write_atomically(out, safetensors_bytes(content))
-            else:
-                save_checkpoint(out, content)
-    log.info(model_line(content if "options" in content else saved, model, spec.num_class, args.weights))
+        if args.num_segments is None and "num_segments" not in loaded.options:
+            raise UserError(f"{args.weights}: does not store its number of frames; use --num_segments")
+        content = clean_content(loaded)
+        content["state_dict"] = round_kernels(loaded.model.state_dict(), args.dtype, args.weights)
+        content["source_sha256"] = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()
+        if args.out.endswith(".safetensors"):
+            buffer.write(safetensors_bytes(content))
+        else:
+            torch.save(content, buffer)
+    with writing("--out", args.out):
+        write_atomically(Path(args.out), buffer.getvalue())
+    log.info(loaded.describe())
     form = "released form" if args.released else args.dtype
-    log.info(f"{out}: {form}, {out.stat().st_size / 1e6:.1f} MB")
+    log.info(f"{args.out}: {form}, {len(buffer.getvalue()) / 1e6:.1f} MB")
 
 
 def parse_args() -> Namespace:
-    """Read the command line, and refuse an output that cannot be written."""
+    """Read the command line, and check that the output can be written."""
     summary, _, details = __doc__.partition("\n\n")
     parser = Parser(summary, details)
     parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint to convert")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"a new file: {', '.join(SUFFIXES)}")
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the kernels (default: fp32)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="type of the kernels")
     parser.add_argument(
         "--released",
         action="store_true",
-        help="write the form of the authors' files: keys with module., epoch, arch and best_prec1, float32, "
-        "and nothing about the classes",
+        help="write the form of the authors' files: float32, keys with module., epoch, arch and best_prec1",
     )
     add_unsaid_options(parser, unsaid_frames="needed")
     args = parser.parse_args()
-    if not args.out.endswith(SUFFIXES):
-        raise UserError(f"--out {args.out}: the name must end in {', '.join(SUFFIXES)}")
-    if args.released and args.out.endswith(".safetensors"):
-        raise UserError(f"--out {args.out}: with --released the name must end in .pth or .pth.tar")
-    if args.released and args.dtype not in (None, "fp32"):
+    suffixes = SUFFIXES[:2] if args.released else SUFFIXES
+    if not args.out.endswith(suffixes):
+        form = " with --released" if args.released else ""
+        raise UserError(f"--out {args.out}: the name{form} must end in {', '.join(suffixes)}")
+    if args.released and args.dtype != "fp32":
         raise UserError(f"--dtype {args.dtype}: the released form is float32")
-    args.dtype = args.dtype or "fp32"
     check_new_file(args.out, "--out")
     return args
 
 
-def require_known(args: Namespace, saved: dict[str, Any], spec: ModelSpec) -> None:
-    """Refuse to write down what nobody has said: later nothing would tell that it was a guess.
+def clean_content(loaded: LoadedModel) -> dict[str, Any]:
+    """The content of a clean file, without its tensors."""
+    spec, model = loaded.spec, loaded.model
+    options = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= {"num_segments": model.num_segments, "input_size": model.input_size}
+    options |= {name: loaded.options[name] for name in KEPT_OPTIONS if name in loaded.options}
+    content = {name: loaded.checkpoint[name] for name in KEPT if name in loaded.checkpoint}
+    return content | {"arch": spec.arch, "num_class": spec.num_class, "options": options}
+
+
+def round_kernels(
+    state_dict: dict[str, torch.Tensor], dtype: str, path: str | Path
+) -> dict[str, torch.Tensor]:
+    """Round the kernels in a state dict; other tensors are kept.
 
     Raises:
-        UserError: names the option that says it.
+        UserError: a value is too large for the type.
     """
-    types = possible_types(saved, args.weights)
-    if args.type is None and len(types) > 1:
-        raise UserError(
-            f"{args.weights}: its tensors may be of {' or '.join(types)}, which it does not say; give --type"
-        )
-    if args.num_segments is None and "num_segments" not in saved.get("options", {}):
-        raise UserError(f"{args.weights}: does not say for how many frames it is; give --num_segments")
-
-
-def clean_facts(saved: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """What a clean file says of its weights, but for frames and their size.
-
-    Args:
-        saved: what `load_checkpoint` gave.
-        spec: which model it is of.
-    """
-    split = {name: value for name in ("alpha", "beta") if (value := getattr(spec, name)) is not None}
-    options = {"type": spec.type, "arch": spec.arch, **split}
-    known = saved.get("options", {})
-    options |= {name: known[name] for name in KEPT_OPTIONS if name in known}
-    metadata = {name: saved[name] for name in KEPT if name in saved}
-    return metadata | {"arch": spec.arch, "num_class": spec.num_class, "options": options}
-
-
-def rounded(state_dict: dict[str, torch.Tensor], args: Namespace) -> dict[str, torch.Tensor]:
-    """A state dict with its kernels rounded to `args.dtype`; all else stays as it is.
-
-    Raises:
-        UserError: a value is too large for this type.
-    """
-    converted = {}
+    rounded = {}
     for name, value in state_dict.items():
-        converted[name] = value.to(DTYPES[args.dtype]) if value.ndim > 1 else value
-        if not converted[name].isfinite().all():
+        rounded[name] = value.to(DTYPES[dtype]) if value.ndim > 1 else value
+        if not rounded[name].isfinite().all():
             raise UserError(
-                f"--dtype {args.dtype}: cannot hold the values of '{name}' in {args.weights} "
+                f"--dtype {dtype}: too small for the values of '{name}' in {path} "
                 f"(up to {value.abs().max():.3g}); try bf16"
             )
-    return converted
+    return rounded
 
 
-def released_content(
-    saved: dict[str, Any], spec: ModelSpec, state_dict: dict[str, torch.Tensor]
-) -> dict[str, Any]:
-    """What a file of the authors holds, all of which their programs read.
-
-    Args:
-        saved: what `load_checkpoint` gave; where it does not say epoch and accuracy, they are 0.
-        spec: which model it is of.
-        state_dict: its tensors, in the model's order.
-    """
+def released_content(loaded: LoadedModel) -> dict[str, Any]:
+    """The content of a file of the authors. Unknown epoch and accuracy are 0."""
     return {
-        "epoch": saved.get("epoch", 0),
-        "arch": spec.arch,
-        "state_dict": {f"module.{name}": value for name, value in state_dict.items()},
-        "best_prec1": saved.get("best_prec1", 0.0),
+        "epoch": loaded.checkpoint.get("epoch", 0),
+        "arch": loaded.spec.arch,
+        "state_dict": {f"module.{name}": value for name, value in loaded.model.state_dict().items()},
+        "best_prec1": loaded.checkpoint.get("best_prec1", 0.0),
     }
+
+
+def safetensors_bytes(content: dict[str, Any]) -> bytes:
+    """A safetensors file with the state dict, and all other values as JSON in its header."""
+    values = {name: value for name, value in content.items() if name != "state_dict"}
+    return safetensors.torch.save(content["state_dict"], {"format": "pt", "gst": json.dumps(values)})
 
 
 if __name__ == "__main__":

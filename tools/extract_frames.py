@@ -32,17 +32,14 @@ from frames.video import FrameConverter, VideoError, check_pixels, decode, displ
 from utils.cli import (
     Parser,
     UserError,
-    check_writable_file,
-    check_writable_folder,
-    cores,
     number_type,
     pluralize,
     printable,
     run_program,
     uninterrupted,
 )
-from utils.files import read_text, write_texts
-from utils.pool import progress_bar, worker_pool
+from utils.files import check_writable_file, check_writable_folder, read_text, write_texts
+from utils.pool import cores, progress_bar, worker_pool
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from reports.plots import draw_curves, figure_png
-from utils.cli import Parser, UserError, check_new_file, printable, run_program, writing
-from utils.files import read_text, write_atomically
+from utils.cli import Parser, UserError, printable, run_program
+from utils.files import check_new_file, read_text, write_atomically, writing
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_prec1", "val_loss", "val_prec1")
 

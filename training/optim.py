@@ -17,7 +17,7 @@ def make_optimizer(
     """SGD with the model's parameter groups (paper, section 4.2).
 
     Args:
-        model: whose parameters it has.
+        model: the model to train.
         args: `lr`, `momentum` and `weight_decay`.
         classifier_lr_mult: see `TemporalModel.get_optim_policies`.
     """
@@ -25,14 +25,15 @@ def make_optimizer(
         group | {"lr": args.lr * group["lr_mult"], "weight_decay": args.weight_decay * group["decay_mult"]}
         for group in model.get_optim_policies(classifier_lr_mult)
     ]
-    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
+    is_on_gpu = next(model.parameters()).device.type == "cuda"
+    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, fused=is_on_gpu or None)
 
 
 def learning_rate(options: Namespace, epoch: float) -> float:
     """The learning rate at a moment of training.
 
     Args:
-        options: `lr`, `lr_schedule`, `lr_steps`, `warmup_epochs`, `epochs`.
+        options: options of main.py: `lr`, `lr_schedule`, `lr_steps`, `warmup_epochs`, `epochs`.
         epoch: epochs since the start, a fraction within an epoch.
 
     Returns:
@@ -48,25 +49,44 @@ def learning_rate(options: Namespace, epoch: float) -> float:
     return options.lr * 0.1 ** sum(int(epoch) >= step for step in options.lr_steps)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, options: Namespace, epoch: float) -> float:
+    """Set the learning rate of every parameter group for a moment of training, and return it.
+
+    Args:
+        optimizer: changed in place; each group's rate is multiplied by its `lr_mult`.
+        options: see `learning_rate`.
+        epoch: see `learning_rate`.
+    """
+    rate = learning_rate(options, epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_mult"]
+    return rate
+
+
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, saved: dict[str, Any], path: str | Path
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    checkpoint: dict[str, Any],
+    path: str | Path,
 ) -> None:
     """Continue with a checkpoint's momentum and loss scale, if it has them.
 
     Raises:
-        UserError: they are of another optimizer.
+        UserError: they belong to another optimizer.
     """
-    if "optimizer" not in saved:
+    if "optimizer" not in checkpoint:
         log.info(f"{path} has no optimizer state: momentum starts from zero")
         return
-    own, given = optimizer.state_dict(), saved["optimizer"]
-    numbers = [[group["params"] for group in state["param_groups"]] for state in (own, given)]
-    if numbers[0] != numbers[1] or not given["state"].keys() <= set(sum(numbers[0], [])):
+    own, loaded = optimizer.state_dict(), checkpoint["optimizer"]
+    own_groups, loaded_groups = (
+        [group["params"] for group in state["param_groups"]] for state in (own, loaded)
+    )
+    if own_groups != loaded_groups or not loaded["state"].keys() <= set(sum(own_groups, [])):
         raise UserError(f"{path}: its optimizer has other groups of parameters")
     try:
-        # The groups' own rates and decays, which the options say, not those of the file.
-        optimizer.load_state_dict({"state": given["state"], "param_groups": own["param_groups"]})
-        scaler.load_state_dict(saved.get("scaler", scaler.state_dict()))
+        # Rates and decays come from the options, not from the file.
+        optimizer.load_state_dict({"state": loaded["state"], "param_groups": own["param_groups"]})
+        scaler.load_state_dict(checkpoint.get("scaler", scaler.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its optimizer state does not fit ({printable(error)})") from None
     for parameter, state in optimizer.state.items():
@@ -77,5 +97,5 @@ def load_optimizer(
             raise UserError(
                 f"{path}: a momentum has the shape {tuple(momentum.shape)}, not {tuple(parameter.shape)}"
             )
-        # Which may come in another layout.
+        # The memory layout may differ.
         state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)

@@ -1,6 +1,5 @@
 """The processes and devices of a run: one process (CPU, one GPU, DataParallel), or those of torchrun."""
 
-import atexit
 import ctypes
 import logging
 import os
@@ -10,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError, environment_number, log, printable
+from utils.cli import UserError, log, printable
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -79,8 +79,17 @@ class World:
             # Channels last and NCTHW differ in the strides of 1x1x1 kernels by name only.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             with self.lost_process():
-                return DistributedDataParallel(model)
-        return nn.DataParallel(model, device_ids=self.devices) if len(self.devices) > 1 else model
+                # Each process keeps running statistics of its own; `broadcast_buffers` makes them equal
+                # before an evaluation. The main process's are saved.
+                return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DataParallel(model, device_ids=self.devices) if len(self.devices) > 1 else model
+
+    def seed(self, *numbers: int) -> None:
+        """Seed torch's generators, for each device another way, by these numbers alone."""
+        torch.manual_seed(derive_seed(*numbers, self.rank))
+        for number, device in enumerate(self.devices[1:], start=1):
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(derive_seed(*numbers, number))
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the processes, in place."""
@@ -147,40 +156,55 @@ class World:
         if self.size > 1:
             device += f", in each of {self.size} processes ({distributed.get_backend()})"
         elif len(self.devices) > 1:
-            device = f"{len(self.devices)} x {device}, DataParallel"
+            device = f"{len(self.devices)} x {device}, DataParallel (torchrun is faster)"
         each = -(-batch_size // self.num_devices)
         more = f", {each} clips on each" if self.num_devices > 1 else ""
         return f"device: {device}; batch of {batch_size}{more}"
 
 
+class DataParallel(nn.DataParallel):
+    """Copies each device's share of a batch from the CPU to the device, without a detour over the first one.
+
+    Its only input has `chunk` and `to`, as a tensor.
+    """
+
+    def scatter(self, inputs: tuple, kwargs: dict, device_ids: list) -> tuple[list[tuple], list[dict]]:
+        (batch,) = inputs
+        shares = batch.chunk(len(device_ids))
+        moved = [
+            (share.to(torch.device("cuda", device), non_blocking=True),)
+            for share, device in zip(shares, device_ids, strict=False)
+        ]
+        return moved, [{} for _ in moved]
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed for torch that differs for each combination of numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bool = False) -> World:
-    """Find this process's place, and join the others if torchrun started it.
+    """Choose the devices of this process, and join the other processes if torchrun started it.
 
     Args:
-        gpus: indices of the GPUs to use; None for all that are visible.
-        sync_bn: whether batch norm is to be computed over the clips of all processes.
-        compiled: whether the model is to be compiled.
+        gpus: indices of the GPUs to use; None for all visible ones.
+        sync_bn: whether batch norm is computed over the clips of all processes.
+        compiled: whether the model is compiled.
 
     Raises:
-        UserError: a GPU that does not exist, `gpus` together with torchrun, `sync_bn` without GPUs, or
-            `compiled` with several GPUs in one process: torch.compile does not follow DataParallel's threads.
+        UserError: a GPU does not exist or does not work, or the options do not go together.
     """
     available = torch.cuda.device_count()
+    if available and not torch.cuda.is_available():  # a driver that is too old for this torch
+        raise UserError(
+            "the GPU driver does not work with this version of torch; CUDA_VISIBLE_DEVICES= hides it"
+        )
     if not available:
         keep_freed_memory()
     if sync_bn and not available:
         raise UserError("--sync_bn: needs GPUs; without them, try --freeze_bn")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        for gpu in gpus or []:
-            if gpu >= available:
-                raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
-        numbers = gpus or range(available)
-        if compiled and len(numbers) > 1:
-            raise UserError(
-                f"--compile does not work with {len(numbers)} GPUs in one process: use torchrun, or choose "
-                "one GPU with --gpus"
-            )
-        return World(0, 1, [torch.device("cuda", number) for number in numbers] or [torch.device("cpu")])
+        return _single_process(gpus, available, sync_bn, compiled)
     if gpus:
         raise UserError("--gpus: torchrun gives each process its GPU; choose with CUDA_VISIBLE_DEVICES")
     rank, size, local, restarts = map(
@@ -193,23 +217,72 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
     device = torch.device("cuda", local) if available else torch.device("cpu")
     if available:
         torch.cuda.set_device(device)
-    # gloo alongside NCCL: what is said on the CPU makes no GPU wait.
+    # gloo alongside NCCL, for values on the CPU: no GPU waits for them.
     backend = "cpu:gloo,cuda:nccl" if available else "gloo"
     try:
         store, _, _ = next(rendezvous("env://"))
-        # After a restart by torchrun the store still holds the addresses of the processes before it.
+        # After a restart by torchrun the store still has the addresses of the former processes.
         store = distributed.PrefixStore(str(restarts), store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
         reason = printable(str(error).splitlines()[0])
         raise UserError(f"cannot join the other processes of torchrun ({reason})") from None
-    atexit.register(_leave)
     if rank > 0:
         log.setLevel(logging.WARNING)  # one log is enough
     return World(rank, size, [device])
 
 
-def _leave() -> None:
-    # Threads of the group that still run when Python ends can abort the process.
+def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compiled: bool) -> World:
+    for gpu in gpus or []:
+        if gpu >= available:
+            raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
+        if gpus.count(gpu) > 1:
+            raise UserError(f"--gpus: {gpu} is given twice")
+    numbers = gpus or range(available)
+    if len(numbers) > 1 and (sync_bn or compiled):
+        option = "--sync_bn" if sync_bn else "--compile"
+        raise UserError(
+            f"{option} does not work with {len(numbers)} GPUs in one process: use torchrun, or choose one "
+            "with --gpus"
+        )
+    devices = [torch.device("cuda", number) for number in numbers] or [torch.device("cpu")]
+    if devices[0].type == "cuda":
+        torch.cuda.set_device(devices[0])
+    return World(0, 1, devices)
+
+
+def choose_kernels(device: torch.device, deterministic: bool) -> None:
+    """Let cuDNN time its kernels and take the fastest, or restrict torch to deterministic ones.
+
+    Args:
+        device: of the training; nothing changes for a CPU.
+        deterministic: two runs on the same GPU give the same bits.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True)
+
+
+def environment_number(name: str) -> int:
+    """Read a whole number that torchrun puts into the environment.
+
+    Raises:
+        UserError: the variable is missing or not a number.
+    """
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise UserError(f"environment variable {name}: is {printable(value)!r}; torchrun sets it to a number")
+    return int(value)
+
+
+def leave() -> None:
+    """Leave the processes of torchrun after success.
+
+    After an error a process must not: NCCL would wait for the others, which wait for this one.
+    """
     if distributed.is_initialized():
         distributed.destroy_process_group()

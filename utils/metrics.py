@@ -3,7 +3,9 @@
 import math
 import resource
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional
+from tqdm import tqdm
 
-from utils.cli import UserError
+from utils.cli import UserError, log
 from utils.distributed import World
 
 
@@ -84,6 +87,81 @@ def peak_memory(device: torch.device) -> float:
     return used * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+class ProgressLog:
+    """The steps of a loop: a progress bar, their times, and a line in the log.
+
+    Iterating over it gives the numbers of the steps.
+
+    Args:
+        world: the main process shows the bar.
+        title: name of the bar.
+        first_step: the step to start at.
+        num_steps: steps of the whole loop.
+    """
+
+    def __init__(self, world: World, title: str, first_step: int, num_steps: int) -> None:
+        self.device = world.device
+        self.bar = tqdm(
+            range(first_step, num_steps),
+            desc=title,
+            initial=first_step,
+            total=num_steps,
+            disable=None if world.is_main else True,
+            leave=False,
+        )
+        self.batch_time, self.data_time = AverageMeter(), AverageMeter()
+        self.steps_left = num_steps - first_step
+        self.num_steps = num_steps
+        self.num_clips = 0
+        self.waited = 0.0
+        self.began = self.end = time.perf_counter()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.bar)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Count the time of the body as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def update(self, num_clips: int) -> None:
+        """End a step.
+
+        Args:
+            num_clips: clips of the step, over all processes.
+        """
+        now = time.perf_counter()
+        self.batch_time.update(now - self.end)
+        self.data_time.update(self.waited)
+        self.end, self.waited = now, 0.0
+        self.num_clips += num_clips
+        self.steps_left -= 1
+
+    def log(self, title: str, averages: str, epochs_left: int) -> dict[str, float]:
+        """Log a line about the last step: times, averages, speed, time left, memory.
+
+        Args:
+            title: start of the line.
+            averages: losses and accuracies.
+            epochs_left: epochs after this one.
+
+        Returns:
+            The times in seconds and the speed, for TensorBoard.
+        """
+        speed = self.num_clips / (time.perf_counter() - self.began)
+        left_in_run = self.steps_left + epochs_left * self.num_steps
+        log.info(
+            f"{title}\tTime {self.batch_time}\tData {self.data_time}\t{averages}\t{speed:.1f} clips/s\t"
+            f"left {duration(self.steps_left * self.batch_time.avg)} in the epoch, "
+            f"{duration(left_in_run * self.batch_time.avg)} in the run\t"
+            f"memory {peak_memory(self.device):.2f} GB"
+        )
+        times = {"step_time": self.batch_time.avg, "data_time": self.data_time.avg}
+        return times | {"clips_per_second": speed}
+
+
 class ClipMeters:
     """Loss, top-1 and top-5 accuracy (percent): of the last step, and over all clips so far.
 
@@ -134,8 +212,8 @@ def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -
 
     Args:
         logits: videos x views x classes.
-        mirrored: for each class what it becomes when a clip is mirrored, or -1 where nothing does. Then the second half of
-            the views is the first half mirrored. A class's score in a mirrored view is that of the class
+        mirrored: for each class its class in a mirrored clip, or -1. Then the second half of the views is
+            the first half mirrored. A class's score in a mirrored view is that of the class
             that it becomes there. A class without one keeps the score of the view that is not mirrored.
 
     Returns:
@@ -177,6 +255,10 @@ class Result(NamedTuple):
     def has_labels(self) -> bool:
         """Whether there are labels, and so accuracies."""
         return bool((self.labels >= 0).all())
+
+    def averages(self) -> dict[str, float]:
+        """The loss and the accuracies, by name."""
+        return {name: getattr(self, name) for name in ("loss", "prec1", "prec5", "mean_class")}
 
     def __str__(self) -> str:
         if not self.has_labels:

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from dataset import VideoDataSet
 from datasets_video import return_dataset
 from frames.images import read_image
-from utils.cli import Parser, check_writable_file, run_program
+from utils.cli import Parser, run_program
+from utils.files import check_writable_file
 
 FRAMES = 8
 

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from utils.cli import Parser, UserError, check_writable_file, run_program
+from utils.cli import Parser, UserError, run_program
+from utils.files import check_writable_file
 
 try:
     import matplotlib

@@ -1,0 +1,328 @@
+"""Read annotations: the official files of a data set; for own data, a folder per class or a CSV.
+
+Every reader returns class names in the order of their labels, and the videos as `VideoRecord`s. Their
+numbers of frames are unknown, except for those of Diving48, whose annotations give them.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from classes import check_name, read_categories
+from datasets_video import TRAIN_LISTS, VAL_LISTS, VideoRecord, check_folder
+from utils.cli import UserError, printable
+from utils.files import read_text
+
+TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
+
+# List name -> its videos.
+Lists = dict[str, list[VideoRecord]]
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), TRAIN_LIST),
+    **dict.fromkeys(("val", "valid", "validation"), VAL_LIST),
+    "test": TEST_LIST,
+}
+
+
+def read_annotations(dataset: str, folder: Path) -> tuple[list[str], Lists]:
+    """Read the annotation files of a data set, under the names of its download page.
+
+    Args:
+        dataset: a key of `datasets_video.LAYOUTS`.
+        folder: the folder of the files.
+
+    Returns:
+        The class names, and the videos of each list. No video appears twice in a list.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    readers = {
+        "somethingv1": partial(_read_v1, "something-something-v1"),
+        "somethingv2": _read_v2,
+        "diving48": _read_diving48,
+        "jester": partial(_read_v1, "jester-v1"),
+    }
+    return readers[dataset](folder)
+
+
+def _read_v1(prefix: str, folder: Path) -> tuple[list[str], Lists]:
+    """Read Something-Something v1 or Jester. The classes are sorted, as in TRN-pytorch."""
+
+    def parse(line: str) -> tuple[str, str, int]:
+        name, _, category = line.rstrip().partition(";")
+        return name, category, 0
+
+    categories = sorted(read_categories(folder / f"{prefix}-labels.csv"))
+    return categories, _read_lists(_part_files(folder / f"{prefix}-{{}}.csv"), categories, parse)
+
+
+def _read_v2(folder: Path) -> tuple[list[str], Lists]:
+    """Read Something-Something v2, whose files have been released under two kinds of names."""
+
+    def parse(entry: Mapping[str, str]) -> tuple[str, str, int]:
+        category = entry.get("template", "").replace("[", "").replace("]", "")
+        return str(entry["id"]), category, 0
+
+    names = ("something-something-v2-{}.json", "labels/{}.json", "{}.json")
+    pattern = next((name for name in names if (folder / name.format("labels")).exists()), None)
+    if pattern is None:
+        missing = " nor ".join(name.format("labels") for name in names)
+        raise UserError(f"--annotations {folder}: has no {missing}")
+    labels = folder / pattern.format("labels")
+    with _damage(labels):
+        label_of = {name: int(label) for name, label in json.loads(_read(labels)).items()}
+        categories = sorted(label_of, key=label_of.get)
+        if [label_of[name] for name in categories] != list(range(len(categories))):
+            raise ValueError(f"the labels must be 0 to {len(categories) - 1}, each once")
+    return categories, _read_lists(_part_files(folder / pattern), categories, parse)
+
+
+def _read_diving48(folder: Path) -> tuple[list[str], Lists]:
+    """Read Diving48 version 2. Its 'test' part has labels and is the validation list."""
+
+    def parse(entry: Mapping[str, Any]) -> tuple[str, str, int]:
+        if entry["start_frame"] != 0:
+            raise ValueError("starts later than at frame 0, which a list cannot express")
+        return str(entry["vid_name"]), categories[entry["label"]], int(entry["end_frame"])
+
+    vocabulary = folder / "Diving48_vocab.json"
+    with _damage(vocabulary):
+        categories = ["_".join(parts) for parts in json.loads(_read(vocabulary))]
+    files = {TRAIN_LIST: folder / "Diving48_V2_train.json", VAL_LIST: folder / "Diving48_V2_test.json"}
+    return categories, _read_lists(files, categories, parse)
+
+
+def _part_files(pattern: Path) -> dict[str, Path]:
+    parts = {TRAIN_LIST: "train", VAL_LIST: "validation", TEST_LIST: "test"}
+    return {name: pattern.with_name(pattern.name.format(part)) for name, part in parts.items()}
+
+
+def _read_lists(
+    files: Mapping[str, Path], categories: list[str], parse: Callable[[Any], tuple[str, str, int]]
+) -> Lists:
+    """Read the videos of a data set.
+
+    Args:
+        files: list name -> its JSON or text file. The test list has no labels, and may be missing.
+        categories: class names.
+        parse: turns a row into a video's name, the name of its class and its number of frames (0 if unknown).
+    """
+    label_of = {name: label for label, name in enumerate(categories)}
+    lists = {}
+    for list_name, path in files.items():
+        is_test = list_name == TEST_LIST
+        if is_test and not path.exists():
+            continue
+        with _damage(path):
+            text = _read(path)
+            rows = json.loads(text) if path.suffix == ".json" else text.rstrip().split("\n")
+        records: dict[str, VideoRecord] = {}
+        for number, row in enumerate(rows, start=1):
+            with _damage(f"{path}, row {number}"):
+                name, category, num_frames = parse(row)
+                label = -1 if is_test else label_of[category]
+                if check_folder(name) in records:
+                    raise ValueError(f"'{name}' occurs twice")
+                records[name] = VideoRecord(name, num_frames, label)
+        lists[list_name] = list(records.values())
+    return lists
+
+
+@contextmanager
+def _damage(where: object) -> Iterator[None]:
+    """Name the file, and the row in it, that is damaged or does not fit the other files."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{where}: unknown or missing {printable(error)}") from None
+    except (AttributeError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: is damaged ({printable(error)})") from None
+
+
+def _read(path: Path) -> str:
+    return read_text(path, "it is part of the annotations")
+
+
+class OwnData(NamedTuple):
+    """The videos of own data.
+
+    Attributes:
+        categories: class names in the order of their labels.
+        records: videos.
+        list_of: path of a video -> name of its list; empty if the split is to be drawn.
+        others: names of files and folders that are not videos.
+    """
+
+    categories: list[str]
+    records: list[VideoRecord]
+    list_of: dict[str, str]
+    others: list[str]
+
+
+def read_class_folders(top: Path, is_clip: Callable[[Path], bool], category_file: Path) -> OwnData:
+    """Find videos in one folder per class, the convention of UCF101 and torchvision.
+
+    Args:
+        top: the folder of `<class>/<video>`. Hidden files are ignored.
+        is_clip: whether a path is a video: a frame folder or a video file.
+        category_file: determines the order of the classes if it exists; otherwise they are sorted.
+
+    Raises:
+        UserError: there are no class folders, one has no videos, or a name cannot be used in a list.
+    """
+    folders = [path for path in _visible(top) if path.is_dir()]
+    if not folders:
+        raise UserError(f"{top}: has no class folders (expected {top}/CLASS/VIDEO or --annotations FILE.csv)")
+    categories = _order_classes((folder.name for folder in folders), category_file, top)
+    records: dict[str, VideoRecord] = {}
+    others = []
+    for label, folder in ((categories.index(folder.name), folder) for folder in folders):
+        paths = _visible(folder)
+        clips = [path for path in paths if is_clip(path)]
+        others += [f"{folder.name}/{path.name}" for path in paths if path not in clips]
+        if not clips:
+            raise UserError(
+                f"{printable(folder)}: has no videos (expected {top}/CLASS/VIDEO, without train or "
+                "val in between; for your own split, give --annotations FILE.csv)"
+            )
+        for path in clips:
+            # Two files of one name become one record; counting its frames refuses it.
+            name = f"{folder.name}/{path.name if path.is_dir() else path.stem}"
+            _check(check_folder, name, printable(path))
+            records[name] = VideoRecord(name, label=label)
+    return OwnData(categories, list(records.values()), {}, others)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _check(check: Callable[[str], str], name: str, where: object) -> None:
+    try:
+        check(name)
+    except ValueError as error:
+        raise UserError(f"{where}: {error} ('{printable(name)}')") from None
+
+
+def read_csv(path: Path, suffixes: Collection[str], category_file: Path) -> OwnData:
+    """Read a CSV with the header `video,label` or `video,label,split`.
+
+    Args:
+        path: the CSV.
+        suffixes: suffixes of video files, which are removed from the names.
+        category_file: see `read_class_folders`.
+
+    Raises:
+        UserError: the file cannot be read, or a line is wrong.
+    """
+    rows = _read_rows(path)
+    categories = _order_classes((row["label"] for _, row in rows), category_file, path)
+    records, list_of = [], {}
+    for where, row in rows:
+        name = PurePosixPath(row["video"])
+        name = str(name.with_suffix("") if name.suffix.lower() in suffixes else name)
+        _check(check_folder, name, where)
+        if name in list_of:
+            raise UserError(f"{where}: '{printable(name)}' is already in another line")
+        split = row.get("split", "train")
+        if split not in _SPLITS:
+            raise UserError(f"{where}: '{printable(split)}' is not a split ({', '.join(_SPLITS)})")
+        list_of[name] = _SPLITS[split]
+        if not row["label"] and list_of[name] != TEST_LIST:
+            raise UserError(f"{where}: '{printable(name)}' has no label")
+        records.append(VideoRecord(name, label=categories.index(row["label"]) if row["label"] else -1))
+    if "split" not in rows[0][1]:
+        return OwnData(categories, records, {}, [])
+    if len({TRAIN_LIST, VAL_LIST}.intersection(list_of.values())) == 1:
+        raise UserError(f"{path}: needs lines with the split 'train' and lines with 'val'")
+    return OwnData(categories, records, list_of, [])
+
+
+def _read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Read the rows of a CSV: the line for messages, and `{column: value}`."""
+    reader = csv.DictReader(io.StringIO(_read(path)), restval="", strict=True)
+    rows = []
+    try:
+        if reader.fieldnames not in (["video", "label"], ["video", "label", "split"]):
+            raise UserError(f"{path}, line 1: the header must be video,label or video,label,split")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise UserError(f"{where}: has more fields than the header")
+            rows.append((where, {column: value.strip() for column, value in row.items()}))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: is not CSV ({error})") from None
+    if not rows:
+        raise UserError(f"{path}: is empty (expected the header video,label and a line for each video)")
+    return rows
+
+
+def _order_classes(names: Iterable[str], file: Path, source: Path) -> list[str]:
+    """Order the classes of own data as in `file` if it exists; otherwise sort them."""
+    found = sorted(set(names) - {""})
+    for name in found:
+        _check(check_name, name, source)
+    if found and not file.exists():
+        return found
+    categories = read_categories(file)
+    for name in found:
+        if name not in categories:
+            raise UserError(
+                f"{source}: the class '{printable(name)}' is not in {file}, whose order is kept; "
+                "add it there, or move that file away"
+            )
+    return categories
+
+
+def make_lists(data: OwnData, val_fraction: float, seed: int) -> Lists:
+    """Distribute own data to lists.
+
+    Args:
+        data: the videos.
+        val_fraction: share of each class that is drawn for validation, if the data has no split.
+        seed: seed of the draw, which depends on it and on the names of the videos alone.
+
+    Raises:
+        UserError: a class has only one video to draw from, or a test video's name cannot be listed.
+    """
+    list_of = data.list_of or _draw(data, val_fraction, seed)
+    lists: Lists = {}
+    for name in (TRAIN_LIST, VAL_LIST, TEST_LIST):
+        records = [record for record in data.records if list_of[record.path] == name]
+        if any(record.label == -1 for record in records):  # a list has labels for all videos or for none
+            records = [record._replace(label=-1) for record in records]
+        for record in records:
+            if record.label == -1 and re.search(r"\s[0-9]+$", record.path):
+                raise UserError(
+                    f"'{printable(record.path)}' ends in a number, which a list without labels would confuse "
+                    "with the number of frames; rename the video, or label all test videos"
+                )
+        if records:
+            lists[name] = records
+    return lists
+
+
+def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
+    """Draw a share of each class for validation, but leave at least one video in each of the two lists."""
+    list_of = {}
+    for label, category in enumerate(data.categories):
+        paths = [record.path for record in data.records if record.label == label]
+        if len(paths) == 1:
+            raise UserError(
+                f"the class '{printable(category)}' has only one video, but training and validation need "
+                "one each; add videos, remove the class, or give the split in a CSV"
+            )
+        # By hashes instead of a random generator: adding a video leaves almost all others in their lists.
+        paths.sort(key=lambda path: hashlib.sha256(f"{seed} {path}".encode()).digest())
+        count = min(max(round(len(paths) * val_fraction), 1), len(paths) - 1)
+        list_of |= {path: VAL_LIST if i < count else TRAIN_LIST for i, path in enumerate(paths)}
+    return list_of

@@ -1,0 +1,259 @@
+"""Defects that only GPUs show, tested without one: with threads, patched device counts and fake tensors."""
+
+import threading
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine import PixelModel, Predictor, train_one_epoch
+from frames import resize
+from frames.resize import DecodedClips, resize_clips
+from inference.fuse import fuse, to_channels_last
+from models import TemporalModel
+from training.optim import make_optimizer
+from training.state import TrainState
+from utils.cli import UserError, run_program
+from utils.distributed import DataParallel, World, init_distributed, leave
+from utils.metrics import DivergedError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+OPTIONS = {
+    "lr": 0.001,
+    "momentum": 0.9,
+    "weight_decay": 0,
+    "clip_gradient": 20.0,
+    "seed": 0,
+    "lr_schedule": "step",
+    "lr_steps": [],
+    "warmup_epochs": 0,
+    "epochs": 1,
+    "freeze_bn": False,
+    "print_freq": 9,
+}
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two visible GPUs; the value lists the devices that become the current one."""
+    devices = []
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", devices.append)
+    return devices
+
+
+def small_model():
+    torch.manual_seed(0)
+    return TemporalModel(5, 2, backbone="resnet14")
+
+
+def pixels(videos=2, size=32):
+    return torch.randint(0, 256, (videos, 2, size, size, 3), dtype=torch.uint8)
+
+
+class OneThread(nn.Module):
+    """Calls the model as DataParallel does: in a thread, under autocast with the default dtype."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.module = model
+
+    def forward(self, clips):
+        enabled, outputs = torch.is_autocast_enabled("cpu"), []
+
+        def work():
+            with torch.autocast("cpu", enabled=enabled):
+                outputs.append(self.module(clips))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return outputs[0]
+
+
+def flatten_weights(model):
+    """Give a model the weights of a replica: broadcast_coalesced loses their layout."""
+    for weight in model.parameters():
+        flat = torch._C._nn.flatten_dense_tensors([weight.data])
+        weight.data = torch._C._nn.unflatten_dense_tensors(flat, [weight.data])[0]
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_threads_train_in_the_requested_precision(amp, dtype):
+    model, dtypes = small_model(), []
+    model.base_model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    args = Namespace(**OPTIONS)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState(model, make_optimizer(model, args), scaler, World(0, 1, [CPU]), {})
+    state.batch_sizes = [[2]]
+    batch = [pixels(), torch.zeros(2, dtype=torch.long)]
+    list(train_one_epoch(OneThread(PixelModel(model, amp)), [batch], state, args))
+    assert dtypes == [dtype]
+
+
+def test_predictor_computes_without_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model, allowed = fuse(small_model(), CPU), []
+    model.register_forward_pre_hook(lambda module, inputs: allowed.append(torch.backends.cudnn.allow_tf32))
+    Predictor(model, World(0, 1, [CPU]))(pixels())
+    assert allowed == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("options", [{"sync_bn": True}, {"compiled": True}])
+def test_several_gpus_in_one_process_are_refused(two_gpus, options):
+    with pytest.raises(UserError, match="torchrun"):
+        init_distributed(None, **options)
+    assert init_distributed([1], **options).devices == [torch.device("cuda", 1)]
+
+
+def test_repeated_gpu_is_refused(two_gpus):
+    with pytest.raises(UserError, match="--gpus"):
+        init_distributed([0, 0])
+
+
+def test_single_process_selects_its_gpu(two_gpus):
+    init_distributed([1])
+    assert two_gpus == [torch.device("cuda", 1)]
+
+
+def test_broken_driver_is_one_line(two_gpus, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="driver"):
+        init_distributed(None)
+
+
+def test_replica_computes_in_channels_last():
+    model = fuse(small_model().eval(), CUDA)
+    expected = model(torch.ones(2, 2, 3, 64, 64))
+    flatten_weights(model)
+    layouts = []
+    model.base_model.layer1.register_forward_pre_hook(
+        lambda module, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last_3d))
+    )
+    torch.testing.assert_close(model(torch.ones(2, 2, 3, 64, 64)), expected, rtol=0, atol=1e-6)
+    assert layouts == [True]
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_training_on_gpus_uses_2d_kernels(amp):
+    model = small_model()
+    to_channels_last(model, CUDA, for_training=True)
+    kinds = {type(module) for module in model.modules()}
+    assert not kinds & {nn.Conv3d, nn.MaxPool3d}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = PixelModel(model, amp).to_empty(device="cuda")
+        logits = fake(torch.empty(2, 2, 64, 64, 3, dtype=torch.uint8, device="cuda"))
+        assert mode is not None
+        assert (logits.shape, logits.dtype, logits.device.type) == ((2, 5), torch.float32, "cuda")
+
+
+def test_fused_model_has_no_3d_kernels():
+    kinds = {type(module) for module in fuse(small_model(), CUDA, torch.bfloat16).modules()}
+    assert not kinds & {nn.Conv3d, nn.MaxPool3d, nn.BatchNorm3d}
+
+
+def decoded_clips(videos=3):
+    rng = np.random.default_rng(0)
+    shapes, arrays, start = [], [], 0
+    for number in range(videos):
+        height, width = 40 + 8 * number, 50 + number
+        arrays.append(rng.integers(0, 256, 2 * height * width * 3, dtype=np.uint8))
+        shapes.append([start, 2, height, width])
+        start += arrays[-1].size
+    views = [
+        [[0, 0, width, height, 48, 40, 3, 4, number % 2]]
+        for number, (_, _, height, width) in enumerate(shapes)
+    ]
+    order = np.array([[0, 1]] * videos)
+    return DecodedClips(
+        torch.from_numpy(np.concatenate(arrays)), np.array(shapes), order, np.array(views), 32, 2
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_chunks_of_decoded_clips(number):
+    clips = decoded_clips()
+    parts = clips.chunk(number)
+    assert [len(part.shapes) for part in parts] == [len(part) for part in torch.arange(3).chunk(number)]
+    assert torch.equal(torch.cat([resize_clips(part) for part in parts]), resize_clips(clips))
+
+
+@pytest.mark.parametrize("batch", [pixels(3), decoded_clips()], ids=["pixels", "decoded"])
+def test_data_parallel_scatters_uint8(monkeypatch, batch):
+    model = DataParallel(PixelModel(small_model()))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking=False: self)
+    shares, kwargs = model.scatter((batch,), {}, [0, 1])
+    assert kwargs == [{}, {}]
+    joined = torch.cat([resize_clips(s) if isinstance(s, DecodedClips) else s for (s,) in shares])
+    assert torch.equal(joined, resize_clips(batch) if isinstance(batch, DecodedClips) else batch)
+
+
+def test_devices_draw_different_dropout(monkeypatch):
+    seeds = []
+    monkeypatch.setattr("torch.cuda.device", lambda device: torch.no_grad())
+    monkeypatch.setattr("torch.cuda.manual_seed", seeds.append)
+    World(0, 1, [torch.device("cuda", number) for number in range(3)]).seed(0, 1, 2)
+    assert len({*seeds, torch.initial_seed()}) == 3
+    World(2, 4, [CPU]).seed(0, 1, 2)  # the third process of torchrun draws what the third GPU draws
+    assert torch.initial_seed() == seeds[1]
+
+
+def test_last_smaller_batch_is_not_compiled(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        "engine.compile_function", lambda compute: lambda x: (shapes.append(len(x)), compute(x))[1]
+    )
+    model = PixelModel(small_model(), compiled=True).eval()
+    sizes = [len(model(pixels(videos))) for videos in (2, 2, 1)]
+    assert (sizes, shapes) == ([2, 2, 1], [2, 2])
+
+
+def test_fp16_scale_that_only_falls_is_divergence():
+    args = Namespace(**OPTIONS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2e-3)
+    state = TrainState(small_model(), make_optimizer(small_model(), args), scaler, World(0, 1, [CPU]), {})
+    state.check_loss()
+    scaler.scale(torch.ones(()))  # creates the scale
+    scaler.update(9e-4)
+    with pytest.raises(DivergedError):
+        state.check_loss()
+
+
+@pytest.mark.parametrize("is_error", [True, False])
+def test_process_group_is_destroyed_after_success_only(monkeypatch, is_error):
+    calls = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: "destroy" not in calls)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("destroy"))
+    monkeypatch.setattr("os._exit", lambda status: calls.append(status))
+
+    def main():
+        if is_error:
+            raise UserError("an unreadable frame")
+        leave()
+
+    with pytest.raises(SystemExit) as exit_:
+        run_program(main)
+    assert (calls, exit_.value.code) == (([1], 1) if is_error else (["destroy"], None))
+
+
+def test_resize_of_a_batch_takes_few_launches(monkeypatch):
+    launches = []
+    monkeypatch.setitem(resize._MAX_BYTES, "cpu", resize._MAX_BYTES["cuda"])
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view:
+                launches.append(function)
+            return function(*args, **(kwargs or {}))
+
+    clips = decoded_clips(24)
+    with Count():
+        resize_clips(clips)
+    assert len(launches) <= 30

@@ -1,0 +1,202 @@
+"""What a checkpoint contains: which model, and which classes in which order."""
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from classes import NEVER, match_categories, mirrored_labels, released_categories, without_brackets
+from gst import ALPHAS, BETAS
+from models import BLOCKS, PUBLISHED_NAMES, block_kwargs
+from resnet_gst import DEPTHS
+from utils.cli import UserError, printable
+
+
+class ModelSpec(NamedTuple):
+    """The configuration of a model."""
+
+    type: str
+    arch: str
+    alpha: int | None
+    beta: int | None
+    num_class: int
+    has_dropout: bool
+
+
+def describe_model(checkpoint: dict[str, Any], path: str | Path, kind: str | None = None) -> ModelSpec:
+    """Determine the configuration of a checkpoint's model.
+
+    Args:
+        checkpoint: see `load_checkpoint`.
+        path: its file, for messages.
+        kind: the type of block, if `possible_types` are several; by default the first of them.
+
+    Raises:
+        UserError: the model is unknown.
+    """
+    types = possible_types(checkpoint, path)
+    kind = kind if kind in types else next(iter(types))
+    arch = checkpoint.get("options", {}).get("arch") or _find_arch(checkpoint["state_dict"], path)
+    name, num_class = find_classifier(checkpoint["state_dict"], path)
+    kwargs = types[kind]
+    return ModelSpec(kind, arch, kwargs.get("alpha"), kwargs.get("beta"), num_class, name == "new_fc")
+
+
+def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, dict[str, int]]:
+    """Find the types of block that a checkpoint may have, with their alpha and beta.
+
+    There are several only if the checkpoint has no options: C2D and TSM have the same tensors.
+
+    Raises:
+        UserError: the type is unknown, or the tensors fit none.
+    """
+    options = checkpoint.get("options", {})
+    types = list(BLOCKS)
+    if "type" in options:
+        types = [PUBLISHED_NAMES.get(options["type"], options["type"])]
+        if types[0] not in BLOCKS:
+            raise UserError(f"{path}: type {printable(types[0])} is not one of {', '.join(BLOCKS)}")
+        names = block_kwargs(types[0])
+        if set(names) <= options.keys():
+            return {types[0]: {name: options[name] for name in names}}
+
+    # The tensors of the first block tell the type.
+    prefix = "base_model.layer1.0."
+    shapes = {
+        name.removeprefix(prefix): tensor.shape
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix) and "downsample" not in name
+    }
+    choices = {"alpha": ALPHAS, "beta": BETAS}
+    fitting = {}
+    for kind in types:
+        names = block_kwargs(kind)
+        for values in itertools.product(*(choices[name] for name in names)):
+            kwargs = dict(zip(names, values, strict=True))
+            with torch.device("meta"):
+                block = BLOCKS[kind](64, 64, **kwargs)
+            if {name: tensor.shape for name, tensor in block.state_dict().items()} == shapes:
+                fitting[kind] = kwargs
+    if not fitting:
+        raise UserError(
+            f"{path}: is not a model of this code: no type of block ({', '.join(BLOCKS)}) has its tensors "
+            f"'{prefix}*'"
+        )
+    return fitting
+
+
+def _find_arch(state_dict: dict[str, torch.Tensor], path: str | Path) -> str:
+    """Determine the arch from the number of blocks in each stage."""
+    depths = tuple(
+        len({name.split(".")[2] for name in state_dict if name.startswith(f"base_model.layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    for arch in DEPTHS:
+        if DEPTHS[arch] == depths:
+            return arch
+    raise UserError(f"{path}: is not a model of this code: no arch has {depths} blocks ({', '.join(DEPTHS)})")
+
+
+def find_classifier(state_dict: dict[str, torch.Tensor], path: str | Path) -> tuple[str, int]:
+    """The name of the classifier and its number of classes."""
+    name = "new_fc" if "new_fc.weight" in state_dict else "base_model.fc"
+    weight = state_dict.get(f"{name}.weight")
+    if weight is None or weight.ndim != 2 or len(weight) == 0:
+        raise UserError(f"{path}: is not a model of this code: has no classifier '{name}.weight'")
+    return name, len(weight)
+
+
+def class_names(checkpoint: dict[str, Any], path: str | Path) -> list[str] | None:
+    """The names of a checkpoint's classes, in the order of its classifier; None if they are unknown.
+
+    A released checkpoint has no names. If it has 174 classes, they are Something-Something's, sorted.
+
+    Raises:
+        UserError: the number of names is not the number of classes.
+    """
+    _, num_class = find_classifier(checkpoint["state_dict"], path)
+    if "categories" not in checkpoint:
+        released = released_categories()
+        return released if len(released) == num_class else None
+    names = checkpoint["categories"]
+    if len(names) != num_class:
+        raise UserError(f"{path}: has {len(names)} class names, but its classifier has {num_class} classes")
+    return names
+
+
+def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> np.ndarray:
+    """Find the classes of a data set in a checkpoint's classifier, by name.
+
+    Args:
+        checkpoint: see `load_checkpoint`.
+        categories: the data set's class names, in any order.
+        path: the checkpoint's file, for messages.
+
+    Returns:
+        For each label of the data set the label of the checkpoint.
+
+    Raises:
+        UserError: the classes differ in number or, if the checkpoint has names, in names.
+    """
+    _, num_class = find_classifier(checkpoint["state_dict"], path)
+    if num_class != len(categories):
+        raise UserError(f"{path} has {num_class} classes, but category.txt has {len(categories)}")
+    names = class_names(checkpoint, path)
+    permutation = match_categories(categories, names) if names else None
+    if permutation is None and "categories" in checkpoint:
+        known = {without_brackets(name) for name in categories}
+        unknown = [name for name in names if without_brackets(name) not in known]
+        raise UserError(f"{path} has the class '{printable((unknown or names)[0])}', unlike category.txt")
+    # A checkpoint without names may be for 174 other classes.
+    return np.array(range(num_class) if permutation is None else permutation)
+
+
+def find_mirrored(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> list[int]:
+    """Find the label that each of a checkpoint's classes has when a clip is mirrored.
+
+    Args:
+        checkpoint: see `load_checkpoint`. If it does not have the labels, the class names decide.
+        categories: the data set's class names, for a checkpoint without names.
+        path: the checkpoint's file, for the message.
+
+    Returns:
+        For each class a label, or `NEVER`.
+
+    Raises:
+        UserError: the checkpoint's labels are not for its classes.
+    """
+    names = class_names(checkpoint, path) or categories
+    mirrored = checkpoint["mirrored"] if "mirrored" in checkpoint else mirrored_labels(names)
+    pairs = {(label, partner) for label, partner in enumerate(mirrored) if partner != NEVER}
+    if len(mirrored) != len(names) or any((partner, label) not in pairs for label, partner in pairs):
+        raise UserError(f"{path}: wrong value of 'mirrored' for {len(names)} classes")
+    return mirrored
+
+
+def describe_labels(labels: np.ndarray, path: str | Path) -> str:
+    """A line for the log if the order of classes differs (see `find_labels`); empty otherwise."""
+    same = int((labels == np.arange(len(labels))).sum())
+    if same == len(labels):
+        return ""
+    return (
+        f"category.txt has the classes of {path} in another order "
+        f"({same} of {len(labels)} in the same place): labels are mapped by name"
+    )
+
+
+def check_categories(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> None:
+    """Check that a checkpoint's classes are the data set's, in the same order, to continue training.
+
+    Raises:
+        UserError: they differ in number or, if the checkpoint has names, in names or order.
+    """
+    labels = find_labels(checkpoint, categories, path)
+    saved_names = checkpoint.get("categories", categories)
+    for label, (old, new) in enumerate(zip(saved_names, categories, strict=True)):
+        if labels[label] != label or old != new:
+            name = class_names(checkpoint, path)[label]
+            raise UserError(
+                f"{path} has '{printable(name)}' as class {label}, but category.txt has '{printable(new)}'"
+            )

@@ -1,0 +1,150 @@
+"""Everything that changes during training."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from frames.resize import DecodedClips
+from models import TemporalModel
+from training.optim import load_optimizer
+from utils.cli import log
+from utils.distributed import World
+from utils.metrics import ClipMeters, DivergedError, LossWatch, averages
+
+# fp16's loss scale starts at 65536 and is halved after each step whose gradients are not finite.
+MIN_SCALE = 1e-3
+
+
+class Step(NamedTuple):
+    """A step of `engine.train_one_epoch`.
+
+    Attributes:
+        clips: input of `engine.PixelModel`, of the first batch; None if all clips are excluded.
+        labels: their labels.
+        curves: named values for TensorBoard, for the steps that are logged.
+    """
+
+    clips: torch.Tensor | DecodedClips | None
+    labels: torch.Tensor | None
+    curves: dict[str, float]
+
+
+class TrainState:
+    """Everything that changes during training, in one object that is saved and loaded.
+
+    Args:
+        model: without wrappers.
+        optimizer: SGD over the model's parameters.
+        scaler: scales the loss; enabled for fp16 only.
+        world: this process and the others.
+        metadata: saved in each checkpoint: options, categories and the like.
+    """
+
+    def __init__(
+        self,
+        model: TemporalModel,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        world: World,
+        metadata: dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.world = world
+        self.metadata = metadata
+        self.epoch = 0
+        self.step = 0  # finished steps of the epoch
+        self.batch_sizes: list[list[int]] = []  # of each step of the epoch, over all processes
+        self.meters = ClipMeters(world)  # over the epoch so far
+        self.watch = LossWatch()
+        self.num_skipped = torch.zeros((), device=world.device)  # steps that fp16 has skipped in the epoch
+        self.best_prec1 = 0.0
+        self.history: list[dict[str, Any]] = []  # a row of the CSV file for each epoch
+
+    @property
+    def best_epoch(self) -> str:
+        """The best epoch, for the log; empty if it is not known."""
+        best = [row["epoch"] for row in self.history if row.get("val_prec1") == self.best_prec1]
+        return f" (epoch {best[0]})" if best else ""
+
+    def finish_step(self, step: int, sums: torch.Tensor, gradient_norm: torch.Tensor) -> None:
+        """Count a step of training, without waiting for the device.
+
+        Args:
+            step: its number.
+            sums: sum over its batches of `utils.metrics.batch_sums`.
+            gradient_norm: before clipping.
+        """
+        self.step = step + 1
+        self.meters.update(sums)
+        loss = self.meters.last[0]
+        if self.scaler.is_enabled():  # the scaler finds its scale by gradients beyond fp16's range
+            self.num_skipped += ~gradient_norm.isfinite()
+            self.watch.add(step, loss)
+        else:
+            self.watch.add(step, loss + gradient_norm)
+
+    def check_loss(self) -> None:
+        """Look at the losses since the last check. That waits for the device.
+
+        Raises:
+            DivergedError: a loss is not finite, or fp16 finds no scale for it.
+        """
+        self.watch.check()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_SCALE:
+            raise DivergedError(self.step - 1, math.nan)
+
+    def last_averages(self) -> dict[str, float]:
+        """Loss and accuracies (percent) of the last step."""
+        return dict(zip(("loss", "prec1", "prec5"), averages(self.meters.last.tolist()), strict=True))
+
+    def describe_progress(self) -> str:
+        """Losses and accuracies of the last step and of the epoch, for the log."""
+        skipped = f"\tskipped {int(self.num_skipped)}" if self.scaler.is_enabled() else ""
+        return f"{self.meters}{skipped}"
+
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Append the epoch's row to the history and go to the next epoch."""
+        self.history.append(row)
+        self.epoch, self.step, self.meters = self.epoch + 1, 0, ClipMeters(self.world)
+        self.num_skipped.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint.
+
+        Raises:
+            DivergedError: a loss was not finite.
+        """
+        self.check_loss()
+        return self.metadata | {
+            "epoch": self.epoch,
+            "step": self.step,
+            "state_dict": self.model.state_dict(),
+            "best_prec1": self.best_prec1,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "totals": self.meters.totals,
+            "history": self.history,
+        }
+
+    def resume(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Continue where a checkpoint ends. The model has its weights already.
+
+        Args:
+            checkpoint: content from `load_checkpoint`. A released one has epoch and best accuracy only.
+            path: its file, for messages.
+
+        Raises:
+            UserError: the optimizer state belongs to another model.
+        """
+        self.epoch, self.step = checkpoint.get("epoch", self.epoch), checkpoint.get("step", 0)
+        self.meters = ClipMeters(self.world, checkpoint.get("totals"))
+        self.best_prec1, self.history = checkpoint.get("best_prec1", 0.0), checkpoint.get("history", [])
+        load_optimizer(self.optimizer, self.scaler, checkpoint, path)
+        log.info(
+            f"resumed {path} at epoch {self.epoch}, step {self.step}, "
+            f"best Prec@1 {self.best_prec1:.3f}{self.best_epoch}"
+        )
