@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.10 or newer; `make venv` makes what both use.
+# Python 3.10 or newer is enough. `make venv` installs the requirements of the other targets.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,7 +7,7 @@ DATA := --dataset somethingv1 --root_path demo/data
 MODEL := --arch resnet14 --input_size 48 --amp auto
 RECIPE := --epochs 5 -b 6 --lr 0.006 --lr_schedule cosine
 
-.PHONY: venv test demo
+.PHONY: venv test test-fast demo
 
 venv: .venv/installed
 
@@ -26,6 +26,9 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: venv
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # --resume auto: a finished demo is not trained again, an interrupted one continues.
 demo: venv

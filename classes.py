@@ -1,4 +1,4 @@
-"""Class names: their order, and which classes are mirror images of each other."""
+"""Class names: their order, and which classes mirror each other."""
 
 import re
 import unicodedata
@@ -8,12 +8,11 @@ from pathlib import Path
 from utils.cli import UserError, printable
 from utils.files import read_text
 
-# Class names whose order is known: Something-Something's as in the released checkpoints, and Diving48's
-# as in its vocabulary.
+# Class names in a known order: Something-Something's as in the released checkpoints, Diving48's as in its
+# vocabulary.
 CATEGORIES = Path(__file__).resolve().parent / "categories"
-# What a line of a list may hold: bytes of a folder's path (Linux' PATH_MAX), digits of a number.
-MAX_NAME = 4096
-# Words, also in names_joined_by_underscores. "Pulling it right out" says how, not where to.
+MAX_NAME = 4096  # bytes; PATH_MAX of Linux
+# Whole words, also in names_joined_by_underscores. The "right" of "pulling it right out" is no direction.
 _DIRECTION = re.compile(
     r"(?<![^\W_])(?:(?a:left|right)(?! out\b)|(?a:(?:(?:counter|anti)[-_ ]?)?clockwise))(?![^\W_])",
     re.IGNORECASE,
@@ -24,24 +23,24 @@ _OPPOSITE = {
     "clockwise": "counterclockwise",
     "counterclockwise": "clockwise",
 }
-NEVER = -1  # in place of a label: clips of the class are not mirrored
-_MAX_NAMED = 10  # pairs, or classes, in a line of the log
+NEVER = -1  # instead of a label: clips of the class are not mirrored
+_MAX_NAMED = 10  # pairs or classes per log line
 
 
 def read_categories(path: Path) -> list[str]:
-    """Read class names, one a line, the first line being label 0.
+    """Read class names, one per line. The first line is label 0.
 
     Raises:
         UserError: the file is missing or empty, or a name is blank or appears twice.
     """
-    text = read_text(path, "it holds the class names, one a line").rstrip()
-    names = [line.strip() for line in text.split("\n")] if text else []
-    if not names:
-        raise UserError(f"{path}: is empty; it holds the class names, one a line")
+    text = read_text(path, "expected class names, one per line").rstrip()
+    if not text:
+        raise UserError(f"{path}: is empty; expected class names, one per line")
+    names = [line.strip() for line in text.split("\n")]
     first_seen: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if not name:
-            raise UserError(f"{path}, line {number}: blank; every line is the name of one class")
+            raise UserError(f"{path}, line {number}: blank; each line must be a class name")
         if name in first_seen:
             raise UserError(
                 f"{path}, line {number}: '{printable(name)}' is already on line {first_seen[name]}"
@@ -56,115 +55,114 @@ def released_categories() -> list[str]:
 
 
 def match_categories(names: list[str], others: list[str]) -> list[int] | None:
-    """Find the classes of one list in another list of the same classes, in whatever order.
+    """Match two lists of the same classes in different orders.
 
-    Brackets do not count: some lists of Something-Something have them around each `[something]`.
+    Brackets are ignored: some lists of Something-Something have them around each `[something]`.
 
     Returns:
-        For each of `names` its place in `others`; None if they are not the same classes.
+        For each of `names` its index in `others`; None if the classes differ.
     """
     if names == others:
         return list(range(len(names)))
-    place = {without_brackets(name): number for number, name in enumerate(others)}
+    index_of = {without_brackets(name): index for index, name in enumerate(others)}
     plain = [without_brackets(name) for name in names]
-    if len(plain) != len(others) or len(set(plain)) != len(plain) or set(plain) != place.keys():
+    if len(plain) != len(others) or sorted(plain) != sorted(index_of):
         return None
-    return [place[name] for name in plain]
+    return [index_of[name] for name in plain]
 
 
 def without_brackets(name: str) -> str:
-    """A class's name without square brackets."""
+    """Remove square brackets from a class name."""
     return name.replace("[", "").replace("]", "")
 
 
 def describe_order(categories: list[str]) -> str:
-    """Say that these are well-known classes in an order of their own; empty if that is not so."""
+    """Report known classes in an unusual order; empty for other classes and for the usual order."""
     orders = {
-        "something.txt": "Something-Something's, but not in the released checkpoints' order",
-        "diving48.txt": "Diving48's, but not in its vocabulary's order",
+        "something.txt": "Something-Something's, but not in the order of the released checkpoints",
+        "diving48.txt": "Diving48's, but not in the order of its vocabulary",
     }
-    for file, whose in orders.items():
-        places = match_categories(categories, read_categories(CATEGORIES / file))
-        if places is None or places == sorted(places):
+    for file, order in orders.items():
+        permutation = match_categories(categories, read_categories(CATEGORIES / file))
+        if permutation is None or permutation == sorted(permutation):
             continue
-        same = sum(place == label for label, place in enumerate(places))
+        same = sum(index == label for label, index in enumerate(permutation))
         is_bracketed = any("[" in name for name in categories) and categories == sorted(categories)
-        how = "sorted with brackets, " if is_bracketed else ""
-        return f"the classes are {whose} ({how}{same} of {len(places)} in the same place)"
+        bracketed = "sorted with brackets, " if is_bracketed else ""
+        return f"the classes are {order} ({bracketed}{same} of {len(categories)} in the same place)"
     return ""
 
 
 def check_name(name: str) -> str:
-    """Check that the name of a class or video can stand in a line and is read from it as it is.
+    """Check that the name of a class or video can be written as a line and read back unchanged.
 
     Raises:
-        ValueError: it cannot; the message says why.
+        ValueError: it cannot; the message is the reason.
     """
-    if not name.strip():
+    if not name:
         raise ValueError("the name is blank")
     if name != name.strip():
         raise ValueError("the name begins or ends with a blank")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
         raise ValueError("the name holds a control character, a line break or half a character")
-    if name.startswith("\ufeff"):  # as the first of a file it would be taken for the file's
+    if name.startswith("\ufeff"):
         raise ValueError("the name begins with a byte order mark")
     if len(name.encode()) > MAX_NAME:
         raise ValueError(f"the name is longer than {MAX_NAME} bytes")
     return name
 
 
-def mirrored_labels(categories: list[str], given: Mapping[int, int] | None = None) -> list[int]:
-    """What each label becomes when a clip is mirrored, from the class names alone.
+def mirrored_labels(categories: list[str], flip_pairs: Mapping[int, int] | None = None) -> list[int]:
+    """Find the label of each class's mirror image from the class names.
 
-    Exchanging left and right in a name, or clockwise and counterclockwise (anticlockwise), gives the
-    mirrored class. Published code wires in label numbers instead (86/87, 93/94 and 166/167 for
-    Something-v1), which mislabel mirrored clips for any other order of the classes.
+    Swapping left and right in a name, or clockwise and counterclockwise (anticlockwise), gives the mirrored
+    class. Published code lists label numbers instead (86/87, 93/94 and 166/167 for Something-v1), which are
+    wrong for any other order of the classes.
 
     Args:
         categories: class names.
-        given: what `read_flip_pairs` gave; it takes the place of the names for the labels in it.
+        flip_pairs: `{label: mirrored label or NEVER}` from `read_flip_pairs`; overrides the names.
 
     Returns:
-        For each label that of the mirrored class, which is the same one where mirroring changes nothing,
-        or `NEVER`, where no class or more than one describes the mirrored clip. Where no name has a letter in
-        it (a list of numbers), nothing says what mirroring would do: `NEVER` for all that are not given.
+        The mirrored label of each label: the same label if mirroring changes nothing, `NEVER` if no class or
+        more than one class describes the mirrored clip. If no name contains a letter (a list of numbers),
+        it is `NEVER` for all labels that are not in `flip_pairs`.
     """
-    given = given or {}
+    flip_pairs = flip_pairs or {}
     if not any(character.isalpha() for name in categories for character in name):
-        given = dict.fromkeys(range(len(categories)), NEVER) | given
-    named: dict[str, list[int]] = {}
+        flip_pairs = dict.fromkeys(range(len(categories)), NEVER) | flip_pairs
+    labels_of: dict[str, list[int]] = {}
     for label, name in enumerate(categories):
-        if label not in given:
-            named.setdefault(_with_directions(name), []).append(label)
+        if label not in flip_pairs:
+            labels_of.setdefault(_with_directions(name), []).append(label)
     mirrored = []
     for label, name in enumerate(categories):
-        alike = named.get(_with_directions(name), [])
-        partners = named.get(_with_directions(name, mirrored=True), [])
-        is_clear = len(alike) == len(partners) == 1
-        mirrored.append(given.get(label, partners[0] if is_clear else NEVER))
+        same = labels_of.get(_with_directions(name), [])
+        partners = labels_of.get(_with_directions(name, mirrored=True), [])
+        is_unique = len(same) == len(partners) == 1
+        mirrored.append(flip_pairs.get(label, partners[0] if is_unique else NEVER))
     return mirrored
 
 
 def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
-    """Read which classes are each other's mirror image, for names that do not say it.
+    """Read classes that mirror each other, for names that do not say it.
 
     Args:
-        path: a file with two names a line, separated by a tab, or by a blank if there is one way only to read
-            the line so. The same name twice is a class that mirroring does not change; a name alone is one
-            whose clips are never mirrored.
+        path: file with two names per line, separated by a tab, or by a blank if that is unambiguous. The same
+            name twice: mirroring does not change the class. A single name: never mirrored.
         categories: class names.
 
     Returns:
-        `{label: label of the mirrored class, or NEVER}` for the classes in the file.
+        `{label: mirrored label or NEVER}` for the classes in the file.
 
     Raises:
-        UserError: it cannot be read or is empty, names something else than a class, can be read in several
-            ways, or has a class on two lines.
+        UserError: the file cannot be read or is empty, or a line has an unknown class, more than one reading,
+            or a class of an earlier line.
     """
     label_of = {name: label for label, name in enumerate(categories)}
-    given: dict[int, int] = {}
+    pairs: dict[int, int] = {}
     line_of: dict[int, int] = {}
-    text = read_text(path, "it holds the names of two mirrored classes a line")
+    text = read_text(path, "expected the names of two mirrored classes per line")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -172,24 +170,20 @@ def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
         labels = [label_of[name] for name in _split_pair(line, label_of, place)]
         for label in labels:
             if line_of.setdefault(label, number) != number:
-                raise UserError(
-                    f"{place}: '{printable(categories[label])}' is already on line {line_of[label]}"
-                )
-        if len(labels) == 1:
-            given[labels[0]] = NEVER
-        else:
-            given |= {labels[0]: labels[1], labels[1]: labels[0]}
-    if not given:
-        raise UserError(f"{path}: is empty; it holds the names of two mirrored classes a line")
-    return given
+                name = printable(categories[label])
+                raise UserError(f"{place}: '{name}' is already on line {line_of[label]}")
+        pairs |= {labels[0]: labels[1], labels[1]: labels[0]} if len(labels) == 2 else {labels[0]: NEVER}
+    if not pairs:
+        raise UserError(f"{path}: is empty; expected the names of two mirrored classes per line")
+    return pairs
 
 
 def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
-    """Lines for the log: what mirroring a clip does with its label.
+    """Describe for the log how mirroring a clip changes its label.
 
     Args:
         categories: class names.
-        mirrored: what each label becomes, as from `mirrored_labels`.
+        mirrored: mirrored labels from `mirrored_labels`.
     """
     names = [f"'{printable(name)}'" for name in categories]
     pairs = [f"{names[a]} <-> {names[b]}" for a, b in enumerate(mirrored) if a < b]
@@ -209,7 +203,7 @@ def _first(names: list[str]) -> str:
 
 
 def _with_directions(name: str, mirrored: bool = False) -> str:
-    """The name with each direction in its one spelling, or with the opposite direction instead."""
+    """Normalise the spelling of directions in a name, or replace them by the opposite directions."""
 
     def spell(match: re.Match) -> str:
         word = match.group()
@@ -223,14 +217,14 @@ def _with_directions(name: str, mirrored: bool = False) -> str:
 
 
 def _split_pair(line: str, label_of: Mapping[str, int], place: str) -> list[str]:
-    """The one or two class names in a line of `--flip_pairs`; `place` begins an error's message."""
+    """Split a line of `--flip_pairs` into one or two class names; `place` begins an error message."""
     if "\t" in line:
         names = [name.strip() for name in line.split("\t") if name.strip()]
         for name in names:
             if name not in label_of:
                 raise UserError(f"{place}: '{printable(name)}' is not a class in category.txt")
         if len(names) > 2:
-            raise UserError(f"{place}: has {len(names)} names; one or two belong there")
+            raise UserError(f"{place}: has {len(names)} names; expected one or two")
         return names
     line = line.strip()
     readings = [[line]] if line in label_of else []
@@ -238,14 +232,11 @@ def _split_pair(line: str, label_of: Mapping[str, int], place: str) -> list[str]
         rest = line.removeprefix(name)
         if rest != line and rest[:1].isspace() and rest.strip() in label_of:
             readings.append([name, rest.strip()])
-    if not readings:
-        raise UserError(
-            f"{place}: '{printable(line)}' is not a class in category.txt, nor two of them; a tab between two "
-            "names decides where the first one ends"
-        )
-    if len(readings) > 1:
-        raise UserError(
-            f"{place}: '{printable(line)}' can be read in {len(readings)} ways; a tab between the two names "
-            "decides, or one after the name if it is a single one"
-        )
-    return readings[0]
+    if len(readings) == 1:
+        return readings[0]
+    problem = (
+        f"can be read in {len(readings)} ways" if readings else "is not one or two classes of category.txt"
+    )
+    raise UserError(
+        f"{place}: '{printable(line)}' {problem}; separate two names with a tab, end one with a tab"
+    )

@@ -1,6 +1,6 @@
-"""Where each data set's categories, lists, frames and videos lie below `--root_path`.
+"""Where the categories, lists, frames and videos of a data set are.
 
-The layout is that of TRN-pytorch and of the GST authors' code, and may have videos instead of frames:
+The layout is that of TRN-pytorch and of the GST authors' code. A data set may have videos instead of frames:
 
     <root_path>/<dataset>/category.txt                  one class name a line; its line is its label
     <root_path>/<dataset>/train_videofolder.txt         name  frames  label
@@ -34,7 +34,7 @@ class VideoRecord(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a data set's files are named.
+    """Names of a data set's files.
 
     Attributes:
         frames: folder of the frame folders.
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     videos: str = "videos"
 
 
-# The data sets whose files have names of their own; all others have those of `Layout`.
+# All other data sets have the default names of `Layout`.
 LAYOUTS = {
     "somethingv1": Layout("20bn-something-something-v1"),
     "somethingv2": Layout("20bn-something-something-v2-frames", "{:06d}.jpg", "20bn-something-something-v2"),
@@ -55,30 +55,29 @@ LAYOUTS = {
     "jester": Layout("20bn-jester-v1"),
 }
 
-# What a clip's frames are read from: the images of a folder, or a video file.
+# A clip is read from a folder of images or from a video file.
 SOURCES = ("frames", "videos")
-# Of the video files that a list can name.
+# Video files in a data set; a list names them without the suffix.
 VIDEO_SUFFIXES = (".webm", ".mp4", ".mkv", ".avi", ".mov")
 
 # TRN-pytorch's file names, then the GST authors'. Fields may be separated by spaces or tabs in both.
 TRAIN_LISTS = ("train_videofolder.txt", "train.txt")
 VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 
-
-# In the folder of a data set of tools/make_motion_dataset.py: how it was made, and which classes are pairs.
+# A file of tools/make_motion_dataset.py: the settings of the data set, and which classes are pairs.
 MOTION_SETTINGS = "motion_dataset.json"
 
-# As published: in a shorter video nothing moves.
+# Shorter videos are left out, as in the published code.
 MIN_FRAMES = 3
 MAX_DIGITS = 9
 
 
 class DatasetPaths(NamedTuple):
-    """What `return_dataset` finds, in the order of TRN-pytorch's tuple.
+    """The files of a data set, in the order of TRN-pytorch's tuple.
 
     Attributes:
         categories: class names.
-        train_list: None if it is not needed.
+        train_list: the training list; None if it is not needed.
         val_list: the validation list.
         root_data: the folder of the frame folders, or of the videos.
         prefix: file name of a frame; None where `root_data` holds videos.
@@ -92,12 +91,12 @@ class DatasetPaths(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Which of `SOURCES` the clips come from."""
+        """The one of `SOURCES` that the clips are read from."""
         return "frames" if self.prefix else "videos"
 
 
 def layout(dataset: str) -> Layout:
-    """How the files of a data set are named."""
+    """The names of a data set's files."""
     return LAYOUTS.get(dataset, Layout())
 
 
@@ -116,20 +115,20 @@ def return_dataset(
     Args:
         dataset: the name of its folder.
         root_path: the folder that holds a folder for each data set.
-        train_list: the training list, instead of the one in the data set's folder.
-        val_list: the validation list, likewise.
-        image_tmpl: the file name of a frame, such as `{:05d}.jpg`, instead of the data set's own.
-        for_training: whether the training list is needed; it is not looked for otherwise.
-        source: one of `SOURCES`; None for whichever is there.
-        preferred: which to take then if both are there.
+        train_list: path of the training list (default: in the data set's folder).
+        val_list: path of the validation list (default: in the data set's folder).
+        image_tmpl: file name of a frame, such as `{:05d}.jpg` (default: see `Layout`).
+        for_training: whether the training list is needed.
+        source: one of `SOURCES`; None for the one that exists.
+        preferred: the source to use if both exist.
 
     Raises:
-        UserError: something is not there, is ambiguous or cannot be read.
+        UserError: a file is missing, ambiguous or damaged.
     """
     folder = find_dataset(dataset, root_path)
     source, root_data = find_source(folder, source, preferred)
     if source == "videos" and image_tmpl:
-        raise UserError(f"--image_tmpl {image_tmpl}: is for frames, but {root_data} holds videos")
+        raise UserError(f"--image_tmpl {image_tmpl}: is a name for frames, but {root_data} contains videos")
     prefix = check_template(image_tmpl) if image_tmpl else layout(dataset).template
     return DatasetPaths(
         categories=read_categories(folder / "category.txt"),
@@ -141,14 +140,14 @@ def return_dataset(
 
 
 def dataset_name(text: str) -> str:
-    """A type for argparse: the name of a folder, which is also part of a run's name."""
+    """Check the name of a data set, for argparse: a folder name, which is also part of a run's name."""
     try:
         is_folder = "/" not in check_folder(text) and not text.startswith(".") and len(text.encode()) <= 100
     except ValueError:
         is_folder = False
     if not is_folder:
         raise ArgumentTypeError(
-            f"'{printable(text)}' must be the name of a folder, not a path, of at most 100 bytes"
+            f"'{printable(text)}' must be a folder's name of at most 100 bytes, not a path"
         )
     return text
 
@@ -157,27 +156,27 @@ def find_dataset(dataset: str, root_path: str | Path) -> Path:
     """Find the folder of a data set.
 
     Raises:
-        UserError: there is none; it names those that are there.
+        UserError: it does not exist; the message names the data sets that do.
     """
     folder = Path(root_path) / dataset
     if folder.is_dir():
         return folder
     try:
-        there = sorted(path.parent.name for path in Path(root_path).glob("*/category.txt"))
+        others = sorted(path.parent.name for path in Path(root_path).glob("*/category.txt"))
     except OSError:
-        there = []
-    names = ", ".join(map(printable, there[:10])) + (", …" if len(there) > 10 else "")
+        others = []
+    names = ", ".join(map(printable, others[:10])) + (", …" if len(others) > 10 else "")
     raise UserError(
-        f"{folder}: no such folder; --root_path must name the folder that holds '{dataset}'"
-        + (f" (there are: {names})" if there else "")
+        f"{folder}: no such folder; --root_path must be the folder that contains '{dataset}'"
+        + (f" (it contains {names})" if others else "")
     )
 
 
 def find_source(folder: Path, source: str | None = None, preferred: str = "frames") -> tuple[str, Path]:
-    """Find what the clips of a data set come from.
+    """Find the frames or videos of a data set.
 
     Args:
-        folder: of the data set.
+        folder: the data set's folder.
         source: see `return_dataset`.
         preferred: see `return_dataset`.
 
@@ -185,7 +184,7 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
         One of `SOURCES`, and its folder.
 
     Raises:
-        UserError: it is not there.
+        UserError: the folder does not exist.
     """
     names = layout(folder.name)
     folders = {"frames": folder / names.frames, "videos": folder / names.videos}
@@ -193,21 +192,22 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
     for name in wanted:
         if folders[name].is_dir():
             return name, folders[name]
-    frames = f"the frame folders of {folder.name} belong there"
     if source == "videos":
         raise UserError(f"{folders[source]}: no such folder; the videos of {folder.name} belong there")
     other = "" if source else f", or its videos into {folders['videos']}"
-    raise UserError(f"{folders['frames']}: no such folder; {frames}{other}")
+    raise UserError(
+        f"{folders['frames']}: no such folder; the frame folders of {folder.name} belong there{other}"
+    )
 
 
 def check_folder(name: str) -> str:
-    """Check that the name of a video can stand in a list, and is a folder's inside the frames' folder.
+    """Check that a list can contain the name of a video, and that it leads to a place inside the data set.
 
     Raises:
-        ValueError: it cannot, or is not; the message says why.
+        ValueError: it does not; the message is the reason.
     """
     if any(part in ("", ".", "..") for part in check_name(name).split("/")):
-        raise ValueError("the name is not that of a folder inside the frames' folder")
+        raise ValueError("the name leads out of the data set's folder, or has an empty part")
     return name
 
 
@@ -215,35 +215,35 @@ def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
     """Check the file name of a frame, such as `{:05d}.jpg`, and return it.
 
     Args:
-        template: a name, not a path, with one field for the frame's number: `{}`, `{:d}` or, filled up with
-            zeros, `{:05d}`. Not a hidden file's.
-        suffixes: the name must end in one of these; empty if any ending will do.
+        template: a file name with one field for the frame's number: `{}`, `{:d}` or, with leading zeros,
+            `{:05d}`.
+        suffixes: the allowed endings; empty for any.
 
     Raises:
-        UserError: it is something else.
+        UserError: the template is something else.
     """
     try:
         fields = [field for field in Formatter().parse(template) if field[1] is not None]
-        is_right = len(fields) == 1 and fields[0][1] in ("", "0") and not fields[0][3]
-        # Other formats write some numbers alike, as {:.1g} does with 10 and 11.
-        is_right = is_right and re.fullmatch("(0[1-9])?d?", fields[0][2], re.ASCII)
+        is_valid = len(fields) == 1 and fields[0][1] in ("", "0") and not fields[0][3]
+        # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
+        is_valid = is_valid and re.fullmatch("(0[1-9])?d?", fields[0][2], re.ASCII)
     except ValueError:  # a brace without its other half
-        is_right = False
-    if not is_right or template != Path(template).name or template.startswith("."):
+        is_valid = False
+    if not is_valid or template != Path(template).name or template.startswith("."):
         raise UserError(
-            f"--image_tmpl {template}: must be a file name that holds one number, as '{{:05d}}.jpg' does"
+            f"--image_tmpl {template}: must be a file name with one number, such as '{{:05d}}.jpg'"
         )
     if suffixes and not template.endswith(suffixes):
         raise UserError(f"--image_tmpl {template}: must end in {' or '.join(suffixes)}")
     return template
 
 
-def _find_list(folder: Path, names: tuple[str, ...], option: str, given: str | None) -> Path:
-    if given:
-        return Path(given)
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
+def _find_list(folder: Path, names: tuple[str, ...], option: str, path: str | None) -> Path:
+    if path:
+        return Path(path)
+    existing = [folder / name for name in names if (folder / name).is_file()]
+    if not existing:
         raise UserError(f"{folder}: has neither {' nor '.join(names)}; give {option} FILE")
-    if len(found) > 1:
-        raise UserError(f"{folder}: has both {' and '.join(names)}; say which with {option} FILE")
-    return found[0]
+    if len(existing) > 1:
+        raise UserError(f"{folder}: has both {' and '.join(names)}; choose one with {option} FILE")
+    return existing[0]

@@ -4,25 +4,21 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from frames.resize import DecodedClips, resize_clips
+from frames.resize import Batch, DecodedClips, resize_clips
 from inference.fuse import compile_function, compiler_errors, float32_convolutions
 from models import TemporalModel
 from training.optim import set_learning_rate
+from training.state import Step, TrainState
 from utils.cli import log
 from utils.distributed import World
 from utils.metrics import ClipMeters, ProgressLog, Result, average_views, batch_sums, summarise
 from utils.precision import DTYPES
-
-if TYPE_CHECKING:  # at run time this module needs nothing but torch, torchvision, numpy, pillow and tqdm
-    from loader import Batch
-    from training.run import TrainState
 
 
 class PixelModel(nn.Module):
@@ -80,22 +76,8 @@ class PixelModel(nn.Module):
             return self.model(clips).float()
 
 
-class Step(NamedTuple):
-    """A step of `train_one_epoch`.
-
-    Attributes:
-        clips: the clips of its first batch, see `PixelModel`; None if all clips of the step are excluded.
-        labels: their labels.
-        curves: named values for TensorBoard, for the steps that are logged.
-    """
-
-    clips: torch.Tensor | DecodedClips | None
-    labels: torch.Tensor | None
-    curves: dict[str, float]
-
-
 def train_one_epoch(
-    model: nn.Module, loader: "Iterable[Batch]", state: "TrainState", args: Namespace
+    model: nn.Module, loader: Iterable[Batch], state: TrainState, args: Namespace
 ) -> Iterator[Step]:
     """Train for an epoch, or for the rest of it (paper, section 4.2).
 
@@ -264,7 +246,7 @@ def evaluate(
     return summarise(*(torch.cat(tensors) for tensors in zip(*in_order, strict=True)))
 
 
-def to_devices(batch: "Batch", world: World) -> "Batch":
+def to_devices(batch: Batch, world: World) -> Batch:
     """Copy a batch to a GPU while the GPU still computes the one before.
 
     Args:

@@ -92,15 +92,14 @@ def temporal_model(
         ValueError: an argument is not possible or contradicts the checkpoint, or the checkpoint cannot be
             loaded.
     """
-    if weights is not None:
-        return _load(weights, num_class, (type, arch, alpha, beta, num_segments, input_size))
-    arguments = {"num_class": num_class, "num_segments": num_segments, "model": type, "backbone": arch}
-    arguments |= {"alpha": alpha, "beta": beta, "input_size": input_size}
+    arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
+    arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}
     stated = {name: value for name, value in arguments.items() if value is not None}
-    models = importlib.import_module(f"{_PACKAGE}.models")
-    model = models.TemporalModel(**{"num_class": 174, "num_segments": 8} | stated)
-    model.categories = None
-    return model.eval()
+    for name, value in stated.items():
+        kind = str if name in ("type", "arch") else int
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} {value!r} is not {'a string' if kind is str else 'a whole number'}")
+    return _build(stated) if weights is None else _load(stated, weights)
 
 
 def gst_resnet50(
@@ -121,11 +120,25 @@ def gst_large_resnet50(
     return temporal_model("GST", "resnet50", alpha, 1, num_segments, weights=weights, **more)
 
 
-def _load(weights: str | Path, num_class: int | None, options: tuple[Any, ...]) -> nn.Module:
+def _build(stated: dict[str, Any]) -> nn.Module:
+    models = importlib.import_module(f"{_PACKAGE}.models")
+    published = {"type": "GST", "arch": "resnet50", "num_segments": 8, "num_class": 174}
+    arguments = published | stated
+    kind = arguments.pop("type")
+    model = models.TemporalModel(model=kind, backbone=arguments.pop("arch"), **arguments)
+    for name in ("alpha", "beta"):
+        if name in stated and name not in models.block_kwargs(kind):
+            raise ValueError(f"{name} {stated[name]}: {kind} has no {name}")
+    model.categories = None
+    return model.eval()
+
+
+def _load(stated: dict[str, Any], weights: str | Path) -> nn.Module:
     load = importlib.import_module(f"{_PACKAGE}.inference.load")
     describe = importlib.import_module(f"{_PACKAGE}.training.describe")
+    num_class = stated.pop("num_class", None)
     try:
-        loaded = load.load_model(weights, load.ModelOptions(*options), allow_guess=False)
+        loaded = load.load_model(weights, load.ModelOptions(**stated), allow_guess=False)
         if num_class not in (None, loaded.spec.num_class):
             raise ValueError(
                 f"num_class {num_class} contradicts {weights}, which has {loaded.spec.num_class}"

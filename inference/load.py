@@ -59,6 +59,8 @@ class LoadedModel(NamedTuple):
         line = f"{self.path}: {model.description}, {self.spec.num_class} classes, {frames}"
         if not self.options:
             line += ", not stored in the file (--num_segments, --input_size)"
+        if "origin" in self.checkpoint:
+            line += f"; {self.checkpoint['origin']}"
         if self.is_type_guessed:
             types = " or ".join(possible_types(self.checkpoint, self.path))
             line += f"; its tensors fit {types}: taken for {self.spec.type}, --type decides"

@@ -1,12 +1,12 @@
-"""Kill real training runs at random moments, resume them, and compare with a run that was left alone.
+"""Kill real training runs at random moments, resume them, and compare with an uninterrupted run.
 
     python tests/resume_harness.py --kills 30
     python tests/resume_harness.py --kills 30 --processes 2
     python tests/resume_harness.py --kills 30 --processes 2 --nodes 2
     python tests/resume_harness.py --kills 30 --videos --fine_tune
 
-The kills hit the runs while they save. After each, an intact checkpoint must be there; after every third, the
-newest one is damaged, too. Everything a run leaves is compared bit by bit: weights, optimizer state, best
+The runs are killed while they save. After each kill, an intact checkpoint must exist; after every third, the
+newest checkpoint is damaged, too. The results are compared bit by bit: weights, optimizer state, best
 checkpoint, CSV log.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forked import REPOSITORY, Program, start_ranks, start_torchrun
+from forked import REPOSITORY, Program, start_ranks, start_torchrun, without_curves
 from PIL import Image
 from synthetic import make_dataset
 from video_files import write_video
@@ -40,18 +40,12 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def training_options(root: Path, out: Path, *more: object) -> list[str]:
-    """The options of `main.py` for a run that resumes by itself and saves after each of its steps.
-
-    Args:
-        root: of the data.
-        out: where the run writes.
-        more: options that are added.
-    """
+    """The options of `main.py` for a run that saves after each step, and resumes if it has a checkpoint."""
     options = (
-        f"--dataset somethingv1 --root_path {root} --checkpoint_dir {out} --arch resnet14 --input_size 32"
+        "--dataset somethingv1 --arch resnet14 --input_size 32 --num_segments 4 --epochs 2 -b 4 --lr 0.002 "
+        "-j 1 -p 1 --save-freq 1 --resume auto"
     )
-    options += " --num_segments 4 --epochs 2 -b 4 --lr 0.002 -j 1 -p 1 --save-freq 1 --resume auto"
-    return [*options.split(), *map(str, more)]
+    return ["--root_path", str(root), "--checkpoint_dir", str(out), *options.split(), *map(str, more)]
 
 
 def start(
@@ -60,34 +54,29 @@ def start(
     processes: int = 1,
     nodes: int = 1,
     *more: object,
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[], None] = without_curves,
 ) -> list[Program]:
     """Start a run.
 
     Args:
-        root: of the data.
-        out: where the run writes.
-        processes: on all nodes together.
-        nodes: with more than one, agents of torchrun, all on this machine.
-        more: options for main.py.
-        prepare: see `Program`; for a single process.
+        root: `--root_path`.
+        out: `--checkpoint_dir`.
+        processes: number of processes on all nodes together.
+        nodes: number of nodes. Several are as many agents of torchrun, all on this machine.
+        more: more options of main.py.
+        prepare: see `Program`; not for the processes of torchrun.
     """
     options = training_options(root, out, *more)
     if processes == 1:
         return [Program("main.py", *options, env=ONE_THREAD, prepare=prepare)]
     if nodes == 1:
-        return start_ranks(processes, "main.py", *options, env=ONE_THREAD)
+        return start_ranks(processes, "main.py", *options, env=ONE_THREAD, prepare=prepare)
     agent = slurm_agent(processes // nodes, nodes)
     return [start_torchrun(agent, "main.py", *options, env=ONE_THREAD) for _ in range(nodes)]
 
 
 def slurm_agent(processes: int, nodes: int) -> list[str]:
-    """The options that docs/slurm.sbatch gives torchrun, where the first node is this machine.
-
-    Args:
-        processes: on each node.
-        nodes: how many.
-    """
+    """The options that docs/slurm.sbatch gives torchrun, if the first node is this machine."""
     job = next(job for job in iter(lambda: random.getrandbits(30), None) if is_free(job))
     metadata = {"JOB_ID": job, "NNODES": nodes, "GPUS_ON_NODE": processes, "CPUS_PER_TASK": 1}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,19 +91,19 @@ def slurm_agent(processes: int, nodes: int) -> list[str]:
 
 
 def is_free(job: int) -> bool:
-    """Whether nothing listens at the port that docs/slurm.sbatch takes for a job."""
+    """Whether nothing listens at the port that docs/slurm.sbatch uses for a job."""
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", 20000 + job % 10000)) != 0
 
 
 def write_command(path: Path, *lines: str) -> None:
-    """Write a command, in bash, that takes the place of another one."""
+    """Write a bash script that replaces a command."""
     path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
     path.chmod(0o755)
 
 
 def end(programs: list[Program], seconds: float = 600) -> list[int]:
-    """Wait for programs, kill -9 those that run after so many seconds; give the exit statuses."""
+    """Wait for programs, kill those that still run after so many seconds, and return the exit statuses."""
     deadline = time.monotonic() + seconds
     for program in programs:
         if not program.wait(max(0, deadline - time.monotonic())):
@@ -124,38 +113,34 @@ def end(programs: list[Program], seconds: float = 600) -> list[int]:
     return [program.finish().returncode for program in programs]
 
 
-def what_is_left(out: Path) -> dict[str, Any]:
-    """All that a run leaves and that must not depend on interruptions."""
-    left: dict[str, Any] = {"csv": (out / "log" / f"{NAME}.csv").read_text()}
+def read_result(out: Path) -> dict[str, Any]:
+    """The results of a run that must not depend on interruptions."""
+    result: dict[str, Any] = {"csv": (out / "log" / f"{NAME}.csv").read_text()}
     for kind in ("checkpoint", "best"):
         file = out / "checkpoint" / f"{NAME}_{kind}.pth.tar"
         content = torch.load(file, weights_only=True)
         for part in ("epoch", "step", "state_dict", "optimizer", "best_prec1", "totals", "history"):
-            left[f"{kind} {part}"] = content[part]
-    return left
+            result[f"{kind} {part}"] = content[part]
+    return result
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two such results differ."""
+    """The places where two results differ."""
     if isinstance(a, torch.Tensor):
         return [] if torch.equal(a, b) else [where]
     if isinstance(a, dict) and a.keys() == b.keys():
-        return [found for key in a for found in differences(a[key], b[key], f"{where}/{key}")]
+        return sum((differences(a[key], b[key], f"{where}/{key}") for key in a), [])
     if isinstance(a, list) and len(a) == len(b):
-        return [
-            found
-            for i, pair in enumerate(zip(a, b, strict=True))
-            for found in differences(*pair, f"{where}/{i}")
-        ]
+        return sum((differences(a[i], b[i], f"{where}/{i}") for i in range(len(a))), [])
     return [] if a == b else [where]
 
 
 def make_data(folder: Path, videos: bool = False) -> Path:
-    """Data for runs of a few seconds; 14 clips leave a short last batch.
+    """Make data for runs of a few seconds; 14 clips leave a short last batch.
 
     Args:
-        folder: for the data.
-        videos: make videos of the frames, half of them VP9 and half H.264, and leave no frames.
+        folder: `--root_path` of the data.
+        videos: make videos instead of frames, half of them VP9 and half H.264.
     """
     root = make_dataset(folder, train=14, val=6, frames=6)
     frames = root / "somethingv1" / "20bn-something-something-v1"
@@ -170,7 +155,7 @@ def make_data(folder: Path, videos: bool = False) -> Path:
 
 
 def make_start(root: Path, folder: Path) -> list[object]:
-    """Train on data whose classes have other names; give the options that start from its checkpoint."""
+    """Train on data whose classes have other names; return the options to start from its checkpoint."""
     other = folder / "other"
     shutil.copytree(root, other)
     category = other / "somethingv1" / "category.txt"
@@ -182,19 +167,19 @@ def make_start(root: Path, folder: Path) -> list[object]:
 def run_alone(
     root: Path, out: Path, processes: int = 1, nodes: int = 1, more: Sequence[object] = ()
 ) -> tuple[dict[str, Any], float]:
-    """Let a run finish; give what it leaves and the seconds it took."""
+    """Let a run finish; return its result and the seconds it took."""
     began = time.monotonic()
     assert set(end(start(root, out, processes, nodes, *more))) == {0}
-    return what_is_left(out), time.monotonic() - began
+    return read_result(out), time.monotonic() - began
 
 
 def checkpoint_of(out: Path) -> Path:
-    """The newest checkpoint of a run, once there is one."""
+    """The newest checkpoint of a run."""
     return out / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
 
 
 def kill_in_a_save(programs: list[Program], out: Path, rng: random.Random, seconds: float) -> bool:
-    """Kill programs somewhere in their first save after so many seconds; True if one has ended before."""
+    """Kill programs during their first save after so many seconds; True if one has ended before."""
     deadline = time.monotonic() + seconds
     while all(program.is_running for program in programs):
         if time.monotonic() > deadline and list(out.glob("checkpoint/.*.part")):
@@ -205,7 +190,7 @@ def kill_in_a_save(programs: list[Program], out: Path, rng: random.Random, secon
 
 
 def assert_intact(out: Path) -> None:
-    """Check that one of a run's checkpoints loads, if there are any; and its best one."""
+    """Check that one of a run's checkpoints loads, and its best one; there may be none yet."""
     load_newest(checkpoint_of(out))
     best = out / "checkpoint" / f"{NAME}_best.pth.tar"
     if best.exists():
@@ -213,7 +198,7 @@ def assert_intact(out: Path) -> None:
 
 
 def damage_newest(out: Path, rng: random.Random) -> None:
-    """Flip a bit of the newest checkpoint, if there is an older one."""
+    """Flip a bit of the newest checkpoint if there is an older one."""
     newest, *older = all_checkpoints(checkpoint_of(out)) or [None]
     if older:
         content = bytearray(newest.read_bytes())
@@ -232,26 +217,26 @@ def kill_and_compare(
     seed: int = 0,
     more: Sequence[object] = (),
 ) -> list[str]:
-    """Kill runs `kills` times altogether, during saves, and resume each until it ends.
+    """Kill runs during saves, and resume each until it ends.
 
-    After every third kill a bit of the newest checkpoint is flipped, too.
+    After every third kill, a bit of the newest checkpoint is flipped.
 
     Args:
-        root: of the data.
-        folder: where they write.
-        alone: what `run_alone` gave for this data, processes, nodes and options.
-        kills: how often to kill; a run that ends before it is killed is followed by another one.
+        root: `--root_path`.
+        folder: where the runs write.
+        alone: what `run_alone` returned for this data, processes, nodes and options.
+        kills: number of kills in all. A run that ends before it is killed is followed by another one.
         processes: see `start`.
         nodes: see `start`.
-        seed: of the moments.
-        more: options for main.py.
+        seed: seed of the moments.
+        more: more options of main.py.
 
     Returns:
-        Where what they leave differs from what the run left alone has left.
+        The places where the results differ from those of the uninterrupted run.
     """
     expected, duration = alone
     rng = random.Random(seed)
-    done, attempt, found = 0, 0, []
+    done, attempt, places = 0, 0, []
     while done < kills:
         attempt += 1
         out = folder / f"killed{attempt}"
@@ -264,8 +249,8 @@ def kill_and_compare(
             if not ended and done % 3 == 0:
                 damage_newest(out, rng)
         assert set(end(start(root, out, processes, nodes, *more))) == {0}
-        found += [f"run {attempt}: {where}" for where in differences(expected, what_is_left(out))]
-    return found
+        places += [f"run {attempt}: {where}" for where in differences(expected, read_result(out))]
+    return places
 
 
 if __name__ == "__main__":
@@ -284,7 +269,9 @@ if __name__ == "__main__":
         root = make_data(folder / "data", args.videos)
         more = make_start(root, folder / "start") if args.fine_tune else []
         alone = run_alone(root, folder / "alone", args.processes, args.nodes, more)
-        found = kill_and_compare(root, folder, alone, args.kills, args.processes, args.nodes, args.seed, more)
-    print(f"{args.kills} kills, {len(found)} differences")
-    print("\n".join(found), end="")
-    sys.exit(bool(found))
+        places = kill_and_compare(
+            root, folder, alone, args.kills, args.processes, args.nodes, args.seed, more
+        )
+    print(f"{args.kills} kills, {len(places)} differences")
+    print("\n".join(places), end="")
+    sys.exit(bool(places))

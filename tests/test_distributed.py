@@ -1,4 +1,4 @@
-"""The same run in several processes, with torchrun on this machine's CPU."""
+"""The same run in several processes, on this machine's CPU."""
 
 import os
 import re
@@ -13,11 +13,18 @@ import pytest
 import resume_harness
 import torch
 from forked import REPOSITORY, descendants, start_ranks, start_torchrun
-from helpers import assert_one_line_error, call, run, running
-from resume_harness import NAME, ONE_THREAD, training_options, what_is_left
+from helpers import assert_one_line_error, run, running
+from resume_harness import NAME, ONE_THREAD, read_result, training_options
 from synthetic import make_dataset
 
 from models import TemporalModel
+
+# A rate and a size with which a difference in the last digit does not grow.
+STABLE = ("-b", "8", "--lr", "0.0001", "--input_size", "64")
+# Without batch statistics and dropout, several processes compute what one computes.
+EPOCH = ("--epochs", "1", "--dropout", "0", "--freeze_bn", "--save-freq", "1000", *STABLE)
+# The classifier learns so fast that the losses differ if only one process does it.
+FASTER = ("--lr_mult_new", "100")
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +34,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of other classes to start from."""
+def initial_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with other classes."""
     path = tmp_path_factory.mktemp("start") / "start.pth"
     torch.manual_seed(3)
     model = TemporalModel(5, 4, backbone="resnet14")
@@ -39,34 +46,15 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_process(
-    root: Path, start: Path, tmp_path_factory: pytest.TempPathFactory
+    root: Path, initial_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[float]]:
-    """Where a run in one process writes, and the losses of its 5 steps and one of a single clip."""
+    """The folder of a run in one process, and the losses of its 5 steps and one of a single clip."""
     out = tmp_path_factory.mktemp("one")
-    return out, losses_of(root, out, 1, *EPOCH, *FASTER, "--pretrained", start)
+    return out, train(root, out, 1, *EPOCH, *FASTER, "--pretrained", initial_weights)
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return resume_harness.make_data(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def alone(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
-    """What a run of two processes leaves that nobody disturbs, and the seconds it takes."""
-    return resume_harness.run_alone(small, tmp_path_factory.mktemp("alone"), 2, nodes=2)
-
-
-# A rate and a size that do not let a difference in the last digit grow.
-STABLE = ("-b", "8", "--lr", "0.0001", "--input_size", "64")
-# Without batch norm's own statistics, what several processes compute is what one computes.
-EPOCH = ("--epochs", "1", "--dropout", "0", "--freeze_bn", "--save-freq", "1000", *STABLE)
-# So much faster that the losses differ where one process alone does it.
-FASTER = ("--lr_mult_new", "100")
-
-
-def losses_of(root: Path, out: Path, processes: int, *more: object) -> list[float]:
-    """Train, and give the losses that are logged."""
+def train(root: Path, out: Path, processes: int, *more: object) -> list[float]:
+    """Train, and return the logged losses."""
     done = [program.finish() for program in resume_harness.start(root, out, processes, 1, *more)]
     for process in done:
         assert process.returncode == 0, process.stderr
@@ -74,45 +62,36 @@ def losses_of(root: Path, out: Path, processes: int, *more: object) -> list[floa
     return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", done[0].stdout, re.MULTILINE)]
 
 
-def test_two_processes_train_like_one(root, start, one_process, tmp_path):
-    """Here they start from a checkpoint, which the first process alone reads."""
+def test_two_processes_train_like_one(root, initial_weights, one_process, tmp_path):
+    """The first process alone reads the initial weights."""
     _, expected = one_process
     assert len(expected) == 6
-    found = losses_of(root, tmp_path, 2, *EPOCH, *FASTER, "--pretrained", start)
+    losses = train(root, tmp_path, 2, *EPOCH, *FASTER, "--pretrained", initial_weights)
     # The 6th batch has one clip, which two processes cannot share: it is left out.
-    assert len(found) == 5
-    np.testing.assert_allclose(found, expected[:5], rtol=0, atol=1e-4 + 0.5e-4)  # four decimals are logged
-    saved = torch.load(tmp_path / "checkpoint" / f"{NAME}_checkpoint.pth.tar", weights_only=True)
-    assert saved["new_classifier"] is True
-    assert saved["optimizer"]["param_groups"][-1]["name"] == "classifier_bias"
-    for name, value in torch.load(start, weights_only=True).items():
-        if "running" in name or "num_batches" in name:  # frozen
-            assert torch.equal(saved["state_dict"][name], value), name
+    assert len(losses) == 5
+    np.testing.assert_allclose(losses, expected[:5], rtol=0, atol=1e-4 + 0.5e-4)  # the log has four decimals
+    checkpoint = torch.load(tmp_path / "checkpoint" / f"{NAME}_checkpoint.pth.tar", weights_only=True)
+    assert checkpoint["new_classifier"] is True
+    for name, value in torch.load(initial_weights, weights_only=True).items():
+        if "running" in name or "num_batches" in name:  # --freeze_bn
+            assert torch.equal(checkpoint["state_dict"][name], value), name
 
 
-def test_accumulating_gives_the_step_of_a_larger_batch(tmp_path):
-    """With two processes, too. The first momentum is the gradient."""
+@pytest.mark.slow
+def test_accumulated_step_of_two_processes_equals_a_larger_batch(tmp_path):
+    """The first momentum is the gradient."""
     root = make_dataset(tmp_path / "data", train=16, val=2, frames=4)
 
     def gradient(processes, *more):
-        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        losses_of(root, out, processes, *EPOCH, *more)
-        saved = torch.load(out / "checkpoint" / f"{NAME}_checkpoint.pth.tar", weights_only=True)
-        momenta = [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]
-        return torch.cat([momentum.flatten() for momentum in momenta])
+        out = tmp_path / str(processes)
+        train(root, out, processes, *EPOCH, *more)
+        path = out / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
+        states = torch.load(path, weights_only=True)["optimizer"]["state"].values()
+        return torch.cat([state["momentum_buffer"].flatten() for state in states])
 
-    larger = gradient(1, "-b", "16")
-    for found in (
-        gradient(1, "-b", "8", "--accumulate", "2"),
-        gradient(2, "-b", "8", "--accumulate", "2"),
-    ):
-        assert float((found - larger).norm() / larger.norm()) < 1e-4
-
-
-def test_sync_bn_without_gpus_is_one_line(root, tmp_path):
-    process = call("main.py", *training_options(root, tmp_path / "out", "--sync_bn"))
-    assert_one_line_error(process, "--sync_bn", "GPUs", "--freeze_bn")
-    assert list(tmp_path.iterdir()) == []
+    expected = gradient(1, "-b", "16")
+    accumulated = gradient(2, "-b", "8", "--accumulate", "2")
+    assert float((accumulated - expected).norm() / expected.norm()) < 1e-4
 
 
 def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
@@ -122,8 +101,12 @@ def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
     options += ("-b", "8", "--test_crops", "3")  # batches of 2 videos, whose 3 views are averaged
 
     def outputs(name: str) -> list[object]:
-        scores, features = (tmp_path / f"{name}{kind}.npz" for kind in ("", "_features"))
-        return ["--save_scores", scores, "--save_features", features]
+        return [
+            "--save_scores",
+            tmp_path / f"{name}.npz",
+            "--save_features",
+            tmp_path / f"{name}_features.npz",
+        ]
 
     one = run("test_models.py", *options, *outputs("one"), env=ONE_THREAD)
     ranks = start_ranks(2, "test_models.py", *options, *outputs("two"), env=ONE_THREAD)
@@ -131,81 +114,56 @@ def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
     assert (other.returncode, other.stdout) == (0, "")
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     assert one.stdout.splitlines()[-1] == two.stdout.splitlines()[-1]
-    expected, found = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
-    assert len(found["scores"]) == 7
-    for name in ("scores", "labels", "videos"):
-        np.testing.assert_array_equal(found[name], expected[name])
-    one, two = (np.load(tmp_path / f"{name}_features.npz")["features"] for name in ("one", "two"))
-    assert one.shape == (7, 2048)
-    np.testing.assert_array_equal(two, one)
+    for file, names in (("", ("scores", "labels", "videos")), ("_features", ("features",))):
+        with np.load(tmp_path / f"one{file}.npz") as expected, np.load(tmp_path / f"two{file}.npz") as arrays:
+            for name in names:
+                assert len(arrays[name]) == 7
+                np.testing.assert_array_equal(arrays[name], expected[name])
 
 
-def test_a_killed_run_of_two_nodes_ends_as_one_that_was_not(small, alone, tmp_path):
-    assert (
-        resume_harness.kill_and_compare(small, tmp_path, alone, kills=1, processes=2, nodes=2, seed=9) == []
-    )
+# Failures
 
 
-SLURM = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64"}
-# A training that is told to stop ends with 1, as torchrun does.
-TRAINING = ("trap 'exit 1' TERM", "echo $$ >pid", "while true; do sleep 0.02; done")
-NO_PREEMPTION = "   PreemptEligibleTime=2026-11-24T12:00:00 PreemptTime=None"
-PREEMPTION = NO_PREEMPTION.replace("None", "2026-11-24T13:00:00")
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return resume_harness.make_data(tmp_path_factory.mktemp("small"))
 
 
-@pytest.mark.parametrize(
-    ("training", "is_warned", "shown", "status", "is_requeued"),
-    [
-        (TRAINING, True, NO_PREEMPTION, 1, True),
-        (("trap 'exit 0' TERM", *TRAINING[1:]), True, NO_PREEMPTION, 0, False),  # it was finished then
-        (("exit 0",), False, NO_PREEMPTION, 0, False),
-        (("exit 3",), False, NO_PREEMPTION, 3, False),  # a mistake, which would only come again
-        (("exit 1",), False, PREEMPTION, 1, True),
-    ],
-)
-def test_a_slurm_job_is_requeued_if_it_was_stopped(tmp_path, training, is_warned, shown, status, is_requeued):
-    """docs/slurm.sbatch, with commands in the place of Slurm's; its line for torchrun: see `slurm_agent`."""
-    commands = {"srun": training, "scancel": ('echo "$@" >>scancel.txt; kill -TERM "$(<pid)"',)}
-    commands["scontrol"] = (f"if [ $1 = show ]; then echo '{shown}'; else echo \"$@\" >>scontrol.txt; fi",)
-    for name, lines in commands.items():
-        resume_harness.write_command(tmp_path / name, *lines)
-    environment = os.environ | SLURM | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", REPOSITORY / "docs" / "slurm.sbatch"]
-    with running(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as job:
-        if is_warned:
-            while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-                time.sleep(0.01)
-            job.send_signal(signal.SIGUSR1)
-        assert job.wait() == status
-    told = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
-    expected = {"scancel.txt": "--signal=TERM 77\n"} if is_warned else {}
-    assert told == expected | ({"scontrol.txt": "requeue 77\n"} if is_requeued else {})
+@pytest.fixture(scope="module")
+def alone(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    """The result of an uninterrupted run of two processes, and its seconds."""
+    return resume_harness.run_alone(small, tmp_path_factory.mktemp("alone"), 2)
 
 
-def test_a_process_that_fails_ends_the_others_and_says_why(root, tmp_path):
-    broken = make_dataset(tmp_path / "data", train=8, val=2, frames=4)
-    frames = sorted((broken / "somethingv1").glob("*/5/*.jpg"))
+@pytest.mark.slow
+def test_killed_run_of_two_nodes_resumes_exactly(small, alone, tmp_path):
+    differences = resume_harness.kill_and_compare(small, tmp_path, alone, 1, processes=2, nodes=2, seed=9)
+    assert differences == []
+
+
+def test_failure_of_one_process_ends_the_other(tmp_path):
+    """In the middle of training: a frame that only one process reads."""
+    root = make_dataset(tmp_path / "data", train=8, val=2, frames=4)
+    frames = sorted((root / "somethingv1").glob("*/5/*.jpg"))
     for frame in frames:
         frame.write_bytes(b"")
-    process = start_torchrun(
-        ["--nproc_per_node=2"], "main.py", *training_options(broken, tmp_path / "out"), env=ONE_THREAD
-    ).finish()
-    assert process.returncode != 0
-    told = [line for line in process.stderr.splitlines() if line.startswith("error:")]
-    assert told, process.stderr
-    assert any(str(frames[0].parent) in line for line in told)
-    assert f'Traceback (most recent call last):\n  File "{REPOSITORY}/main.py' not in process.stderr
+    ranks = start_ranks(2, "main.py", *training_options(root, tmp_path / "out"), env=ONE_THREAD)
+    one, other = sorted((rank.finish() for rank in ranks), key=lambda done: "lost another" in done.stderr)
+    assert_one_line_error(one, frames[0].parent)
+    assert_one_line_error(other, "lost another process")
 
 
-def test_a_failure_of_the_first_process_alone_is_one_line_of_each(root, tmp_path):
-    options = [*training_options(root, tmp_path), "--pretrained", tmp_path / "missing.pth"]
+def test_failure_of_the_first_process_ends_the_other(small, tmp_path):
+    """Before training: a file that the first process alone reads."""
+    options = [*training_options(small, tmp_path), "--pretrained", tmp_path / "missing.pth"]
     first, second = (rank.finish() for rank in start_ranks(2, "main.py", *options, env=ONE_THREAD))
-    assert_one_line_error(first, "missing.pth: no such file")
+    assert_one_line_error(first, "missing.pth")
     assert_one_line_error(second, "lost another process")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
-def test_torchrun_restarts_continue_from_the_newest_checkpoint(small, alone, tmp_path):
+def test_torchrun_restart_continues_from_the_newest_checkpoint(small, alone, tmp_path):
     options = training_options(small, tmp_path)
     agent = start_torchrun(["--nproc_per_node=2", "--max_restarts=1"], "main.py", *options, env=ONE_THREAD)
     agent.wait_for("Epoch: [0][2/")
@@ -213,10 +171,11 @@ def test_torchrun_restarts_continue_from_the_newest_checkpoint(small, alone, tmp
     process = agent.finish()
     assert process.returncode == 0, process.stderr
     assert "resumed" in process.stdout
-    assert resume_harness.differences(alone[0], what_is_left(tmp_path)) == []
+    assert resume_harness.differences(alone[0], read_result(tmp_path)) == []
 
 
-def test_the_processes_of_a_dead_torchrun_save_and_stop(small, tmp_path):
+@pytest.mark.slow
+def test_processes_of_a_dead_torchrun_save_and_stop(small, tmp_path):
     options = training_options(small, tmp_path, "--epochs", 40)
     agent = start_torchrun(["--nproc_per_node=2"], "main.py", *options, env=ONE_THREAD)
     agent.wait_for("Epoch: [0][2/")
@@ -228,8 +187,46 @@ def test_the_processes_of_a_dead_torchrun_save_and_stop(small, tmp_path):
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and not only what its parent has not asked for yet."""
+    """Whether there is such a process that is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+# docs/slurm.sbatch
+
+SLURM = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64"}
+# A training that is asked to stop ends with 1, as torchrun does.
+TRAINING = ("trap 'exit 1' TERM", "echo $$ >pid", "while true; do sleep 0.02; done")
+NO_PREEMPTION = "   PreemptEligibleTime=2026-11-24T12:00:00 PreemptTime=None"
+PREEMPTION = NO_PREEMPTION.replace("None", "2026-11-24T13:00:00")
+
+
+@pytest.mark.parametrize(
+    ("training", "is_warned", "job", "status", "is_requeued"),
+    [
+        (TRAINING, True, NO_PREEMPTION, 1, True),
+        (("trap 'exit 0' TERM", *TRAINING[1:]), True, NO_PREEMPTION, 0, False),  # it was finished
+        (("exit 0",), False, NO_PREEMPTION, 0, False),
+        (("exit 3",), False, NO_PREEMPTION, 3, False),  # an error, which would only come again
+        (("exit 1",), False, PREEMPTION, 1, True),
+    ],
+)
+def test_stopped_slurm_job_is_requeued(tmp_path, training, is_warned, job, status, is_requeued):
+    """With scripts in place of Slurm's commands. `slurm_agent` covers the options of torchrun."""
+    commands = {"srun": training, "scancel": ('echo "$@" >>scancel.txt; kill -TERM "$(<pid)"',)}
+    commands["scontrol"] = (f"if [ $1 = show ]; then echo '{job}'; else echo \"$@\" >>scontrol.txt; fi",)
+    for name, lines in commands.items():
+        resume_harness.write_command(tmp_path / name, *lines)
+    environment = os.environ | SLURM | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", REPOSITORY / "docs" / "slurm.sbatch"]
+    with running(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as script:
+        if is_warned:
+            while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+                time.sleep(0.01)
+            script.send_signal(signal.SIGUSR1)
+        assert script.wait() == status
+    calls = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
+    expected = {"scancel.txt": "--signal=TERM 77\n"} if is_warned else {}
+    assert calls == expected | ({"scontrol.txt": "requeue 77\n"} if is_requeued else {})

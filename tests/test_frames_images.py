@@ -1,4 +1,4 @@
-"""frames/images.py: which files are read as images, and what becomes of their pixels."""
+"""frames/images.py: the images that are read, and their pixels."""
 
 import os
 import struct
@@ -14,15 +14,7 @@ from frames.images import ImageError, read_image
 
 
 def png(width, height, bits, colours, rows):
-    """The bytes of a PNG.
-
-    Args:
-        width: pixels.
-        height: pixels.
-        bits: of a channel.
-        colours: the PNG standard's number for them: 0 grey, 2 RGB, 4 grey with alpha, 6 RGB with alpha.
-        rows: bytes of the pixels, a filter's byte before each row.
-    """
+    """The bytes of a PNG; `colours` is 0 for grey, 2 for RGB, 4 and 6 for these with alpha."""
 
     def chunk(name, content):
         return (
@@ -39,7 +31,7 @@ def noise(mode="RGB", size=(24, 16)):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_four_formats_are_read_by_their_content(tmp_path, kind):
+def test_formats(tmp_path, kind):
     path = tmp_path / "00001.jpg"
     noise().save(path, kind)
     image = read_image(str(path))
@@ -59,7 +51,7 @@ def test_four_formats_are_read_by_their_content(tmp_path, kind):
         ("L", "BMP"),
     ],
 )
-def test_other_modes_become_rgb_as_pillow_does_it(tmp_path, mode, kind):
+def test_modes(tmp_path, mode, kind):
     path = tmp_path / "00001.jpg"
     image = noise(mode)
     image.save(path, kind)
@@ -94,7 +86,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_others_are_refused_by_name(tmp_path, name):
+def test_others_are_refused(tmp_path, name):
     content, words = BAD[name]
     path = tmp_path / "00001.jpg"
     path.write_bytes(content)
@@ -105,8 +97,8 @@ def test_others_are_refused_by_name(tmp_path, name):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_bomb_of_which_pillow_only_warns_is_refused(tmp_path):
-    """In a process of its own: pytest has filters for warnings of its own."""
+def test_decompression_bomb_is_refused(tmp_path):
+    """In a separate process, without pytest's filters for warnings."""
     path = tmp_path / "00001.jpg"
     path.write_bytes(png(10_000, 10_000, 8, 0, b""))
     code = "import sys; from frames.images import read_image; read_image(sys.argv[1])"
@@ -116,7 +108,7 @@ def test_a_bomb_of_which_pillow_only_warns_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_a_truncated_file_is_refused(tmp_path, kind):
+def test_truncated_file_is_refused(tmp_path, kind):
     path = tmp_path / "00001.jpg"
     noise().save(path, kind)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -124,7 +116,7 @@ def test_a_truncated_file_is_refused(tmp_path, kind):
         read_image(str(path))
 
 
-def test_what_is_not_a_file_is_refused_at_once(tmp_path):
+def test_special_files_are_refused(tmp_path):
     pipe, folder, loop = (tmp_path / name for name in ("pipe.jpg", "folder.jpg", "loop.jpg"))
     os.mkfifo(pipe)
     folder.mkdir()

@@ -1,24 +1,23 @@
-"""Clips from video files: the same pixels, batches and runs as from frame folders."""
+"""frames/sources.py: clips from video files and from frame folders; which videos a folder holds."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from av.video.reformatter import VideoReformatter
 from synthetic import CATEGORIES
-from video_files import cut, numbered_image, read_number, write_audio, write_video
+from video_files import cut, read_number, write_audio, write_video
 
 from classes import mirrored_labels
-from dataset import VideoDataSet, open_videos, read_list
+from dataset import VideoDataSet, open_videos
 from datasets_video import return_dataset
-from frames.sources import FrameFolders, VideoFiles
-from frames.video import decode, to_image
+from frames.sources import VideoFiles, find_videos
+from frames.video import FrameConverter, decode
 from loader import ClipLoader, ClipSampler
-from transforms import Compose, Stack, evaluation_transform, training_transform
+from transforms import evaluation_transform, training_transform
 from utils.cli import UserError
 
-# What folders hold: two codecs, odd sizes, B-frames, times that vary, a turned camera, colour tags, capitals.
+# Two codecs, odd sizes, B-frames, variable times, a turned camera, colour tags, capitals.
 VIDEOS = {
     "vp9.webm": {},
     "odd.webm": {"width": 61, "height": 47},
@@ -27,52 +26,41 @@ VIDEOS = {
     "variable.mkv": {"times": [0, 1, 2, 4, 5, 9, 10, 11, 13, 14, 15, 20]},
     "turned.mp4": {"turn": 90},
     "hd.mkv": {"colorspace": 1, "color_range": 2},
-    "tags.webm": {"colorspace": 1},
     "CAPITALS.MP4": {},
+    "Title.Mp4": {},
 }
 COUNT = 12
 
 
-def write_videos(folder: Path) -> list[str]:
-    """Write a video of each kind, `COUNT` frames long; return their names as a list has them."""
-    folder.mkdir(parents=True)
-    for name, how in VIDEOS.items():
-        small = folder / name.lower()
-        write_video(small, COUNT, **how)
-        small.rename(folder / name)
-    return [Path(name).stem for name in VIDEOS]
-
-
 @pytest.fixture(scope="module")
 def own_root(tmp_path_factory) -> Path:
-    """A data set, `own`, that has each video twice: as a file, and as PNG frames of the file's own pixels."""
+    """A data set, `own`, with each video twice: as a file, and as PNG frames of the file's pixels."""
     root = tmp_path_factory.mktemp("own")
     home = root / "own"
-    names = write_videos(home / "videos")
-    for file, name in zip(VIDEOS, names, strict=True):
-        folder = home / "frames" / name
+    (home / "videos").mkdir(parents=True)
+    for name, options in VIDEOS.items():
+        write_video(home / "videos" / name.lower(), COUNT, **options)
+        (home / "videos" / name.lower()).rename(home / "videos" / name)
+        folder = home / "frames" / Path(name).stem
         folder.mkdir(parents=True)
-        scaler = VideoReformatter()
-        for number, frame in enumerate(decode(home / "videos" / file), start=1):
-            image = to_image(frame, frame.width, frame.height, scaler)  # what extraction makes a JPEG of
+        for number, frame in enumerate(decode(home / "videos" / name), start=1):
+            image = FrameConverter((frame.width, frame.height))(frame)
             image.convert("RGB").save(folder / f"{number:05d}.png")
     (home / "category.txt").write_text("".join(f"{name}\n" for name in CATEGORIES))
-    lines = [f"{name} {COUNT} {label % len(CATEGORIES)}\n" for label, name in enumerate(names)]
+    lines = [f"{Path(name).stem} {COUNT} {label % len(CATEGORIES)}\n" for label, name in enumerate(VIDEOS)]
     for list_name in ("train_videofolder.txt", "val_videofolder.txt"):
         (home / list_name).write_text("".join(lines))
     return root
 
 
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "validation"])
-def test_batches_from_videos_and_from_their_frames_are_the_same_bit_by_bit(own_root, is_training):
+def test_videos_and_frames_give_the_same_batches(own_root, is_training):
     loaded = []
     for source, template, workers in (("frames", "{:05d}.png", 0), ("videos", None, 0), ("videos", None, 2)):
         paths = return_dataset("own", own_root, image_tmpl=template, source=source)
-        transform = (
-            training_transform(32, mirrored_labels(paths.categories))
-            if is_training
-            else evaluation_transform(32)
-        )
+        transform = evaluation_transform(32)
+        if is_training:
+            transform = training_transform(32, mirrored_labels(paths.categories))
         clips = open_videos(paths, 4, transform, is_training=is_training, seed=3)
         sampler = ClipSampler(len(clips), 3, seed=3)
         loaded.append([clips.numpy() for clips, _ in ClipLoader(clips, sampler, workers)])
@@ -81,89 +69,90 @@ def test_batches_from_videos_and_from_their_frames_are_the_same_bit_by_bit(own_r
             np.testing.assert_array_equal(batch, from_frames)
 
 
-def test_every_frame_of_a_video_comes_once_and_in_order(tmp_path):
+def test_frames_come_once_and_in_order(tmp_path):
     write_video(tmp_path / "a.mp4", 40)
     frames = VideoFiles(str(tmp_path)).read("a", range(1, 41))
     assert [read_number(frames[number].image()) for number in range(1, 41)] == list(range(1, 41))
 
 
-def test_nothing_after_the_last_frame_that_is_wanted_is_decoded(tmp_path):
-    write_video(tmp_path / "a.mkv", 40)
-    data = (tmp_path / "a.mkv").read_bytes()
-    with pytest.raises(UserError):
-        cut(tmp_path / "a.mkv", 0.5)  # which is seen at once by the container's length
-        VideoFiles(str(tmp_path)).read("a", [3])
-    spoilt = bytearray(data)
-    for place in range(len(data) * 2 // 3, len(data) - 2000, 7):
-        spoilt[place] ^= 0x55
-    (tmp_path / "a.mkv").write_bytes(spoilt)
+def test_frames_after_the_last_are_not_decoded(tmp_path):
+    path = tmp_path / "a.mkv"
+    write_video(path, 40)
+    content = bytearray(path.read_bytes())
+    for position in range(len(content) * 2 // 3, len(content) - 2000, 7):
+        content[position] ^= 0x55
+    path.write_bytes(content)
     frames = VideoFiles(str(tmp_path)).read("a", [3, 5])
     assert sorted(read_number(frame.image()) for frame in frames.values()) == [3, 5]
 
 
-def test_size_that_changes_midway_is_the_first_frames(tmp_path):
-    images = [numbered_image(number, 64, 48) for number in range(1, 5)]
-    write_video(tmp_path / "a.webm", images)
-    assert {frame.size for frame in VideoFiles(str(tmp_path)).read("a", [1, 4]).values()} == {(64, 48)}
-
-
-def broken(folder: Path, how: str) -> str:
-    """Write the video `a`, broken somehow; return what is to be said of it."""
+def break_video(folder: Path, kind: str) -> str:
+    """Write the video `a`, broken; return the start of the message after the folder."""
     path = folder / "a.mp4"
-    if how == "empty":
+    if kind == "empty":
         path.touch()
         return "a.mp4: empty file"
-    if how == "audio only":
+    if kind == "audio only":
         write_audio(path)
         return "a.mp4: no video stream"
-    if how == "a text":
-        path.write_text("this is not a video, whatever it is called\n" * 20)
-        return "a.mp4: not a video, or damaged at its beginning"
-    if how == "a folder":
-        path.mkdir()
-        return "a.mp4: cannot be read (is a folder"
-    if how == "a named pipe":
+    if kind == "text":
+        path.write_text("this is not a video\n" * 20)
+        return "a.mp4: not a video"
+    if kind == "named pipe":
         os.mkfifo(path)
-        return "a.mp4: cannot be read (is a named pipe"
-    if how == "missing":
-        return "a: no such video (.webm, .mp4, .mkv, .avi, .mov)"
+        return "a.mp4: cannot be read"
+    if kind == "missing":
+        return "a: no such video"
     write_video(path, 12)
-    if how == "truncated":
+    if kind == "truncated":
         cut(path, 0.6)
-        return "a.mp4: truncated: "
-    return "a.mp4: has only 12 frames; by the list it has frame 27"
+        return "a.mp4: truncated"
+    return "a.mp4: has only 12 frames"
 
 
 @pytest.mark.parametrize(
-    "how",
-    ["empty", "audio only", "a text", "a folder", "a named pipe", "missing", "truncated", "shorter"],
+    "kind", ["empty", "audio only", "text", "named pipe", "missing", "truncated", "shorter"]
 )
-def test_video_that_cannot_be_used_stops_with_its_name_and_the_way_on(tmp_path, how):
-    told = broken(tmp_path, how)
+def test_unusable_video_is_named(tmp_path, kind):
+    message = break_video(tmp_path, kind)
     (tmp_path / "list.txt").write_text("a 30 0\n")
     clips = VideoDataSet(tmp_path, tmp_path / "list.txt", 4, None, random_shift=False, num_class=1)
     with pytest.raises(UserError) as caught:
         clips[0]
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path}/{told}"), message
-    assert message.endswith("; to continue without this video, give --exclude FILE with the line 'a'")
+    assert str(caught.value).startswith(f"{tmp_path}/{message}")
+    assert "--exclude" in str(caught.value)
 
 
-def test_look_at_the_start_names_what_is_missing_or_there_twice(tmp_path):
-    for name in ("there.webm", "sub/there.MOV", "twice.mp4", "twice.avi"):
+def test_missing_and_ambiguous_files_are_found(tmp_path):
+    for name in ("there.webm", "sub/there.MOV", "third.Mp4", "twice.mp4", "twice.avi"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "list.txt").write_text("there 9 0\nsub/there 9 0\ntwice 9 0\ngone 9 0\nno/folder 9 0\n")
+    names = ("there", "sub/there", "third", "twice", "gone", "no/folder")
+    (tmp_path / "list.txt").write_text("".join(f"{name} 9 0\n" for name in names))
     clips = VideoDataSet(tmp_path, tmp_path / "list.txt", 4, None, random_shift=False, num_class=1)
-    others = "(or .mp4, .mkv, .avi, .mov)"
-    assert clips.find_missing() == [
-        (2, f"{tmp_path}/twice (twice.mp4 and twice.avi: which?)"),
-        (3, f"{tmp_path}/gone.webm {others}"),
-        (4, f"{tmp_path}/no/folder.webm {others}"),
-    ]
+    missing = clips.find_missing()
+    assert [index for index, _ in missing] == [3, 4, 5]
+    for (_, text), name in zip(missing, names[3:], strict=True):
+        assert text.startswith(f"{tmp_path}/{name}")
 
 
-def test_source_is_what_is_there_and_frames_if_both_are(own_root, tmp_path):
+def test_find_videos(tmp_path, capsys):
+    for name in ("frames/1.jpg", "frames/2.jpg", "frames/.hidden", "clips/deep/b.webm", "clips/anim.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "clips/cover1.jpg").write_bytes(b"\xff\xd8")  # no frame of "clips"
+    (tmp_path / "clips/link").symlink_to(tmp_path)
+    assert find_videos(tmp_path) == [tmp_path / "clips/deep/b.webm", tmp_path / "frames"]
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "anim.gif" in error and "cover1.jpg" in error
+    assert find_videos(tmp_path / "frames") == [tmp_path / "frames"]
+    (tmp_path / "clips/deep/b.webm").unlink()
+    (tmp_path / "clips/link").unlink()
+    with pytest.raises(UserError, match="clips: has no videos.*cover1.jpg"):
+        find_videos(tmp_path / "clips")
+
+
+def test_source_is_found(own_root, tmp_path):
     assert return_dataset("own", own_root).source == "frames"
     assert return_dataset("own", own_root, preferred="videos").source == "videos"
     assert return_dataset("own", own_root, source="videos").root_data == own_root / "own" / "videos"
@@ -171,47 +160,11 @@ def test_source_is_what_is_there_and_frames_if_both_are(own_root, tmp_path):
     own.mkdir()
     for name in ("category.txt", "train_videofolder.txt", "val_videofolder.txt"):
         (own / name).write_bytes((own_root / "own" / name).read_bytes())
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"{own}/frames: no such folder"):
         return_dataset("own", tmp_path)
-    belongs = f"the frame folders of own belong there, or its videos into {own}/videos"
-    assert str(caught.value) == f"{own}/frames: no such folder; {belongs}"
     (own / "videos").mkdir()
     assert return_dataset("own", tmp_path).source == "videos"
-    assert return_dataset("own", tmp_path, preferred="frames").source == "videos"
-    with pytest.raises(
-        UserError, match=r"own/frames: no such folder; the frame folders of own belong there$"
-    ):
+    with pytest.raises(UserError, match="own/frames"):
         return_dataset("own", tmp_path, source="frames")
-    with pytest.raises(UserError, match=r"--image_tmpl x\{\}: is for frames, but .*videos holds videos"):
+    with pytest.raises(UserError, match="--image_tmpl"):
         return_dataset("own", tmp_path, image_tmpl="x{}")
-
-
-def test_names_that_are_there_are_told_where_one_is_not(own_root):
-    with pytest.raises(UserError) as caught:
-        return_dataset("onw", own_root)
-    assert str(caught.value).endswith("the folder that holds 'onw' (there are: own)")
-
-
-def test_list_without_labels_is_taken_where_it_may_be(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("a 30\nb c 12\n")
-    assert [tuple(record) for record in read_list(path, 4, may_lack_labels=True)] == [
-        ("a", 30, -1),
-        ("b c", 12, -1),
-    ]
-    with pytest.raises(UserError, match=r"line 1: 'a 30' is not 'name frames label'"):
-        read_list(path, 4)
-    path.write_text("a 30 1\nb 12\n")  # a label was forgotten
-    with pytest.raises(UserError, match=r"line 2: 'b 12' is not 'name frames label'"):
-        read_list(path, 4, may_lack_labels=True)
-
-
-def test_frames_without_a_transform_come_as_images_from_both(own_root):
-    home = own_root / "own"
-    frames = FrameFolders(str(home / "frames"), "{:05d}.png").read("turned", [2, 5])
-    videos = VideoFiles(str(home / "videos")).read("turned", [2, 5])
-    clip = Compose(Stack())
-    images = [[frame.image() for frame in source.values()] for source in (frames, videos)]
-    for clip_of in images:
-        assert [image.size for image in clip_of] == [(64, 96)] * 2  # upright
-    np.testing.assert_array_equal(*(clip(clip_of, 0, np.random.default_rng(0))[0] for clip_of in images))

@@ -27,6 +27,7 @@ from classes import released_categories
 from loader import ClipSampler
 from models import TemporalModel
 
+pytestmark = pytest.mark.usefixtures("without_curves")
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 VERSION = torch.__version__.split("+")[0]
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
@@ -84,14 +85,6 @@ def without_times(lines):
 def assert_same_result(one, other, *parts):
     for part in parts or ("epoch", "step", "state_dict", "optimizer", "best_prec1", "history"):
         assert differences(one[part], other[part]) == [], part
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_curves():
-    """Drawing the curves takes almost half the time of these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: None)
-        yield
 
 
 # A finished run
@@ -211,7 +204,7 @@ def test_validation_results_are_averages_over_clips(finished):
 
 def test_json_describes_every_part_of_a_run(halves):
     content = json.loads((halves.parts / "log" / f"{NAME}.json").read_text())
-    assert set(content["options"]) == {action.dest for action in opts.training_parser()._actions} - {"help"}
+    assert set(content["options"]) == {action.dest for action in opts.parser._actions} - {"help"}
     assert content["options"]["batch_size"] == 5
     assert content["options"]["pretrained"] == "none"  # resnet14 has no ImageNet weights
     model = TemporalModel(4, 4, backbone="resnet14")
@@ -328,7 +321,7 @@ TWO_EPOCHS = ("-b", 5, "--lr", 0.002, "--lr_steps", 1)
 
 
 @pytest.fixture(scope="module")
-def halves(trn_root, tmp_path_factory):
+def halves(trn_root, without_curves, tmp_path_factory):
     """A run of two epochs, whose rate falls after the first, and the same in two parts."""
     whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
     log = succeed(*small_run(trn_root, whole, *TWO_EPOCHS, "--epochs", 2))

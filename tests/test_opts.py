@@ -185,7 +185,7 @@ def test_every_option_is_read(program):
         ("mine", "-b 12 --lr 0.1", None, ""),
     ],
 )
-def test_log_names_deviations_from_the_recipe(dataset, words, recipe, linear, monkeypatch):
+def test_log_names_deviations_from_the_recipe(dataset, words, recipe, linear):
     args = opts.parse_training_options(words.split())
     args.dataset = dataset
     line = opts.describe_recipe(args)
@@ -196,12 +196,6 @@ def test_log_names_deviations_from_the_recipe(dataset, words, recipe, linear, mo
             f"{dataset}: its published recipe has {recipe}; see docs/TRAINING.md" if recipe else ""
         )
     assert opts.describe_batch(args).partition("linear rule would give ")[2] == linear
-
-
-@pytest.mark.parametrize("trained", [None, 6, 60])
-def test_evaluation_batch_size_is_at_most_24_per_device(trained):
-    assert opts.evaluation_batch_size(None, trained, 2) == 2 * min(trained or 24, 24)
-    assert opts.evaluation_batch_size(100, trained, 2) == 100
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Makes small real video files whose frames carry their number, and reads it back."""
+"""Write small video files whose frames show their number, and read it back."""
 
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,14 +19,14 @@ def numbered_image(number: int, width: int, height: int) -> np.ndarray:
     column = np.arange(width) * _BITS // width
     bits = (number >> column & 1).astype(np.uint8)
     image = np.repeat(np.repeat(bits[None, :, None] * 200 + 28, height, axis=0), 3, axis=2)
-    # Something that moves, so that the encoder has motion and B-frames have a use.
+    # Motion, so that B-frames are used.
     top = number * 3 % max(1, height - height // 4)
     image[top : top + height // 4, :, 1] //= 2
     return image
 
 
 def read_number(image: Image.Image) -> int:
-    """The number that a frame shows, whatever its size has become."""
+    """The number that a frame of any size shows."""
     grey = np.asarray(image.convert("RGB"), dtype=float)[:, :, 0].mean(axis=0)
     centres = ((np.arange(_BITS) + 0.5) * len(grey) / _BITS).astype(int)
     return int(sum(1 << bit for bit, centre in enumerate(centres) if grey[centre] > 128))
@@ -50,19 +51,19 @@ def write_video(
     """Write a video: VP9 for .webm, H.264 with B-frames for .mp4 and .mkv.
 
     Args:
-        path: of the file.
-        frames: number of frames, which show 1, 2, 3 and so on; or the RGB images themselves.
-        width: of numbered frames.
-        height: of numbered frames.
+        path: the file.
+        frames: number of frames, which show 1, 2, 3 and so on; or RGB images.
+        width: width of numbered frames.
+        height: height of numbered frames.
         codec: another codec.
-        pix_fmt: of the encoded video; odd sizes need yuv444p in H.264.
-        times: when each frame is shown, in twelfths of a second, instead of 0, 1, 2 and so on.
-        index_first: put an mp4's index (moov) before the data, as files for the web have it.
-        turn: degrees counterclockwise by which players are to turn it.
-        colorspace: tag it so (libavutil's number), and convert the colours accordingly.
-        color_range: likewise.
-        title: in the metadata.
-        options: of the encoder, in addition.
+        pix_fmt: pixel format; odd sizes need yuv444p in H.264.
+        times: times of the frames, in twelfths of a second, instead of 0, 1, 2 and so on.
+        index_first: put an mp4's index (moov) before the data, as in files for the web.
+        turn: degrees counterclockwise by which players turn the video.
+        colorspace: tag, as libavutil's number; the colours are converted accordingly.
+        color_range: the same for the value range.
+        title: title in the metadata.
+        options: further options of the encoder.
     """
     if isinstance(frames, int):
         frames = [numbered_image(number, width, height) for number in range(1, frames + 1)]
@@ -94,23 +95,30 @@ def write_video(
 
 
 def remux(
-    source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool = False, all_keys: bool = False
+    source: Path,
+    target: Path,
+    *,
+    shift: int = 0,
+    hides_key_frames: bool = False,
+    all_keys: bool = False,
+    first: int = 0,
 ) -> None:
     """Copy the encoded frames of a video into another container.
 
     Args:
         source: the video.
-        target: of its suffix's container.
+        target: the copy.
         shift: seconds by which all times become earlier; an mp4 then starts in the middle, by its edit list.
-        hides_key_frames: of VP8 and VP9: mark them as invisible, as encoders do with some that only help to
-            predict others. (libavformat puts VP9's into a packet with the next one, but in an avi.)
+        hides_key_frames: for VP8 and VP9, mark key frames as invisible, as encoders do with reference frames.
+        all_keys: mark all packets as key frames.
+        first: number of packets to leave out at the start, as in a stream that was joined midway.
     """
     with av.open(str(source)) as container, av.open(str(target), "w") as copy:
         stream = container.streams.video[0]
         copied = copy.add_stream_from_template(stream)
         show_frame = 0x10 if stream.codec_context.name == "vp8" else 0x02
-        for packet in container.demux(stream):
-            if not packet.size:
+        for number, packet in enumerate(container.demux(stream)):
+            if not packet.size or number < first:
                 continue
             content = bytearray(packet)
             if hides_key_frames and packet.is_keyframe:
@@ -122,8 +130,17 @@ def remux(
             copy.mux(changed)
 
 
+def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a display matrix (a, b, c, d) into the track header of an mp4."""
+    a, b, c, d = (value << 16 for value in matrix)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44  # version, flags, times, track, duration, layer, volume
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
 def write_blank(path: Path, width: int, height: int, codec: str, pix_fmt: str) -> None:
-    """Write a video of one black frame, which may be huge."""
+    """Write a video of one black frame."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=12)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
@@ -136,7 +153,7 @@ def write_blank(path: Path, width: int, height: int, codec: str, pix_fmt: str) -
 
 
 def write_audio(path: Path) -> None:
-    """Write a file with a second of silence and no picture."""
+    """Write a file with a second of silence and no video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000)
         stream.layout = "mono"
@@ -149,13 +166,13 @@ def write_audio(path: Path) -> None:
 
 
 def cut(path: Path, keep: float) -> None:
-    """Cut a file's end off, so that a share of it remains."""
+    """Truncate a file to a share of its length."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
 
 
 def make_strange(folder: Path) -> dict[str, str]:
-    """Fill a folder with what is not a file, and say why each cannot be read."""
+    """Fill a folder with pipes, broken links and the like; return why each cannot be read."""
     os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "socket"))

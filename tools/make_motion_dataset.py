@@ -1,20 +1,20 @@
-"""Write a synthetic data set that needs time: the demo's, or a benchmark in three levels of difficulty.
+"""Make a synthetic data set whose classes differ in motion: the demo, or a benchmark with three levels.
 
     python tools/make_motion_dataset.py DIR
     python tools/make_motion_dataset.py DIR --dataset motion3 --level 3 --train 100 --val 40
     python main.py --root_path DIR --dataset motion3 ...
 
-The demo: a textured shape moves left or right, up or down, nearer or farther in front of a random
-background. The levels 1 to 3: it also comes in from a side or leaves to it, among other shapes, under a
-moving camera and changing light, at an uneven speed; noise and compression grow with the level.
+In the demo, a textured shape moves left, right, up, down, nearer or farther in front of a random background.
+The levels 1 to 3 add shapes that enter and leave at the sides, other shapes, a moving camera, changing light
+and uneven speed. Noise and compression grow with the level.
 
-The clips of a class are drawn like those of its partner and played backwards, so the single frames
-of the two have the same distribution: only a model that looks at their order tells them apart. Some
-classes of the levels are each other's mirror image, and two need no time: a single frame shows that
-the shape is a cross or a ring. Which are which is in motion_dataset.json, next to the lists.
+The clips of a class are drawn like those of its partner, but played backwards. A single frame cannot
+distinguish the two: a model must use the order of the frames. In the levels, some classes are mirror images
+of each other, and two classes need no motion: a single frame shows a cross or a ring. motion_dataset.json,
+next to the lists, says which classes are pairs.
 
-A seed gives the same pixels wherever the random numbers of NumPy are the same; the JPEG files are
-the same, byte for byte, for the same versions of NumPy and Pillow.
+The same seed gives the same pixels as long as NumPy's random numbers stay the same, and the same JPEG files
+for the same versions of NumPy and Pillow.
 """
 
 import json
@@ -37,7 +37,7 @@ from datasets_video import MOTION_SETTINGS, TRAIN_LISTS, VAL_LISTS, dataset_name
 from utils.cli import Parser, UserError, non_negative_int, number_type, positive_int, printable, run_program
 from utils.files import read_text
 
-# class name -> (what changes, whether the clip is played backwards); partners differ in the latter only.
+# class name -> (what changes, whether the clip is played backwards)
 CLASSES = {
     "Moving something away from the camera": ("size", True),
     "Moving something down": ("y", False),
@@ -47,7 +47,7 @@ CLASSES = {
     "Pulling something from right to left": ("x", True),
 }
 
-# Of the levels, likewise. A cross or a ring moves in any of the other ways.
+# Classes of the levels. A cross or a ring moves in any of the other ways.
 LEVEL_CLASSES = CLASSES | {
     "Bringing something in from the left": ("in from left", False),
     "Bringing something in from the right": ("in from right", False),
@@ -62,20 +62,20 @@ MOTIONS = ("x", "y", "size", "in from left", "in from right")
 
 
 class Level(NamedTuple):
-    """How hard the clips of a level are.
+    """Difficulty of a level.
 
     Attributes:
-        distractors: the largest number of other, smaller shapes, which move about at random.
-        wander: how far they move, as a share of the frame's short side.
-        pan: how far the camera moves, likewise.
-        pace: how uneven the speed is: its natural logarithm varies by this much, each way.
-        light: how much the brightness changes, as a share, each way.
-        background: mean grey levels of the background, from and to.
-        contrast: of the background's texture, in grey levels, each way.
-        noise: of the camera, in grey levels, each way.
-        quality: of the JPEG files.
-        colours: of the cross and the ring, that no other object has (distractors may come close); others
-            have any colour. A short training finds a colour under so much noise, but not a shape.
+        distractors: maximum number of other, smaller shapes, which move at random.
+        wander: range of their motion, relative to the frame's short side.
+        pan: range of the camera's motion, relative to the frame's short side.
+        pace: unevenness of the speed: range of its natural logarithm, in both directions.
+        light: relative change of brightness, in both directions.
+        background: range of the background's mean grey level.
+        contrast: contrast of the background's texture, in grey levels, in both directions.
+        noise: camera noise, in grey levels, in both directions.
+        quality: JPEG quality.
+        colours: colours of the cross and the ring. Under so much noise, a short training finds a colour,
+            but not a shape.
     """
 
     distractors: int
@@ -98,41 +98,39 @@ LEVELS = {
     ),
 }
 
-# The object stays in the middle of the frame: in the smallest training crop (0.66 of the short side,
-# in a corner) it may leave the picture, but its direction still shows.
+# The object stays in the middle: even in the smallest training crop (0.66 of the short side, in a corner),
+# its direction is visible.
 WIDTH, HEIGHT = 84, 64
 MIN_FRAMES, MAX_FRAMES = 12, 30
-# Of the levels. With three frames in each of 8 segments, what is sampled of a class and of its partner has
-# the same distribution, too, in training and validation. Lengths that leave a remainder would break that.
+# With three frames in each of 8 segments, the sampled frames of a class and of its partner also have the same
+# distribution. Lengths with a remainder would break that.
 LEVEL_FRAMES = 24
-TRAIN_CLIPS_PER_CLASS, VAL_CLIPS_PER_CLASS = 80, 24
 
-CAMERA_SHAKE = 1  # pixels, each way
-CAMERA_NOISE = 8  # grey levels, each way
-SPRITE_SIZE = 40  # pixels; about the largest size at which the object is seen
+CAMERA_SHAKE = 1  # pixels, in both directions
+CAMERA_NOISE = 8  # grey levels, in both directions
 
-# shape -> (corners, distance of every second corner from the centre, the first being at 1)
+# shape -> (number of corners, distance of every second corner from the centre; the others: 1)
 SHAPES = {"disc": (36, 1.0), "triangle": (3, 1.0), "square": (4, 1.0), "hexagon": (6, 1.0), "star": (10, 0.5)}
 
 
 def draw_path(rng: np.random.Generator, name: str, frames: int) -> np.ndarray:
-    """Draw where the object is in every frame of a clip.
+    """Draw the object's path in a clip of the demo.
 
     Args:
-        rng: the source of randomness. In the same state, it gives a class and its partner the same
-            path, once forwards and once backwards.
+        rng: random generator. From the same state, a class and its partner get the same path, forwards and
+            backwards.
         name: a key of `CLASSES`.
-        frames: the clip's length.
+        frames: number of frames.
 
     Returns:
         frames x 4: centre x, centre y and radius in pixels, and the rotation in radians.
     """
     changes, backwards = CLASSES[name]
-    # The object rests, moves, and rests again, with a speed that may grow or fall.
+    # The object rests, moves with growing or falling speed, and rests again.
     begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
     progress = np.clip((np.linspace(0.0, 1.0, frames) - begin) / (end - begin), 0.0, 1.0)
     bend = rng.uniform(1.0, 1.5)
-    # Growing and falling are equally likely: a mirrored clip is then a clip of the partner, too.
+    # Both are equally likely, so that a mirrored clip is also a clip of the partner.
     progress = progress**bend if rng.random() < 0.5 else 1 - (1 - progress) ** bend
 
     x = WIDTH / 2 + rng.uniform(-5, 5) + rng.uniform(-4, 4) * (progress - 0.5)
@@ -151,22 +149,21 @@ def draw_path(rng: np.random.Generator, name: str, frames: int) -> np.ndarray:
 
 
 def render_clip(rng: np.random.Generator, path: np.ndarray) -> list[Image.Image]:
-    """Draw a clip: a new object in front of a new background, moving along `path` (see `draw_path`)."""
-    # Something bright in front of something dim and nearly grey: the clips are for small networks
-    # that start from scratch, whose few minutes are for the motion, not for finding the object.
+    """Draw a clip of the demo: a random object that moves along `path` (see `draw_path`)."""
+    # A bright object on a dim, nearly grey background: a small network should spend its few minutes of
+    # training on the motion, not on finding the object.
     background_colour = rng.integers(40, 90) + rng.integers(-15, 16, size=3)
     object_colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
 
     margin = 2 * CAMERA_SHAKE
     background = _texture(rng, background_colour, (WIDTH + margin, HEIGHT + margin), cells=9, contrast=25)
-    sprite = _texture(rng, object_colour, (SPRITE_SIZE, SPRITE_SIZE), cells=4, contrast=40)
-    sprite.putalpha(shape_mask(list(SHAPES)[rng.integers(len(SHAPES))], SPRITE_SIZE))
+    sprite = _sprite(rng, None, object_colour, HEIGHT)
 
     frames = []
     for x, y, radius, rotation in path:
         left, top = rng.integers(0, margin + 1, size=2).tolist()
         frame = background.crop((left, top, left + WIDTH, top + HEIGHT))
-        # The camera moves the object along with the background.
+        # The camera moves the object with the background.
         x, y = x + CAMERA_SHAKE - left, y + CAMERA_SHAKE - top
         _paste(frame, sprite, (x, y), radius, rotation)
         noise = rng.integers(-CAMERA_NOISE, CAMERA_NOISE + 1, size=(HEIGHT, WIDTH, 1), dtype=np.int16)
@@ -181,20 +178,20 @@ def draw_level_clip(
     """Draw a clip of a level.
 
     Args:
-        rng: the source of randomness. In the same state, it gives a class and its partner the same
-            frames, once forwards and once backwards.
+        rng: random generator. From the same state, a class and its partner get the same frames, forwards and
+            backwards.
         name: a key of `LEVEL_CLASSES`.
-        frames: the clip's length.
+        frames: number of frames.
         size: width and height in pixels.
-        level: of difficulty.
+        level: difficulty.
     """
     changes, backwards = LEVEL_CLASSES[name]
     shape = changes if changes in STATIC else list(SHAPES)[rng.integers(len(SHAPES))]
     if changes in STATIC:
         changes, backwards = MOTIONS[rng.integers(len(MOTIONS))], bool(rng.random() < 0.5)
-    side = min(size)  # lengths are shares of it
+    side = min(size)  # all lengths are relative to it
 
-    # What is in the scene: the object somewhere among the distractors, the last of which covers the others.
+    # The object among the distractors; later ones cover earlier ones.
     colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
     colour = np.array(level.colours.get(shape, colour))
     scene = [(_sprite(rng, shape, colour, side), draw_motion(rng, changes, frames, level.pace))]
@@ -207,10 +204,10 @@ def draw_level_clip(
         thing = (_sprite(rng, shape, colour, side), np.stack([x, y, radius, rotation], axis=1))
         scene.insert(rng.integers(len(scene) + 1), thing)
 
-    # The camera's place, in pixels, and the light.
+    # Camera position, in pixels, and light.
     reach = level.pan * side
     camera = np.stack([reach * _wander(rng, frames) for _ in range(2)], axis=1)
-    camera += rng.uniform(-1, 1, size=(frames, 2)) * side / 64  # it shakes
+    camera += rng.uniform(-1, 1, size=(frames, 2)) * side / 64  # shake
     margin = math.ceil(reach + side / 64) + 1
     light = 1 + level.light * _wander(rng, frames)
     grey = rng.integers(*level.background) + rng.integers(-15, 16, size=3)
@@ -241,9 +238,9 @@ def draw_level_clip(
 
 
 def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
-    """As `draw_path`, but forwards, from the frame's centre and in shares of its short side."""
-    # The object rests, moves, and rests again. Its law is the same backwards: a mirrored clip of moving left
-    # is then one of moving right.
+    """As `draw_path`, but forwards, from the frame's centre, and relative to its short side."""
+    # The object rests, moves, and rests again. The distribution is symmetric in time, so that a mirrored clip
+    # of moving left is a clip of moving right.
     begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
     times = (np.arange(frames - 1) + 0.5) / (frames - 1)
     speed = np.exp(pace * _wander(rng, frames - 1)) * ((times > begin) & (times < end))
@@ -267,13 +264,13 @@ def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float
 
 
 def _wander(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """A smooth random curve between -1 and 1, whose law is the same mirrored and backwards."""
+    """A smooth random curve between -1 and 1, distributed symmetrically in sign and time."""
     turns, phase = rng.uniform(0.25, 1.0), rng.uniform(0, 2 * math.pi)
     return rng.uniform(0.3, 1.0) * np.sin(2 * math.pi * turns * np.linspace(-0.5, 0.5, frames) + phase)
 
 
 class Settings(NamedTuple):
-    """What makes two data sets the same; `size` is width and height of a frame in pixels."""
+    """Settings of a data set; `size` is width and height of a frame in pixels."""
 
     level: str
     train: int
@@ -283,11 +280,11 @@ class Settings(NamedTuple):
 
     @property
     def classes(self) -> Mapping[str, tuple[str, bool]]:
-        """Of the data set, in the order of their labels."""
+        """The classes in the order of their labels; see `CLASSES`."""
         return CLASSES if self.level == "demo" else LEVEL_CLASSES
 
     def content(self) -> dict[str, Any]:
-        """What the settings file says; a change of the drawing above needs a new version."""
+        """Content of the settings file. Increase the version when the drawing changes."""
         names = list(self.classes)
         forwards = {changes: name for name, (changes, backwards) in self.classes.items() if not backwards}
         backwards = {name: changes for name, (changes, is_reversed) in self.classes.items() if is_reversed}
@@ -307,9 +304,9 @@ def make_dataset(folder: Path, dataset: str, settings: Settings) -> None:
     """Write lists, categories, frames and the settings into a folder.
 
     Args:
-        folder: exists, and is empty.
-        dataset: whose layout the files have.
-        settings: what to make.
+        folder: an empty folder.
+        dataset: name of the data set, which determines the layout.
+        settings: settings of the data set.
     """
     names = list(settings.classes)
     files = layout(dataset)
@@ -320,7 +317,7 @@ def make_dataset(folder: Path, dataset: str, settings: Settings) -> None:
     for split, (list_file, clips_per_class) in enumerate(splits):
         lines = []
         for clip in range(clips_per_class * len(names)):
-            # Every clip has its own stream, and no validation clip shares one with a training clip.
+            # Each clip has its own random stream, different in training and validation.
             rng = np.random.default_rng([settings.seed, split, clip])
             video += 1
             label = clip % len(names)
@@ -344,25 +341,17 @@ def _draw_clip(rng: np.random.Generator, name: str, frames: int, settings: Setti
 
 
 def main() -> int:
-    """Make the data set, unless it already exists.
-
-    Raises:
-        UserError: something else is in its place, or it cannot be written.
-    """
-    summary, _, details = __doc__.partition("\n\n")
-    parser = Parser(summary, details)
+    parser = Parser(*__doc__.split("\n\n", 1))
+    parser.add_argument("dir", metavar="DIR", help="the folder of all data sets: main.py's --root_path")
     parser.add_argument(
-        "dir", metavar="DIR", help="where to make the data set's folder: main.py's --root_path"
-    )
-    parser.add_argument(
-        "--dataset", type=dataset_name, default="somethingv1", metavar="NAME", help="name of the data set"
+        "--dataset", type=dataset_name, default="somethingv1", metavar="NAME", help="its name"
     )
     parser.add_argument("--level", choices=("demo", *LEVELS), default="demo", help="difficulty")
     parser.add_argument(
-        "--train", type=positive_int, default=80, metavar="N", help="training clips of each class"
+        "--train", type=positive_int, default=80, metavar="N", help="training clips per class"
     )
     parser.add_argument(
-        "--val", type=positive_int, default=24, metavar="N", help="validation clips of each class"
+        "--val", type=positive_int, default=24, metavar="N", help="validation clips per class"
     )
     parser.add_argument(
         "--size",
@@ -372,9 +361,7 @@ def main() -> int:
         metavar=("W", "H"),
         help="width and height of the frames in pixels",
     )
-    parser.add_argument(
-        "--seed", type=non_negative_int, default=0, metavar="N", help="another seed, other clips"
-    )
+    parser.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="random seed")
     args = parser.parse_args()
     settings = Settings(args.level, args.train, args.val, tuple(args.size), args.seed)
     if args.level == "demo" and settings.size != (WIDTH, HEIGHT):
@@ -383,44 +370,41 @@ def main() -> int:
         )
 
     target = Path(args.dir) / args.dataset
-    # A hidden sibling becomes the data set at the very end: an interrupted run leaves nothing that
-    # looks complete.
+    if os.path.lexists(target):
+        _check_same(target, settings)
+        print(f"{target}: already exists, with these settings")
+        return 0
+    start = time.perf_counter()
+    # Renamed at the very end: an interrupted run leaves nothing that looks complete.
     partial = target.with_name(f".{args.dataset}.{os.getpid()}.partial")
     try:
-        if os.path.lexists(target):
-            _check_same(target, settings)
-            print(f"{target}: already exists, with these settings")
-            return 0
-        start = time.perf_counter()
         partial.mkdir(parents=True)
-        try:
-            make_dataset(partial, args.dataset, settings)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        make_dataset(partial, args.dataset, settings)
+        partial.rename(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     count = len(settings.classes)
     print(
-        f"{target}: {settings.train * count} training and {settings.val * count} "
-        f"validation clips of {count} classes, made in {time.perf_counter() - start:.1f} s"
+        f"{target}: {settings.train * count} training and {settings.val * count} validation clips of {count} "
+        f"classes, made in {time.perf_counter() - start:.1f} s"
     )
     return 0
 
 
 def _check_same(target: Path, settings: Settings) -> None:
-    """Raise UserError unless `target` is what this program would write."""
-    advice = "remove it or choose another DIR or --dataset"
+    """Check that an existing folder is the data set with these settings."""
     try:
-        found = json.loads(read_text(target / MOTION_SETTINGS))
-    except (UserError, ValueError, RecursionError):
-        raise UserError(f"{target}: already exists and is not a data set of this program; {advice}") from None
-    wanted = settings.content()
-    if found != wanted:
-        known = found if isinstance(found, dict) else {}
-        changed = [name for name in wanted if known.get(name) != wanted[name]]
-        values = ", ".join(f"{name} {printable(known.get(name))} (not {wanted[name]})" for name in changed)
-        raise UserError(f"{target}: has other settings: {values or 'some are unknown'}; {advice}")
+        existing = json.loads(read_text(target / MOTION_SETTINGS))
+        different = [name for name, value in settings.content().items() if existing[name] != value]
+    except (UserError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{target}: already exists and is not from this program; choose another --dataset"
+        ) from None
+    if different:
+        values = ", ".join(f"{name} {printable(existing[name])}" for name in different)
+        raise UserError(f"{target}: already exists with other settings ({values}); choose another --dataset")
 
 
 def _texture(
@@ -432,16 +416,18 @@ def _texture(
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
-def _sprite(rng: np.random.Generator, shape: str, colour: np.ndarray, side: int) -> Image.Image:
-    """A textured shape, about as large as it is at most seen in a frame with this short side."""
+def _sprite(rng: np.random.Generator, shape: str | None, colour: np.ndarray, side: int) -> Image.Image:
+    """A textured shape (None: a random one), about as large as it gets in a frame with this short side."""
     size = side * 40 // 64
     sprite = _texture(rng, colour, (size, size), cells=4, contrast=40)
+    shape = shape or list(SHAPES)[rng.integers(len(SHAPES))]
     sprite.putalpha(shape_mask(shape, size))
     return sprite
 
 
 def shape_mask(shape: str, size: int) -> Image.Image:
-    fine = 4 * size  # drawn larger and reduced, for smooth edges
+    """Draw a shape: white on black, `size` x `size` pixels, with smooth edges."""
+    fine = 4 * size
     mask = Image.new("L", (fine, fine))
     draw = ImageDraw.Draw(mask)
     if shape == "cross":
@@ -465,7 +451,7 @@ def _paste(
     frame: Image.Image, sprite: Image.Image, centre: tuple[float, float], radius: float, rotation: float
 ) -> None:
     """Draw a sprite into a frame; lengths in pixels, the rotation in radians."""
-    # `transform` wants, for each pixel of the frame, the place in the sprite that it shows.
+    # `transform` needs the position in the sprite for each pixel of the frame.
     (x, y), size = centre, sprite.size[0]
     scale = size / (2 * radius)
     cos, sin = scale * math.cos(rotation), scale * math.sin(rotation)

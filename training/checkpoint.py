@@ -8,11 +8,14 @@ import shutil
 import sys
 import warnings
 import zipfile
+from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import redirect_stderr
 from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from safetensors import safe_open
@@ -70,10 +73,24 @@ class Checkpoint(TypedDict, total=False):
     options: SavedOptions
     categories: list[str]
     mirrored: list[int]  # label of each class in mirrored clips, or NEVER
+    origin: str  # of a file of other training code: what was taken from it
 
 
-# Other values of files that were not written by this code may have other meanings.
-_PUBLISHED = ("state_dict", "epoch", "arch", "best_prec1")
+# The names under which training code stores state dicts, the preferred ones first.
+_STATE_DICTS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+)
+# Data that other training code stores next to its tensors: options, and numpy's numbers by both their names.
+_SAFE_GLOBALS = [Namespace, np.dtype, *(type(np.dtype(name)) for name in ("bool", "i4", "i8", "f4", "f8"))]
+for _core in ("core", "_core"):
+    _SAFE_GLOBALS.append((np.float64(0).__reduce__()[0], f"numpy.{_core}.multiarray.scalar"))
 
 
 class UnreadableError(UserError):
@@ -182,7 +199,11 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, damaged, or needs code to be run.
     """
     try:
-        with open_regular(path) as file, warnings.catch_warnings():
+        with (
+            open_regular(path) as file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_SAFE_GLOBALS),
+        ):
             warnings.simplefilter("ignore")  # about pickle protocols; errors are reported below
             start = file.read(9)
             if start[8:] == b"{":  # safetensors: the length of a JSON header, and the header
@@ -203,7 +224,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         if code := re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error)):
             raise UserError(
                 f"{path}: refused, because loading it would run code in it ({printable(code[1])}); "
-                "save its state_dict alone and use that"
+                "save its tensors alone: torch.save(model.state_dict(), FILE)"
             ) from None
         raise UserError(
             f"{path}: is not a checkpoint, is damaged, or was saved with another pickle protocol than 2"
@@ -222,10 +243,10 @@ def _read_safetensors(path: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint of main.py, a clean one, one that the GST authors released, or a bare state dict.
+    """Load a checkpoint of main.py, a clean file, a released checkpoint, or a file of other training code.
 
     Returns:
-        A `Checkpoint`. The keys of its `state_dict` have no `module.` and `_orig_mod.`.
+        A `Checkpoint`. The names of its tensors have no prefix such as `module.`.
 
     Raises:
         UserError: see `read_tensors`; or the content is not that of a checkpoint.
@@ -233,20 +254,65 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if Path(path).suffix.lower() in (".onnx", ".pt2"):
         raise UserError(f"{path}: is an exported model; use the checkpoint")
     content = read_tensors(path)
-    if "state_dict" not in content:
-        content = {"state_dict": content}
-    if "options" not in content:
-        content = {name: content[name] for name in _PUBLISHED if name in content}
-    best = content.get("best_prec1")
-    if isinstance(best, int) or (isinstance(best, torch.Tensor) and best.numel() == 1):
-        content["best_prec1"] = float(best)  # the authors' code saved a tensor
+    if "state_dict" not in content or not isinstance(content.get("options"), dict):
+        content = _from_other_code(content, path)
     _check_schema(content, path)
-    # DataParallel and DistributedDataParallel add `module.`, torch.compile `_orig_mod.`, in either order.
+    prefix = _find_prefix(content["state_dict"])
     content["state_dict"] = {
-        re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in content["state_dict"].items()
+        name.removeprefix(prefix): value for name, value in content["state_dict"].items()
     }
     _check_values(content["state_dict"], path)
     return content
+
+
+def _from_other_code(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Find the state dict in a file that does not store this code's options, and strip its prefix."""
+    names = [name for name, value in content.items() if isinstance(value, dict) and _tensors(value)]
+    name = next((name for name in _STATE_DICTS if name in names), names[0] if names else None)
+    if name not in _STATE_DICTS and len(names) > 1:
+        raise UserError(f"{path}: contains several state dicts ({', '.join(map(printable, names))})")
+    tensors = _tensors(content if name is None else content[name])
+    if not tensors:
+        raise UserError(f"{path}: contains no state dict of tensors")
+    prefix = _find_prefix(tensors)
+    state_dict = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    taken: dict[str, Any] = {"state_dict": state_dict}
+    epoch, best = content.get("epoch"), content.get("best_prec1")
+    if type(epoch) is int and epoch >= 0:
+        taken["epoch"] = epoch
+    if isinstance(best, torch.Tensor) and best.numel() == 1:  # as the authors' code saved it
+        best = best.item()
+    if isinstance(best, int | float) and 0 <= best <= 100:
+        taken["best_prec1"] = float(best)
+    num_ignored = len(tensors) - len(state_dict)
+    # DataParallel and DistributedDataParallel add `module.`, torch.compile adds `_orig_mod.`.
+    has_usual_names = name in (None, "state_dict") and re.fullmatch(r"(module\.|_orig_mod\.)*", prefix)
+    if num_ignored or not has_usual_names:
+        words = [f"took {len(state_dict)} tensors"]
+        if name is not None:
+            words.append(f"of '{printable(name)}'")
+        if prefix:
+            words.append(f"with the prefix '{printable(prefix)}'")
+        taken["origin"] = " ".join(words) + (f", ignored {num_ignored} others" if num_ignored else "")
+    return taken
+
+
+def _tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    return {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+
+
+def _find_prefix(names: Iterable[str]) -> str:
+    """Find the prefix of the first ResNet among names of tensors, such as `module.` or `backbone.`."""
+    for name in names:
+        prefix = name.removesuffix("conv1.weight")
+        if prefix != name and f"{prefix}layer1.0.conv1.weight" in names:
+            return prefix.removesuffix("base_model.")
+    return ""
 
 
 def _check_schema(content: dict[str, Any], path: str | Path) -> None:
@@ -284,7 +350,9 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
         UserError: they cannot be loaded.
     """
     if choice != "imagenet":
-        return choice, load_checkpoint(choice)
+        checkpoint = load_checkpoint(choice)
+        origin = checkpoint.get("origin")
+        return f"{choice} ({origin})" if origin else choice, checkpoint
     import torchvision  # takes a second to import
 
     weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1

@@ -13,28 +13,25 @@ from contextlib import contextmanager
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dataset import Datasets, check_same_list
+from dataset import check_same_list
 from frames.resize import DecodedClips, resize_clips
-from loader import ClipSampler
+from loader import ClipSampler, Datasets
 from reports.curves import Curves
 from reports.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
 from training.checkpoint import load_checkpoint, load_newest, save_checkpoint, set_aside_newer
 from training.describe import check_categories, describe_model, find_mirrored
 from training.files import RunFiles, describe_start, format_csv, read_parts, write_json
 from training.optim import learning_rate
-from training.state import TrainState
+from training.state import Step, TrainState
 from utils.cli import BusyError, OneLine, UserError, at_end, log, printable, terminal
 from utils.distributed import World
 from utils.files import check_writable_folder, write_atomically, write_texts
 from utils.metrics import DivergedError, Result, averages
-
-if TYPE_CHECKING:
-    from engine import Step
 
 # What may not change between a checkpoint and the run that continues it.
 MODEL_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
@@ -226,7 +223,7 @@ class Run:
             ) from None
         at_end.callback(self.lock.release)
 
-    def after_step(self, state: TrainState, step: "Step") -> None:
+    def after_step(self, state: TrainState, step: Step) -> None:
         """Draw the first batch, add the step's curves, save if due, and stop if a signal asks for it.
 
         Raises:
@@ -249,7 +246,7 @@ class Run:
         if is_late or (self.args.save_freq and state.step % self.args.save_freq == 0):
             self.save(state)
 
-    def _show_batch(self, step: "Step", number: int) -> None:
+    def _show_batch(self, step: Step, number: int) -> None:
         keys = next(iter(self.sampler))  # of the epoch's first batch in this part of the run
         drawn = keys[:MAX_CLIPS]
         clips = resize_clips(step.clips) if isinstance(step.clips, DecodedClips) else step.clips

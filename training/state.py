@@ -2,10 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from frames.resize import DecodedClips
 from models import TemporalModel
 from training.optim import load_optimizer
 from utils.cli import log
@@ -14,6 +15,20 @@ from utils.metrics import ClipMeters, DivergedError, LossWatch, averages
 
 # fp16's loss scale starts at 65536 and is halved after each step whose gradients are not finite.
 MIN_SCALE = 1e-3
+
+
+class Step(NamedTuple):
+    """A step of `engine.train_one_epoch`.
+
+    Attributes:
+        clips: input of `engine.PixelModel`, of the first batch; None if all clips are excluded.
+        labels: their labels.
+        curves: named values for TensorBoard, for the steps that are logged.
+    """
+
+    clips: torch.Tensor | DecodedClips | None
+    labels: torch.Tensor | None
+    curves: dict[str, float]
 
 
 class TrainState:

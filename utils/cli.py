@@ -10,11 +10,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from tqdm import tqdm
-
-Number = TypeVar("Number")
 
 
 class UserError(Exception):
@@ -108,10 +106,11 @@ def run_program(
     except Exception as error:
         # Half-built objects must not print a traceback after the message when they are deleted.
         sys.unraisablehook = lambda _: None
-        if message := _describe_error(error):
-            log.error("error: %s", message)
-        else:
-            log.critical("unexpected error:", exc_info=True)
+        with suppress(OSError):  # stderr may be lost, too
+            if message := _describe_error(error):
+                log.error("error: %s", message)
+            else:
+                log.critical("unexpected error:", exc_info=True)
         status = error.status if isinstance(error, UserError) else 1
     # Loader processes ignore SIGTERM, which multiprocessing would send them.
     for child in multiprocessing.active_children():
@@ -165,13 +164,8 @@ def uninterrupted() -> Iterator[None]:
 
 
 def number_type(
-    kind: Callable[[str], Number],
-    low: float,
-    high: float = math.inf,
-    *,
-    above: bool = False,
-    below: bool = False,
-) -> Callable[[str], Number]:
+    kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> Callable[[str], Any]:
     """Make an argparse type for finite numbers in a range.
 
     Args:
@@ -181,19 +175,20 @@ def number_type(
         above: exclude `low`.
         below: exclude `high`.
     """
-    noun = "a whole number" if kind is int else "a number"
-    bounds = f"{'above' if above else 'of at least'} {low}"
+    expected = (
+        f"{'a whole number' if kind is int else 'a number'} {'above' if above else 'of at least'} {low}"
+    )
     if high < math.inf:
-        bounds += f" and {'below' if below else 'at most'} {high}"
+        expected += f" and {'below' if below else 'at most'} {high}"
 
-    def parse(text: str) -> Number:
+    def parse(text: str) -> Any:
         try:
             value = kind(text)
         except (ValueError, ZeroDivisionError):
             value = math.nan
         is_excluded = (above and value == low) or (below and value == high) or value == math.inf
         if is_excluded or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {bounds}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
         return value
 
     return parse
@@ -210,11 +205,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, epilog: str = "") -> None:
         super().__init__(
-            prog=sys.argv[0],
-            description=description,
-            epilog=epilog,
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
+            sys.argv[0], None, description, epilog, formatter_class=_HelpFormatter, allow_abbrev=False
         )
 
     def parse_known_args(
@@ -252,15 +243,3 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return action.help
         values = default if isinstance(default, list) else [default]
         return f"{action.help} (default: {' '.join(map(str, values))})"
-
-
-def environment_number(name: str) -> int:
-    """Read a whole number that torchrun puts into the environment.
-
-    Raises:
-        UserError: the variable is missing or not a number.
-    """
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise UserError(f"environment variable {name}: is {printable(value)!r}; torchrun sets it to a number")
-    return int(value)

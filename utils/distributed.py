@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError, environment_number, log, printable
+from utils.cli import UserError, log, printable
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -265,6 +265,18 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
+
+
+def environment_number(name: str) -> int:
+    """Read a whole number that torchrun puts into the environment.
+
+    Raises:
+        UserError: the variable is missing or not a number.
+    """
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise UserError(f"environment variable {name}: is {printable(value)!r}; torchrun sets it to a number")
+    return int(value)
 
 
 def leave() -> None:

@@ -188,7 +188,7 @@ def writing(option: str, file: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{option} {file}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{f'{option} {file}'.strip()}: cannot be written ({error.strerror})") from None
 
 
 def check_writable_folder(folder: str | Path, option: str = "") -> None:
@@ -202,7 +202,8 @@ def check_writable_folder(folder: str | Path, option: str = "") -> None:
         UserError: the lowest existing path above it is not a folder or not writable.
     """
     existing = Path(folder).absolute()
-    while not os.path.lexists(existing):
-        existing = existing.parent
+    with writing(option, folder):  # the name may be too long
+        while not existing.is_symlink() and not existing.exists():
+            existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is not a folder that can be written to")

@@ -1,4 +1,4 @@
-"""What programs share that work through videos: processes, and how far they are."""
+"""Processes and progress of the programs that work through many videos."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Lines:
-    """What tqdm writes to: its carriage returns would make one endless line of a log file."""
+    """A stream for tqdm that writes lines. Its carriage returns would make a log file one endless line."""
 
     def write(self, text: str) -> None:
         if text.strip():
@@ -31,11 +31,11 @@ def cores() -> int:
 
 
 def progress_bar(total: int, initial: int = 0) -> tqdm:
-    """Count videos: a bar on a terminal's stderr; otherwise a line on stdout every half minute.
+    """Show progress: a bar on stderr if it is a terminal, otherwise a line on stdout every half minute.
 
     Args:
-        total: the number of videos.
-        initial: how many of them were done before; they do not count for the speed.
+        total: number of videos.
+        initial: number of videos that were done before; they do not count for the speed.
     """
     if sys.stderr.isatty():
         style = {"smoothing": 0.05, "dynamic_ncols": True}
@@ -45,20 +45,20 @@ def progress_bar(total: int, initial: int = 0) -> tqdm:
             "mininterval": _SECONDS_BETWEEN_LINES,
             "delay": _SECONDS_BETWEEN_LINES,
             "miniters": 1,
-            "bar_format": "{n_fmt} of {total_fmt} videos, {rate_fmt}, {elapsed} gone, {remaining} left",
+            "bar_format": "{n_fmt} of {total_fmt} videos, {rate_fmt}, {elapsed} elapsed, {remaining} left",
         }
-    # tqdm starts a thread that never ends. A signal that the main thread makes wait would reach it there.
+    # tqdm starts a thread, which would receive the signals that the main thread blocks later.
     with uninterrupted():
         return tqdm(total=total, initial=initial, unit="video", **style)
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that leave Ctrl-C to their parent, and end when it does, even by kill -9.
+    """Make a pool of processes that ignore Ctrl-C and end with their parent, even on kill -9.
 
-    Work is to be handed to them `uninterrupted`: it starts them, and while they start, they
-    could only answer Ctrl-C with a traceback.
+    Submit work inside `uninterrupted`: it starts the processes, and Ctrl-C during their start would print
+    a traceback.
     """
-    # Forked processes would inherit each other's pipes, and with them the parent's death unnoticed.
+    # Forked processes would inherit each other's pipes and miss the death of the parent.
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
 
 

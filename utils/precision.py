@@ -1,4 +1,4 @@
-"""Which floating-point precision a run computes in: what the hardware has, and what a checkpoint says."""
+"""The floating-point precision of a run, from the options, the checkpoint and the hardware."""
 
 import os
 import platform
@@ -8,14 +8,13 @@ import torch
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave out AVX-512, and those that leave out every bfloat16
-# instruction.
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA without AVX-512, and those without any bfloat16 instructions.
 _ISAS_WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 _ISAS_WITHOUT_BF16 = (*_ISAS_WITHOUT_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 class Precision(NamedTuple):
-    """A precision (a key of `DTYPES`), and the reason for it, for the log."""
+    """A precision (a key of `DTYPES`) and the reason for it, for the log."""
 
     amp: str
     reason: str
@@ -26,10 +25,9 @@ class Precision(NamedTuple):
 
 
 def has_instructions(device: torch.device, amp: str) -> bool:
-    """Whether a device computes in a precision itself, not by emulation, which is slower than float32.
+    """Whether a device has instructions for a precision. Emulation is slower than float32.
 
-    CPUs are asked at run time; ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA, which make PyTorch and oneDNN
-    treat a CPU like an older one, count as the CPU's own limits.
+    ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA, which limit PyTorch and oneDNN, count as limits of the CPU.
     """
     if amp == "off":
         return True
@@ -43,7 +41,7 @@ def has_instructions(device: torch.device, amp: str) -> bool:
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
-    # On x86 oneDNN says yes to any AVX-512, and emulates where only that is there.
+    # On x86 oneDNN answers yes for any AVX-512, and emulates bfloat16 with it.
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISAS_WITHOUT_BF16:
         return False
     if not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX", "AVX10")):
@@ -52,26 +50,25 @@ def has_instructions(device: torch.device, amp: str) -> bool:
 
 
 def has_avx2_at_most() -> bool:
-    """Whether this CPU is an x86 without AVX-512, or PyTorch or oneDNN are told to take it for one."""
+    """Whether this is an x86 CPU without AVX-512, or PyTorch or oneDNN are limited to AVX2."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISAS_WITHOUT_AVX512:
         return True
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
-def training_precision(option: str | None, saved: str | None, device: torch.device) -> Precision:
-    """The precision of a training run's steps.
+def training_precision(option: str | None, trained: str | None, device: torch.device) -> Precision:
+    """Choose the precision of training steps.
 
     Args:
-        option: of the command line: a key of `DTYPES`, 'auto', or None.
-        saved: what the run that is resumed was trained in; None for a new run.
-        device: where it computes.
+        option: `--amp`: a key of `DTYPES`, 'auto', or None.
+        trained: precision of the resumed run; None for a new run.
+        device: device of the run.
     """
     if option not in (None, "auto"):
         return Precision(option, f"--amp {option}")
-    if saved:
-        is_native = has_instructions(device, saved)
-        emulated = "" if is_native else f", which {_name(device)} has no instructions for and emulates"
-        return Precision(saved, f"as the checkpoint was trained{emulated}")
+    if trained:
+        emulated = "" if has_instructions(device, trained) else f", emulated on {_name(device)}"
+        return Precision(trained, f"as the checkpoint was trained{emulated}")
     if option is None:
         return Precision("off", "as published")
     if has_instructions(device, "bf16"):
@@ -80,16 +77,15 @@ def training_precision(option: str | None, saved: str | None, device: torch.devi
 
 
 def evaluation_precision(option: str | None, trained: str, device: torch.device) -> Precision:
-    """The precision that a checkpoint is evaluated in, in training, by `main.py -e` and by `test_models.py`.
+    """Choose the precision of an evaluation: during training, by `main.py -e` and by `test_models.py`.
 
     Args:
-        option: of the command line: a key of `DTYPES`, 'auto', or None.
-        trained: what the checkpoint was trained in; 'off' where it does not say.
-        device: where it computes.
+        option: `--amp`: a key of `DTYPES`, 'auto', or None.
+        trained: precision that the checkpoint was trained in; 'off' if it does not say.
+        device: device of the evaluation.
 
     Returns:
-        Without an option what the checkpoint was trained in, or float32 where the device has no
-        instructions for that.
+        Without an option, the precision of training if the device has instructions for it, else float32.
     """
     if option == "auto":
         return training_precision("auto", None, device)
@@ -101,12 +97,12 @@ def evaluation_precision(option: str | None, trained: str, device: torch.device)
 
 
 def emulation_warning(precision: Precision, device: torch.device) -> str | None:
-    """What to warn of where a precision would be emulated; None where the device has it."""
+    """A warning if the device would emulate a precision; None if it has instructions for it."""
     if has_instructions(device, precision.amp):
         return None
     return (
-        f"warning: {_name(device)} has no instructions for {precision.amp}, which is emulated and many times "
-        "slower than float32; --amp off, or --amp auto, is faster here"
+        f"warning: {_name(device)} has no instructions for {precision.amp}; it is emulated and many times "
+        "slower than float32; use --amp auto or --amp off"
     )
 
 

@@ -1,0 +1,278 @@
+"""classes.py: the order of classes, and the labels that mirroring exchanges."""
+
+import itertools
+import random
+
+import pytest
+from synthetic import CATEGORIES
+
+from classes import CATEGORIES as CATEGORY_FILES
+from classes import (
+    NEVER,
+    describe_flips,
+    describe_order,
+    match_categories,
+    mirrored_labels,
+    read_categories,
+    read_flip_pairs,
+    released_categories,
+)
+from utils.cli import UserError
+
+# Names of Something-Something-v1 and -v2.
+PAIRS = [
+    ("Pulling something from left to right", "Pulling something from right to left"),
+    ("Pushing something from left to right", "Pushing something from right to left"),
+    ("Moving something from left to right", "Moving something from right to left"),
+    ("Turning the camera left while filming something", "Turning the camera right while filming something"),
+]
+OTHERS = [
+    "Plugging something into something but pulling it right out as you remove your hand",
+    "Approaching something with your camera",
+    "Attaching something to something",
+    "Bending something so that it deforms",
+    "Dropping something behind something",
+    "Holding something next to something",
+    "Letting something roll down a slanted surface",
+    "Moving something and something closer to each other",
+    "Moving something up",
+    "Moving something down",
+    "Opening something",
+    "Pretending to be tearing something that is not tearable",
+    "Pushing something so that it falls off the table",
+    "Showing something to the camera",
+    "Throwing something in the air and letting it fall",
+    "Unfolding something",
+]
+NAMES = [name for pair in PAIRS for name in pair] + OTHERS
+
+
+def swaps(names: list[str]) -> dict[int, int]:
+    """The labels that mirroring changes, and what into."""
+    mirrored = enumerate(mirrored_labels(names))
+    return {label: partner for label, partner in mirrored if partner not in (label, NEVER)}
+
+
+def never(names: list[str]) -> list[int]:
+    """The labels whose clips are not mirrored."""
+    return [label for label, partner in enumerate(mirrored_labels(names)) if partner == NEVER]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mirrored_classes_follow_the_names(seed):
+    names = random.Random(seed).sample(NAMES, len(NAMES))
+    found = swaps(names)
+    assert {names[a]: names[b] for a, b in found.items()} == dict(PAIRS) | {b: a for a, b in PAIRS}
+    assert never(names) == []
+
+
+def test_adverb_right_is_no_direction():
+    """'Pulling it right out' is what it is in a mirror, too: flipped, with its label."""
+    name = "Plugging something into something but pulling it right out as you remove your hand"
+    assert swaps([name, *CATEGORIES]) == {1: 3, 3: 1}
+    assert never([name, *CATEGORIES]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "partner"),
+    [
+        ("Moving something LEFT", "Moving something RIGHT"),
+        ("Left hand up", "Right hand up"),
+        ("turn-left", "turn-right"),
+        ("moving_left", "moving_right"),
+        ("Swiping Left", "Swiping Right"),  # this and the next two: Jester
+        ("Sliding Two Fingers Left", "Sliding Two Fingers Right"),
+        ("Turning Hand Clockwise", "Turning Hand Counterclockwise"),
+        ("Turning Hand Clockwise", "Turning Hand CounterClockwise"),
+        ("turning clockwise", "turning anticlockwise"),
+        ("turn clockwise twice", "turn counter-clockwise twice"),
+        ("Clockwise turn", "Anti-Clockwise turn"),
+        ("Clockwise turn", "Counter clockwise turn"),
+        ("TURN CLOCKWISE", "TURN ANTI-CLOCKWISE"),
+        ("turn_clockwise_left", "turn_counterclockwise_right"),
+        ("hand_clockwise", "hand_anti_clockwise"),
+        ("Screwing it clockwise out", "Screwing it anticlockwise out"),
+    ],
+)
+def test_spellings_of_directions(name, partner):
+    assert swaps([name, partner]) == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Using leftovers",
+        "Brightening something",
+        "Uprighting something",
+        "Anticlockwisely",
+        "R\u0131ght",  # without a dot: the same as i where case is ignored, but not a letter of the word
+        "clockwi\u017fe",
+    ],
+)
+def test_parts_of_words_are_no_directions(name):
+    assert swaps([name, "Opening something"]) == {}
+    assert never([name, "Opening something"]) == []
+
+
+def test_direction_without_partner_is_never_flipped():
+    names = ["Opening something", "Pushing something from left to right", "Turning something"]
+    assert swaps(names) == {}
+    assert never(names) == [1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Turn clockwise", "Turn counterclockwise", "Turn anticlockwise", "Stop"],  # which of the two?
+        ["Turn counterclockwise", "Turn anti-clockwise", "Turn counter-clockwise", "Stop"],
+        ["Turn clockwise", "turn counterclockwise", "TURN Clockwise", "Stop"],
+    ],
+)
+def test_ambiguous_partners_are_never_flipped(names):
+    assert mirrored_labels(names) == [NEVER, NEVER, NEVER, 3]
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["0 1", "1 0"], ["07", "-"]])
+def test_numbers_as_names_are_never_flipped(names):
+    assert swaps(names) == {}
+    assert never(names) == list(range(len(names)))
+
+
+# Which classes are mirrored, from a file.
+
+DIRECTIONS = [
+    "Nach links",
+    "Nach rechts",
+    "Turn left",
+    "Turn right",
+    "moveLeft",
+    "Wave",
+    "Wave twice",
+    "twice",
+]
+
+
+def flip_pairs(tmp_path, text, categories=DIRECTIONS):
+    path = tmp_path / "pairs.txt"
+    path.write_text(text)
+    return mirrored_labels(categories, read_flip_pairs(path, categories))
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("Nach links Nach rechts\n", [1, 0, 3, 2, 4, 5, 6, 7]),
+        ("\n  Nach rechts   Nach links \r\n\n", [1, 0, 3, 2, 4, 5, 6, 7]),
+        ("Nach links\tNach rechts\nmoveLeft\n", [1, 0, 3, 2, NEVER, 5, 6, 7]),
+        ("moveLeft\t\tTurn left", [0, 1, 4, NEVER, 2, 5, 6, 7]),  # 'Turn right' has lost its partner
+        ("Turn left Turn left", [0, 1, 2, NEVER, 4, 5, 6, 7]),
+        ("Turn left\tTurn left\nTurn right Turn right", list(range(8))),
+        ("Turn left\nWave\t", [0, 1, NEVER, NEVER, 4, NEVER, 6, 7]),
+        ("Wave\ttwice", [0, 1, 3, 2, 4, 7, 6, 5]),
+        ("Wave twice\t", [0, 1, 3, 2, 4, 5, NEVER, 7]),
+    ],
+)
+def test_flip_pairs_override_the_names(tmp_path, text, mirrored):
+    assert flip_pairs(tmp_path, text) == mirrored
+
+
+def test_flip_pairs_without_letters(tmp_path):
+    assert flip_pairs(tmp_path, "0 1\n", ["0", "1", "2"]) == [1, 0, NEVER]
+
+
+@pytest.mark.parametrize(
+    ("text", "culprits"),
+    [
+        ("Wave\n\nNach lnks\tNach rechts\n", ["line 3", "Nach lnks"]),
+        ("Wave\nNach links Nach rects", ["line 2", "Nach links Nach rects"]),
+        ("Wave twice", ["line 1", "Wave twice", "2 ways"]),
+        ("Wave\ttwice\tmoveLeft", ["line 1"]),
+        ("Turn left\tTurn right\nWave\tTurn left", ["line 2", "Turn left", "line 1"]),
+        (" \n\n", ["empty"]),
+        ("a" * 500, ["line 1", "a…'"]),
+    ],
+)
+def test_wrong_flip_pairs(tmp_path, text, culprits):
+    with pytest.raises(UserError) as error:
+        flip_pairs(tmp_path, text)
+    assert len(str(error.value).splitlines()) == 1
+    for culprit in ("pairs.txt", *culprits):
+        assert culprit in str(error.value)
+
+
+def test_flip_log_names_at_most_ten():
+    names = [f"{n} {side}" for n in range(13) for side in ("left", "right")]
+    names += [f"{n} clockwise\x07" for n in range(11)] + ["wave"]
+    swaps, never, others = describe_flips(names, mirrored_labels(names))
+    assert swaps.startswith("horizontal flip: swaps '0 left' <-> '0 right', '1 left' <-> '1 right', ")
+    assert swaps.endswith("'9 left' <-> '9 right', and 3 more")
+    assert never.startswith(r"horizontal flip: never mirrors '0 clockwise\x07', '1 clockwise\x07', ")
+    assert never.endswith(r"'9 clockwise\x07', and 1 more")
+    assert "--flip_pairs FILE" in others
+    assert "--no_flip" in others
+
+
+# Categories.
+
+
+def bracketed(names):
+    return [name.replace("something", "[something]") for name in names]
+
+
+def test_match_categories_in_any_order():
+    others = random.Random(0).sample(NAMES, len(NAMES))
+    for names, known in itertools.product((NAMES, bracketed(NAMES)), (others, bracketed(others))):
+        places = match_categories(names, known)
+        assert [others[place] for place in places] == NAMES
+    assert match_categories(NAMES, NAMES) == list(range(len(NAMES)))
+    for names in (NAMES[1:], [*NAMES, "more"], [*NAMES[1:], "other"], [*NAMES[1:], NAMES[1]], []):
+        assert match_categories(names, NAMES) is None
+        assert match_categories(NAMES, names) is None
+    # Where brackets alone tell two classes apart, nothing says which is which.
+    assert match_categories(["a", "[a]"], ["a", "[a]"]) == [0, 1]
+    assert match_categories(["[a]", "a"], ["a", "[a]"]) is None
+
+
+@pytest.mark.parametrize(("file", "count"), [("something.txt", 174), ("diving48.txt", 48)])
+def test_files_of_known_classes(file, count):
+    names = read_categories(CATEGORY_FILES / file)
+    assert len(names) == len(set(names)) == count
+    assert names == sorted(names)
+    parts = [name.split("_") for name in names]
+    assert file == "something.txt" or {len(part) for part in parts} == {4}
+
+
+def test_describe_unusual_order():
+    something, dives = (read_categories(CATEGORY_FILES / f"{name}.txt") for name in ("something", "diving48"))
+    assert something == released_categories()
+    for names in (something, bracketed(something), dives, something[1:], NAMES, ["Up", "Down"]):
+        assert describe_order(names) == ""
+    order = describe_order(sorted(bracketed(something)))
+    assert "Something-Something" in order
+    assert "sorted with brackets, 120 of 174" in order
+    assert "0 of 174" in describe_order([*something[1:], something[0]])
+    assert "46 of 48" in describe_order([dives[1], dives[0], *dives[2:]])
+
+
+def test_categories_keep_their_order(tmp_path):
+    path = tmp_path / "category.txt"
+    path.write_text("  Zipping something \nÄpfel schälen\nOpening something\r\n\n\n", encoding="utf-8")
+    assert read_categories(path) == ["Zipping something", "Äpfel schälen", "Opening something"]
+
+
+@pytest.mark.parametrize(
+    ("content", "culprit"),
+    [
+        (b"", "category.txt: is empty"),
+        (b"\n \n", "category.txt: is empty"),
+        (b"one\n\ntwo\n", "category.txt, line 2"),
+        (b"one\ntwo\nthree\ntwo\n", "category.txt, line 4"),
+        (b"one\n\xff\xfe\n", "category.txt, line 2"),
+    ],
+)
+def test_wrong_categories(tmp_path, content, culprit):
+    path = tmp_path / "category.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_categories(path)
+    assert culprit in str(caught.value)

@@ -1,0 +1,265 @@
+"""The order of clips in batches, and the processes that load them."""
+
+import multiprocessing
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import REPOSITORY, assert_one_line_error, run
+from synthetic import make_dataset
+from test_dataset import open_list, random_dataset, spoil
+
+from loader import ClipLoader, ClipSampler, evaluation_batches
+from transforms import Compose, GroupScale, Stack
+from utils.cli import UserError
+
+
+@pytest.fixture(autouse=True)
+def kill_workers():
+    yield
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def load_epoch(dataset, epoch, workers):
+    sampler = ClipSampler(len(dataset), 3, seed=0)
+    sampler.start(epoch)
+    batches = list(ClipLoader(dataset, sampler, workers))
+    return torch.cat([clips for clips, _ in batches]), torch.cat([labels for _, labels in batches]).tolist()
+
+
+def test_workers_do_not_change_clips(trn_root):
+    alone, labels = load_epoch(random_dataset(trn_root), 5, workers=0)
+    shared, shared_labels = load_epoch(random_dataset(trn_root), 5, workers=2)
+    assert (alone.dtype, alone.shape) == (torch.uint8, (8, 4, 32, 32, 3))  # with the short last batch
+    assert torch.equal(alone, shared)
+    assert labels == shared_labels
+    assert not torch.equal(alone, load_epoch(random_dataset(trn_root), 6, workers=0)[0])
+
+
+def test_epoch_reaches_persistent_workers(trn_root):
+    dataset = random_dataset(trn_root)
+    sampler = ClipSampler(len(dataset), 3, seed=0)
+    loader = ClipLoader(dataset, sampler, 2)
+    for epoch in (0, 1):
+        sampler.start(epoch)
+        clips = torch.cat([clips for clips, _ in loader])
+        assert torch.equal(clips, load_epoch(dataset, epoch, workers=0)[0])
+
+
+def order(epoch=0, first_step=0, clips=30, batch=4, **kwargs):
+    sampler = ClipSampler(clips, batch, **{"seed": 0} | kwargs)
+    sampler.start(epoch, first_step)
+    batches = list(sampler)
+    assert len(sampler) == len(batches)
+    return batches
+
+
+def flat(batches):
+    return [clip for batch in batches for clip in batch]
+
+
+def test_order_is_a_permutation_by_seed_and_epoch():
+    for epoch in (0, 7):
+        batches = order(epoch)
+        assert [len(batch) for batch in batches] == [4] * 7 + [2]
+        assert sorted(flat(batches)) == [(epoch, number) for number in range(30)]
+    orders = [[n for _, n in flat(order(epoch, seed=seed))] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert order() == order()
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert list(range(30)) not in orders
+    assert flat(order(batch=7)) == flat(order(batch=4))
+
+
+def test_epoch_starts_at_any_step():
+    assert order(5, first_step=3) == order(5)[3:]
+    assert order(5, first_step=2, accumulate=2) == order(5)[4:]
+    assert order(5, first_step=8) == []
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_processes_share_each_batch(size):
+    whole = order(3)
+    shares = [order(3, rank=rank, size=size) for rank in range(size)]
+    together = [flat(parts) for parts in zip(*shares, strict=True)]
+    # The last batch of 2 is too short for 3 and 4 processes.
+    assert together == (whole if size == 2 else whole[:-1])
+    assert all(batch for share in shares for batch in share)
+    assert ClipSampler(30, 4, 0, size=size).num_steps == len(together)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 8), (2, 4), (3, 3)])
+def test_batch_sizes_and_clips_of_a_step(accumulate, steps, size):
+    samplers = [ClipSampler(31, 4, 0, accumulate, rank, size) for rank in range(size)]
+    for sampler in samplers:
+        sampler.start(5)
+    loaded = list(zip(*map(list, samplers), strict=True))  # batch by batch, each process's share
+    for sampler in samplers:
+        sizes = sampler.batch_sizes()
+        assert len(sizes) == sampler.num_steps == steps
+        assert flat(sizes) == [sum(map(len, shares)) for shares in loaded]
+        batches = iter(loaded)
+        for step, parts in enumerate(sizes):
+            shares = [share for _ in parts for share in next(batches)]
+            assert [(5, clip) for clip in sampler.clips_of(step)] == flat(shares)
+        sampler.start(5, 2)
+        assert sampler.batch_sizes() == sizes
+
+
+@pytest.mark.parametrize("clips", [1, 7, 8, 9])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_evaluation_has_every_clip_once(clips, size):
+    whole = evaluation_batches(range(clips), 4)
+    assert flat(whole) == list(range(clips))
+    assert all(len(batch) == 4 for batch in whole[:-1])
+    shares = [evaluation_batches(range(clips), 4, rank, size) for rank in range(size)]
+    assert sorted(flat(shares)) == whole
+
+
+# Errors
+
+
+def many_clips(tmp_path, count=40):
+    root = make_dataset(tmp_path, train=0, val=count, frames=8, size=(24, 20))
+    return open_list(root, transform=Compose(GroupScale(16), Stack()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_frame_passes_the_loader(tmp_path, workers):
+    dataset = many_clips(tmp_path, 8)
+    frame = Path(dataset.source.path(dataset.record(5).path, 6))
+    spoil(frame, "truncated")
+    batches = iter(ClipLoader(dataset, evaluation_batches(range(8), 2), workers))
+    assert [next(batches)[1].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(UserError, match=f"^{frame}: "):
+        next(batches)
+
+
+def fail(frames, label, rng):
+    raise RuntimeError("the code of this clip is wrong") from ValueError("its input is wrong")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_in_the_code_keeps_its_traceback(tmp_path, workers):
+    dataset = many_clips(tmp_path, 4)
+    dataset.transform = Compose(fail)
+    with pytest.raises(RuntimeError, match="the code of this clip is wrong") as caught:
+        next(iter(ClipLoader(dataset, [[0]], workers)))
+    assert "in fail" in str(caught.value) if workers else caught.traceback[-1].name == "fail"
+
+
+def slow(frames, label, rng):
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("moment", ["with batches ready", "at work", "between epochs"])
+def test_killed_worker_is_named(tmp_path, moment):
+    before = {child.pid for child in multiprocessing.active_children()}
+    dataset = many_clips(tmp_path)
+    if moment == "at work":
+        dataset.transform = Compose(slow)
+    loader = ClipLoader(dataset, evaluation_batches(range(40), 1), 1)
+    batches = iter(loader)
+    if moment == "with batches ready":
+        next(batches)
+        time.sleep(0.3)  # until it has loaded the next ones
+    elif moment == "between epochs":
+        list(batches)
+    worker = next(child for child in multiprocessing.active_children() if child.pid not in before)
+    threading.Timer(0.5 if moment == "at work" else 0, worker.kill).start()
+    if moment != "at work":
+        worker.join()
+    with pytest.raises(UserError, match=rf"pid {worker.pid}\) was killed"):
+        next(iter(loader) if moment == "between epochs" else batches)
+
+
+PROGRAM = """
+import os, resource, sys
+
+sys.path[:0] = [{repository!r}]
+
+import torch
+from loader import ClipLoader
+from dataset import VideoDataSet
+from transforms import Stack
+from utils.cli import run_program
+
+
+def pin_without_gpu():
+    torch.cuda.is_available = torch.accelerator.is_available = lambda: True
+    torch.accelerator.set_device_index = lambda index: None
+    torch.accelerator.current_device_index = lambda: 0
+    torch.accelerator.current_accelerator = lambda *args, **kwargs: torch.device("cuda")
+    torch.Tensor.pin_memory = lambda self, *args: self.clone()
+
+
+def limit_files(more):
+    free = os.dup(0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, free + more))
+
+
+def main():
+    if "pin" in sys.argv:
+        pin_without_gpu()
+    dataset = VideoDataSet({frames!r}, {list_file!r}, 4, "{{:05d}}.jpg", 1, Stack(), False, num_class=4)
+    loader = ClipLoader(dataset, [[index % 4] for index in range(40)], 2)
+    assert loader.pin_memory == ("pin" in sys.argv)
+    if "start" in sys.argv:
+        limit_files(8)
+    batches = iter(loader)
+    next(batches)
+    if "files" in sys.argv:
+        limit_files(0)
+    if "kill" in sys.argv:
+        loader._iterator._workers[0].kill()
+    for _ in batches:
+        pass
+
+
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["start"], "Too many open files"),
+        (["files"], "Too many open files"),
+        (["pin", "files"], "Too many open files"),
+        (["kill"], "was killed"),
+        (["pin", "kill"], "was killed"),
+        (["frame"], "00006.jpg"),
+    ],
+    ids=" ".join,
+)
+def test_program_ends_with_one_line(words, culprit, tmp_path):
+    dataset = open_list(make_dataset(tmp_path, train=0, val=4, frames=8))
+    if words == ["frame"]:
+        spoil(Path(dataset.source.path(dataset.record(2).path, 6)), "other size")
+    program = tmp_path / "program.py"
+    program.write_text(
+        PROGRAM.format(repository=str(REPOSITORY), frames=dataset.source.root, list_file=dataset.list_file)
+    )
+    assert_one_line_error(run(str(program), *words), culprit)
+
+
+def test_loader_restores_sigchld(tmp_path):
+    """torch's handler would raise anywhere in the program."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        next(iter(ClipLoader(many_clips(tmp_path, 2), [[0], [1]], 1)))
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_long_temporary_folder_is_refused(trn_root, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", f"/tmp/{'x' * 80}")
+    with pytest.raises(UserError, match="^TMPDIR /tmp/x+: "):
+        ClipLoader(open_list(trn_root), [[0]], 1)
+    assert len(list(ClipLoader(open_list(trn_root), [[0]], 0))) == 1
