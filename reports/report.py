@@ -55,7 +55,6 @@ def check_report(folder: Path) -> None:
 def write_report(
     folder: Path,
     result: Result,
-    class_permutation: np.ndarray,
     categories: Sequence[str],
     videos: VideoDataSet,
     model: str,
@@ -64,24 +63,21 @@ def write_report(
 
     Args:
         folder: new or empty.
-        result: of the evaluation; its clips have labels.
-        class_permutation: index in the model's classifier of each of `categories`.
-        categories: class names, in the order of the report.
+        result: of the evaluation; its clips have labels, its scores have the order of `categories`.
+        categories: class names.
         videos: the clips that were evaluated.
         model: a line that describes it.
 
     Raises:
         UserError: a frame cannot be read, or the report cannot be written.
     """
-    # The best classes come from the scores as they are: ties are decided as in the result.
-    label_of = np.argsort(class_permutation)
-    labels = label_of[result.labels]
-    best = label_of[torch.from_numpy(result.scores).topk(min(5, len(categories)), dim=1).indices.numpy()]
+    labels = result.labels
+    best = torch.from_numpy(result.scores).topk(min(5, len(categories)), dim=1).indices.numpy()
     confusions = np.zeros((len(categories), len(categories)), dtype=int)  # true class x prediction
     np.add.at(confusions, (labels, best[:, 0]), 1)
     top5 = np.bincount(labels[(best == labels[:, None]).any(1)], minlength=len(categories))
     classes = summarise_classes(confusions, top5, categories)
-    mistakes = find_mistakes(result.scores[:, class_permutation], labels, best[:, 0], categories, videos)
+    mistakes = find_mistakes(result.scores, labels, best[:, 0], categories, videos)
 
     table = io.StringIO()
     writer = csv.DictWriter(table, classes[0], lineterminator="\n")
@@ -202,7 +198,7 @@ def report_text(
         "[per_class.csv](per_class.csv).",
         *_class_sections(classes),
         "## Hardest pairs",
-        "Confusion is the share of the clips of both classes that are taken for the other one, accuracy is the "
+        "Confusion is the share of the clips of both classes that are taken for the other one, accuracy the "
         "share that is right.",
         _pair_table(hardest_pairs(confusions), confusions, categories) or "There are none.",
         "## Mirrored pairs",
