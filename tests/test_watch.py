@@ -51,7 +51,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Namespace:
 
 
 def expected_batch(root: Path, epoch: int, title: str) -> np.ndarray:
-    """The picture of an epoch's first batch, from clips that are loaded again; pixels show which are mirrored."""
+    """The picture of an epoch's first batch, from clips that are loaded again."""
     sampler = ClipSampler(19, 15, 0)
     sampler.start(epoch)
     keys = next(iter(sampler))[:MAX_CLIPS]
