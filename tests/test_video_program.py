@@ -24,7 +24,7 @@ from frames.sources import find_videos, open_video
 from frames.video import decode, decode_frames, index_frames
 from inference.load import build_model
 from models import TemporalModel
-from reports.render import Answer, Caption, contact_sheet, render
+from reports.render import Answer, Caption, answer_sheet, render
 from training.describe import describe_model
 from utils.cli import UserError
 
@@ -450,7 +450,7 @@ def test_captions_are_complete_on_frames_of_any_size(size, label):
 def test_bars_are_as_long_as_the_classes_are_probable(clips):
     video = open_video(clips / "a.mp4")
     top = [Answer(LONG, 0.5), Answer("x" * 200, 0.25), Answer("c", 0.0)]
-    sheet = np.asarray(contact_sheet(video, [1, 5, 9], top)).astype(int)
+    sheet = np.asarray(answer_sheet(video, [1, 5, 9], top)).astype(int)
     is_bar = (np.abs(sheet - (31, 97, 160)) < 2).all(axis=2)
     lengths = is_bar[:, 600:].sum(axis=1)
     assert set(lengths[lengths > 150].tolist()) == {181}
