@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from frames.resize import DecodedClips, decodes_only
-from utils.cli import UserError
+from frames.resize import DecodedClips, NeedsPixelsError, Outline, decodes_only
+from utils.cli import UserError, log
 from utils.distributed import World
 
 if TYPE_CHECKING:
@@ -249,6 +249,17 @@ def _prepare_worker(worker: int) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process
 
 
+def needs_pixels(transform: Callable) -> bool:
+    """Whether a transform fails on outlines; it is tried often because it may be random."""
+    outline = Outline.of(320, 240)
+    try:
+        for seed in range(200):
+            transform([outline], 0, np.random.default_rng(seed))
+    except NeedsPixelsError:
+        return True
+    return False
+
+
 def make_loaders(
     args: Namespace, world: World, data: "Datasets", val_batch_size: int
 ) -> tuple[ClipLoader, ClipLoader]:
@@ -261,9 +272,15 @@ def make_loaders(
         val_batch_size: clips in a validation batch.
 
     Raises:
-        UserError: no training batch has a clip for each process.
+        UserError: no training batch has a clip for each process, or --resize does not suit a transform.
     """
     train_set, decode_only = data.train, decodes_only(args.resize, world.device)
+    is_movable = not (decode_only and needs_pixels(train_set.transform))
+    if not is_movable:
+        message = "the training transforms change colours"
+        if args.resize:
+            raise UserError(f"--resize {args.resize}: {message}; use --resize workers")
+        log.info(f"{message}, so the workers resize the training clips")
     sampler = ClipSampler(
         len(train_set),
         args.batch_size,
@@ -277,6 +294,6 @@ def make_loaders(
         raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")
     batches = evaluation_batches(data.val.included, val_batch_size, world.rank, world.size)
     return (
-        ClipLoader(train_set, sampler, args.workers, decode_only),
+        ClipLoader(train_set, sampler, args.workers, decode_only and is_movable),
         ClipLoader(data.val, batches, args.workers, decode_only),
     )
