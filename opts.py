@@ -169,12 +169,9 @@ model.add_argument(
     "checkpoint of this code, whose classifier is loaded if its classes are the same (default: imagenet, "
     "or none for resnet14 and resnet26, which have no ImageNet weights)",
 )
-freezable = {
-    "type": comma_separated(PARTS),
-    "metavar": "PART,PART",
-    "help": f"do not train: {', '.join(PARTS)}",
-}
-model.add_argument("--freeze", **freezable)
+model.add_argument(
+    "--freeze", type=comma_separated(PARTS), metavar="PARTS", help=f"do not train: {', '.join(PARTS)}"
+)
 
 recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
 recipe.add_argument("--epochs", type=positive_int, default=70, help="number of epochs")
@@ -205,11 +202,7 @@ recipe.add_argument(
     help="divide the learning rate by 10 at --lr_steps, or decay it to 0 along a half cosine",
 )
 recipe.add_argument(
-    "--lr_steps",
-    type=positive_int,
-    nargs="+",
-    default=[50, 60],
-    help="epochs where the rate drops to a tenth",
+    "--lr_steps", type=positive_int, nargs="+", default=[50, 60], help="epochs where the rate drops tenfold"
 )
 recipe.add_argument(
     "--warmup_epochs", type=non_negative_float, default=0.0, help="epochs of linear warmup from 0"
