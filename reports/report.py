@@ -220,8 +220,8 @@ def report_text(
         "[per_class.csv](per_class.csv), all clips in [predictions.csv](predictions.csv).",
         *_class_sections(classes),
         "## Hardest pairs",
-        "Confusion is the share of the clips of both classes that are taken for the other one, accuracy the "
-        "share that is right.",
+        "Confusion is the share of the clips of both classes that are taken for the other one; accuracy is "
+        "the share that is right.",
         _pair_table(hardest_pairs(confusions), confusions, categories) or "There are none.",
         "## Mirrored pairs",
         "These classes are each other's mirror image by their names. More confusion than accuracy in a pair "
