@@ -1,7 +1,7 @@
-"""tools/model_table.py: the paper's check sums, and the same table on the page."""
+"""tools/model_table.py: the check sums and accuracies of the paper."""
 
 import pytest
-from helpers import REPOSITORY, call
+from helpers import call
 
 from models import BLOCKS
 
@@ -32,21 +32,17 @@ def rows_of(table: str) -> list[list[str]]:
         (["TSM", "", ""], 23.86, 32.7),
     ],
 )
-def test_costs_are_the_papers(table, model, parameters, multiply_adds):
+def test_costs_of_the_paper(table, model, parameters, multiply_adds):
     ((*_, found, of_8, of_16, _, _),) = [row for row in rows_of(table) if row[:3] == model]
     assert found == f"{parameters:.2f} M"
     assert of_8 == f"{multiply_adds:.1f} G"
     assert float(of_16.removesuffix(" G")) == pytest.approx(2 * multiply_adds, abs=0.1001)
 
 
-def test_the_papers_accuracies_are_next_to_its_models(table):
+def test_accuracies_of_the_paper(table):
     found = {tuple(row[:3]): row[-2:] for row in rows_of(table) if any(row[-2:])}
     assert found == {
         ("GST", "4", "2"): ["47.0 / 61.6", "48.6 / 62.6"],
         ("GST", "4", "1"): ["47.7 / 62.0", ""],
     }
     assert {row[0] for row in rows_of(table)} == set(BLOCKS)
-
-
-def test_the_page_has_the_same_table(table):
-    assert table in (REPOSITORY / "docs" / "REFERENCE.md").read_text(encoding="utf-8")
