@@ -389,8 +389,9 @@ def test_rendered_output(suffix, ask, clips, tmp_path):
 )
 @pytest.mark.parametrize("label", ["Jumping", LONG, "x" * 500, "日本語 – что-то 🎉 \u202e\n"])
 def test_captions_fit_frames_of_any_size(size, label):
-    caption = Caption(size, Answer(label, 0.5))
-    image = caption.draw(Image.new("RGB", size, (0, 90, 0)))
+    answer = Answer(label, 0.5)
+    caption = Caption(size, [answer])
+    image = caption.draw(Image.new("RGB", size, (0, 90, 0)), answer)
     assert image.size == caption.size
     assert image.width >= 320
     letters = (np.asarray(image) > 128).all(axis=2)
