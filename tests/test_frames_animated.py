@@ -6,6 +6,7 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 from synthetic import write_video as write_frames
 from video_files import cut, numbered_image, write_video
+from video_model import save_model
 
 from frames.sources import duration, find_videos, open_video
 from utils.cli import UserError
@@ -68,12 +69,13 @@ def test_frames_of_a_folder_have_one_size(tmp_path):
         list(open_video(folder).frames([1, 2, 3]))
 
 
-def test_model_sees_a_gif_as_its_frames(weights, tmp_path):
+def test_model_sees_a_gif_as_its_frames(tmp_path):
+    weights = save_model(tmp_path / "model.pth.tar", 4)
     frames = write_animation(tmp_path / "a.gif", [100] * 12)
     folder = tmp_path / "frames"
     folder.mkdir()
     for number, frame in enumerate(frames, start=1):
-        Image.fromarray(frame).save(folder / f"{number}.png")
+        Image.fromarray(frame).save(folder / f"{number:05d}.png")
     answers = []
     for path in (tmp_path / "a.gif", folder):
         process = call("test_video.py", "--weights", weights, path)
