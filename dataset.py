@@ -1,24 +1,23 @@
 """From a list file to clips: records, sampled frames, decoded and transformed."""
 
 import zlib
-from argparse import Namespace
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
-from classes import MAX_NAME, NEVER, mirrored_labels, read_flip_pairs
-from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths, VideoRecord, return_dataset
+from classes import MAX_NAME
+from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths, VideoRecord
 from frames.images import SourceFrame
 from frames.resize import DecodedClips, Outline
 from frames.sources import FrameFolders, VideoFiles
-from transforms import Compose, evaluation_transform, training_transform
+from transforms import Compose
 from utils.cli import UserError, log, pluralize, printable
 from utils.files import read_text
 
@@ -388,68 +387,6 @@ def open_videos(
     if videos.is_excluded.any():
         log.info(f"{videos.list_file}: left out {pluralize(videos.is_excluded.sum(), 'video')} (--exclude)")
     return videos
-
-
-class Datasets(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-        train: the training clips.
-        val: the validation clips.
-        categories: class names.
-        mirrored: the label of each class in a mirrored clip; see `classes.mirrored_labels`.
-        source: 'frames' or 'videos'.
-        excluded: names of videos that were left out on request.
-    """
-
-    train: VideoDataSet
-    val: VideoDataSet
-    categories: list[str]
-    mirrored: list[int]
-    source: str
-    excluded: set[str]
-
-
-def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
-    """Open the training and the validation clips of a run, and check that their videos are there.
-
-    Args:
-        args: options of main.py.
-        checkpoint: content of the checkpoint to continue from; empty for a new run.
-
-    Raises:
-        UserError: a list or a video is missing or wrong.
-    """
-    paths = return_dataset(
-        args.dataset,
-        args.root_path,
-        args.train_list,
-        args.val_list,
-        args.image_tmpl,
-        source=args.source,
-        preferred=checkpoint.get("options", {}).get("source", "frames"),
-    )
-    flips: dict[int, int] = {}
-    if args.no_flip:
-        flips = dict.fromkeys(range(len(paths.categories)), NEVER)
-    elif args.flip_pairs:
-        flips = read_flip_pairs(args.flip_pairs, paths.categories)
-    mirrored = mirrored_labels(paths.categories, flips)
-    excluded = {*(read_excluded(args.exclude) if args.exclude else ()), *checkpoint.get("excluded", ())}
-    dataset_kwargs = {"seed": args.seed, "skip_missing": args.skip_missing, "excluded": excluded}
-    train_set = open_videos(
-        paths,
-        args.num_segments,
-        training_transform(args.input_size, mirrored),
-        is_training=True,
-        **dataset_kwargs,
-    )
-    val_set = open_videos(paths, args.num_segments, evaluation_transform(args.input_size), **dataset_kwargs)
-    for name, videos in (("training", train_set), ("validation", val_set)):
-        clips = pluralize(len(videos.included), f"{name} clip")
-        log.info(f"{args.dataset}: {clips} from {paths.source}, {len(paths.categories)} classes")
-    check_excluded(excluded, [train_set, val_set])
-    return Datasets(train_set, val_set, paths.categories, mirrored, paths.source, excluded)
 
 
 def read_excluded(path: str | Path) -> list[str]:

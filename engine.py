@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from frames.resize import DecodedClips, resize_clips
+from frames.resize import Batch, DecodedClips, resize_clips
 from inference.fuse import compile_function, compiler_errors, float32_convolutions
-from loader import Batch
 from models import TemporalModel
 from training.loss import TrainingLoss
 from training.optim import set_learning_rate

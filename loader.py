@@ -1,4 +1,4 @@
-"""Batches of clips: their order in training and evaluation, and the processes that load them.
+"""The data of a run: its clips, their batches, and the processes that load them.
 
 `dataset.VideoDataSet` makes the clips.
 """
@@ -11,22 +11,21 @@ import sys
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from frames.resize import DecodedClips, NeedsPixelsError, Outline, decodes_only
-from utils.cli import UserError, log
+from classes import NEVER, mirrored_labels, read_flip_pairs
+from dataset import VideoDataSet, check_excluded, open_videos, read_excluded
+from datasets_video import return_dataset
+from frames.resize import Batch, decodes_only
+from transforms import evaluation_transform, needs_pixels, training_transform
+from utils.cli import UserError, log, pluralize
 from utils.distributed import World
-
-if TYPE_CHECKING:
-    from dataset import Datasets
-
-Batch = list[torch.Tensor | DecodedClips]  # clips and labels
 
 
 class ClipSampler(Sampler):
@@ -129,6 +128,7 @@ class ClipLoader(DataLoader):
         batches: the clip numbers of each batch.
         workers: number of processes that load clips; 0 for none.
         decode_only: leave the resize to the device.
+        for_gpu: pin the memory of the batches if there is a GPU.
 
     Raises:
         UserError: a clip cannot be loaded, a worker was killed or has no shared memory left, or the path for
@@ -141,6 +141,7 @@ class ClipLoader(DataLoader):
         batches: ClipSampler | list[list[int]],
         workers: int,
         decode_only: bool = False,
+        for_gpu: bool = True,
     ) -> None:
         if workers and len(tempfile.gettempdir()) > 70:
             # A socket's name has at most 108 bytes; with a longer one, torch hangs.
@@ -152,7 +153,7 @@ class ClipLoader(DataLoader):
             batch_sampler=batches,
             collate_fn=_keep_batch,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=for_gpu and torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
         )
@@ -249,19 +250,70 @@ def _prepare_worker(worker: int) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open as long as the process
 
 
-def needs_pixels(transform: Callable) -> bool:
-    """Whether a transform fails on outlines; it is tried often because it may be random."""
-    outline = Outline.of(320, 240)
-    try:
-        for seed in range(200):
-            transform([outline], 0, np.random.default_rng(seed))
-    except NeedsPixelsError:
-        return True
-    return False
+class Datasets(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+        train: the training clips.
+        val: the validation clips.
+        categories: class names.
+        mirrored: the label of each class in a mirrored clip; see `classes.mirrored_labels`.
+        source: 'frames' or 'videos'.
+        excluded: names of videos that were left out on request.
+    """
+
+    train: VideoDataSet
+    val: VideoDataSet
+    categories: list[str]
+    mirrored: list[int]
+    source: str
+    excluded: set[str]
+
+
+def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
+    """Open the training and the validation clips of a run, and check that their videos are there.
+
+    Args:
+        args: options of main.py.
+        checkpoint: content of the checkpoint to continue from; empty for a new run.
+
+    Raises:
+        UserError: a list or a video is missing or wrong.
+    """
+    paths = return_dataset(
+        args.dataset,
+        args.root_path,
+        args.train_list,
+        args.val_list,
+        args.image_tmpl,
+        source=args.source,
+        preferred=checkpoint.get("options", {}).get("source", "frames"),
+    )
+    flips: dict[int, int] = {}
+    if args.no_flip:
+        flips = dict.fromkeys(range(len(paths.categories)), NEVER)
+    elif args.flip_pairs:
+        flips = read_flip_pairs(args.flip_pairs, paths.categories)
+    mirrored = mirrored_labels(paths.categories, flips)
+    excluded = {*(read_excluded(args.exclude) if args.exclude else ()), *checkpoint.get("excluded", ())}
+    dataset_kwargs = {"seed": args.seed, "skip_missing": args.skip_missing, "excluded": excluded}
+    train_set = open_videos(
+        paths,
+        args.num_segments,
+        training_transform(args.input_size, mirrored),
+        is_training=True,
+        **dataset_kwargs,
+    )
+    val_set = open_videos(paths, args.num_segments, evaluation_transform(args.input_size), **dataset_kwargs)
+    for name, videos in (("training", train_set), ("validation", val_set)):
+        clips = pluralize(len(videos.included), f"{name} clip")
+        log.info(f"{args.dataset}: {clips} from {paths.source}, {len(paths.categories)} classes")
+    check_excluded(excluded, [train_set, val_set])
+    return Datasets(train_set, val_set, paths.categories, mirrored, paths.source, excluded)
 
 
 def make_loaders(
-    args: Namespace, world: World, data: "Datasets", val_batch_size: int
+    args: Namespace, world: World, data: Datasets, val_batch_size: int
 ) -> tuple[ClipLoader, ClipLoader]:
     """Make the loaders of this process's training and validation batches.
 

@@ -23,13 +23,13 @@ from argparse import Namespace
 import torch
 
 from classes import describe_balance, describe_flips
-from dataset import check_excluded, open_datasets, open_videos, read_excluded, remap_labels
+from dataset import check_excluded, open_videos, read_excluded, remap_labels
 from datasets_video import return_dataset
 from engine import PixelModel, Predictor, evaluate, train_one_epoch
 from frames.resize import decodes_only
 from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
-from loader import ClipLoader, evaluation_batches, make_loaders
+from loader import ClipLoader, evaluation_batches, make_loaders, open_datasets
 from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
 from training.describe import describe_labels, find_labels

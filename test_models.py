@@ -107,7 +107,8 @@ def main(args: Namespace) -> None:
             f"mirrored crops: {num_swapped} classes swap their scores, {num_kept} do not use these crops"
         )
     batches = evaluation_batches(dataset.included, max(1, batch_size // num_views), world.rank, world.size)
-    loader = ClipLoader(dataset, batches, args.workers, decodes_only(args.resize, world.device))
+    decode_only = decodes_only(args.resize, world.device)
+    loader = ClipLoader(dataset, batches, args.workers, decode_only, world.device.type == "cuda")
 
     # Evaluation
     predictor = Predictor(model, world, compiled, mirrored, batch_size, bool(args.save_features))
@@ -173,9 +174,11 @@ def check_ids(videos: Sequence[str]) -> None:
     """
     video_by_id: dict[str, str] = {}
     for video in videos:
-        other = video_by_id.setdefault(Path(video).name, video)
-        if other is not video:
-            raise UserError(f"--submission: '{printable(other)}' and '{printable(video)}' have the same id")
+        name = Path(video).name
+        if name in video_by_id:
+            other = printable(video_by_id[name])
+            raise UserError(f"--submission: '{other}' and '{printable(video)}' have the same id")
+        video_by_id[name] = video
 
 
 def write_outputs(args: Namespace, result: Result, videos: Sequence[str], categories: Sequence[str]) -> None:

@@ -256,14 +256,14 @@ def write_json(file: str, content: dict[str, Any]) -> None:
     """Write answers as JSON to a file, or to stdout if it is '-'.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: it cannot be written.
     """
     text = json.dumps(content, indent=1) + "\n"
-    if file == "-":
-        print(text, end="", flush=True)
-        return
     with writing("--json", file):
-        write_atomically(Path(file), text.encode())
+        if file == "-":
+            print(text, end="", flush=True)
+        else:
+            write_atomically(Path(file), text.encode())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The comparison in docs/TRAINING.md: a few clips of new classes, from scratch and from a model of other classes.
+# The measurement in docs/TRAINING.md: a few clips of new classes, from scratch and from a model of other classes.
 #
 #     . .venv/bin/activate && bash docs/finetuning.sh        # ten minutes; writes finetuning/
 set -euo pipefail
@@ -8,7 +8,7 @@ export OMP_NUM_THREADS=1
 data=finetuning/data
 [ -d "$data/somethingv1" ] || python tools/make_motion_dataset.py "$data"
 
-# A data set of some of the demo's classes: its name, its number of training clips at most, and their labels.
+# Make a data set from some of the demo's classes. Arguments: name, largest number of training clips, labels.
 subset() {
     local home="$data/$1" clips="$2"
     shift 2

@@ -238,6 +238,8 @@ class DecodedClips(NamedTuple):
         return parts
 
 
+Batch = list[torch.Tensor | DecodedClips]  # clips, and in training and evaluation their labels
+
 # The largest intermediate result of `resize_clips`, in bytes: on a GPU it bounds the memory, on a CPU it fits
 # into the cache. Larger batches are computed in parts.
 _MAX_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}

@@ -1,11 +1,13 @@
-"""Pictures: the style of all plots, the curves of runs, a batch of clips."""
+"""The style of all plots, the curves of runs, contact sheets of clips."""
 
 import io
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,14 +24,16 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,  # names may have dollar signs
     "savefig.dpi": DPI,
+    "savefig.bbox": "tight",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, GREY, ACCENT = "#111827", "#6b7280", "#c2410c"
 
-# Of the picture of a batch, in pixels.
-MAX_CLIPS, MAX_FRAMES = 12, 16
-FRAME_SIZE, MARGIN, GAP, BAR, TEXT_SIZE, LINE_HEIGHT = 112, 16, 2, 6, 15, 20
-MIN_WIDTH = 640
+MAX_CLIPS, MAX_FRAMES = 12, 16  # in the picture of a batch
+# Contact sheet, in pixels.
+SHEET_WIDTH, MARGIN, GAP, TEXT_SIZE, LINE_HEIGHT = 1600, 20, 4, 17, 24
+MAX_FRAME_HEIGHT = 300
+MAX_CHARACTERS = 140  # of a line
 
 
 @contextmanager
@@ -45,7 +49,7 @@ def plain_matplotlib() -> Iterator[None]:
 
 
 def figure_png(draw: Callable[[], "Figure"]) -> bytes:
-    """The content of a PNG file with what `draw` draws, in the style of all plots."""
+    """Encode the figure that `draw` makes as PNG, in the style of all plots."""
     content = io.BytesIO()
     with plain_matplotlib():
         draw().savefig(content, format="png")
@@ -53,73 +57,48 @@ def figure_png(draw: Callable[[], "Figure"]) -> bytes:
 
 
 def image_png(image: Image.Image) -> bytes:
-    """The content of a PNG file with an image."""
+    """Encode an image as PNG."""
     content = io.BytesIO()
     image.save(content, "PNG")
     return content.getvalue()
 
 
-def font(size: int, weight: str = "normal") -> ImageFont.FreeTypeFont:
-    """matplotlib's own font, which has more letters than Pillow's.
-
-    Args:
-        size: in pixels.
-        weight: 'normal' or 'bold'.
-    """
-    from matplotlib.font_manager import FontProperties, findfont
-
-    file = findfont(FontProperties(family="DejaVu Sans", weight=weight))
-    # The same layout everywhere, whatever libraries are installed.
+def font(size: int, is_bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Load matplotlib's own font, which has more letters than Pillow's; `size` is in pixels."""
+    matplotlib = find_spec("matplotlib")  # found, not imported: it takes half a second
+    if matplotlib is None:
+        return ImageFont.load_default(size)
+    file = Path(matplotlib.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
+    if is_bold:
+        file = file.with_stem("DejaVuSans-Bold")
+    # The same layout everywhere, whether Raqm is installed or not.
     return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def shorten(text: str, room: float, width_of: Callable[[str], float]) -> str:
-    """Cut a text to a width, with an ellipsis at its end.
-
-    Args:
-        text: in one line.
-        room: the width, in the unit of `width_of`.
-        width_of: gives the width of a text.
-    """
-    if width_of(text) <= room:
-        return text
-    fits, too_long = 0, len(text)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if width_of(text[:middle].rstrip() + "…") <= room:
-            fits = middle
-        else:
-            too_long = middle
-    return text[:fits].rstrip() + "…"
 
 
 def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Plot loss, top-1 accuracy and learning rate over the epochs, of training (dashed) and validation.
 
     Args:
-        runs: `{name: rows of its CSV file}`, as `training.checkpoint.HistoryRow`; values of the validation may
-            be missing.
+        runs: `{name: rows of its CSV file}`; values of the validation may be missing.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
-    names = [textwrap.fill(printable(name), 140) for name in runs]
-    lines = sum(1 + name.count("\n") for name in names)
-    figure = Figure(figsize=(12, 4.2 + 0.2 * lines), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
-    handles = [Line2D([], [], color=GREY, linestyle=style) for style in ("--", "-")]
-    for number, rows in enumerate(runs.values()):
+    for number, (name, rows) in enumerate(runs.items()):
         style = {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
         style["markevery"] = max(1, len(rows) // 20)
-        for axes, name in zip(panels, ("loss", "prec1"), strict=False):
+        for axes, value in zip(panels, ("loss", "prec1"), strict=False):
             for part, line in (("train", {"linestyle": "--", "alpha": 0.6}), ("val", {})):
-                points = [(row["epoch"], row[f"{part}_{name}"]) for row in rows if f"{part}_{name}" in row]
+                points = [(row["epoch"], row[f"{part}_{value}"]) for row in rows if f"{part}_{value}" in row]
                 axes.plot(*zip(*points, strict=True), **style, **line)
-        panels[2].plot([row["epoch"] for row in rows], [row["lr"] for row in rows], **style)
-        handles.append(Line2D([], [], **style))
-    for axes, label in zip(panels, ("loss", "top-1, %", "learning rate"), strict=True):
-        axes.set(xlabel="epoch", title=label)
+        # matplotlib leaves out labels that begin with an underscore, hence the blank.
+        label = f" {textwrap.fill(printable(name), 140)}"
+        panels[2].plot([row["epoch"] for row in rows], [row["lr"] for row in rows], label=label, **style)
+    titles = ("loss (training dashed)", "top-1, % (training dashed)", "learning rate")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(xlabel="epoch", title=title)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axes.grid(color="0.92")
     panels[1].set_ylim(0, 102)  # room for a marker at 100 %
@@ -130,10 +109,83 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         panels[2].yaxis.set_minor_formatter(LogFormatter())  # only where there is room
     else:
         panels[2].set_ylim(0, 1.1 * max(rates) or 1)
-    # matplotlib leaves out labels that begin with an underscore, hence the blank.
-    labels = [f" {name}" for name in ("training", "validation", *names)]
-    figure.legend(handles, labels, loc="outside lower center", fontsize=9)
+    # Below the figure: the file grows with it.
+    figure.legend(
+        *panels[2].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9
+    )
     return figure
+
+
+class SheetRow(NamedTuple):
+    """A clip on a contact sheet.
+
+    Attributes:
+        frames: of the same size.
+        lines: text above the frames; the first line is bold.
+        captions: text below each frame; empty for none.
+        mark: coloured word before the first line, with a bar beside the frames; empty for none.
+    """
+
+    frames: Sequence[Image.Image]
+    lines: Sequence[str]
+    captions: Sequence[str] = ()
+    mark: str = ""
+
+
+def contact_sheet(rows: Sequence[SheetRow], columns: int = 8, width: int = SHEET_WIDTH) -> Image.Image:
+    """Draw clips below each other, their frames in lines that fill the width.
+
+    Args:
+        rows: the clips; a row without frames is text alone.
+        columns: the most frames in a line.
+        width: of the sheet, in pixels.
+    """
+    return stack([_draw_row(row, columns, width) for row in rows])
+
+
+def stack(images: Sequence[Image.Image]) -> Image.Image:
+    """Put images of the same width below each other."""
+    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height
+    return sheet
+
+
+def _draw_row(row: SheetRow, columns: int, width: int) -> Image.Image:
+    room = width - 2 * MARGIN
+    columns = max(1, min(columns, len(row.frames)))
+    frame_width, frame_height = row.frames[0].size if row.frames else (1, 1)
+    scale = min(((room + GAP) / columns - GAP) / frame_width, MAX_FRAME_HEIGHT / frame_height)
+    if scale > 1:
+        scale = int(scale)  # each pixel becomes a square
+    size = max(1, round(frame_width * scale)), max(1, round(frame_height * scale))
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    top = MARGIN // 2 + LINE_HEIGHT * len(row.lines)
+    line_height = size[1] + GAP + (LINE_HEIGHT if row.captions else 0)
+    num_lines = -(-len(row.frames) // columns)
+    image = Image.new("RGB", (width, top + num_lines * line_height + MARGIN // 2), "white")
+    draw = ImageDraw.Draw(image)
+    regular, bold = font(TEXT_SIZE), font(TEXT_SIZE, is_bold=True)
+
+    left = MARGIN
+    if row.mark:
+        draw.text((MARGIN, MARGIN // 2), row.mark, ACCENT, bold)
+        draw.rectangle((MARGIN // 2, top, MARGIN // 2 + 5, image.height - MARGIN // 2 - GAP - 1), ACCENT)
+        left += round(bold.getlength(f"{row.mark}  "))
+    for number, line in enumerate(row.lines):
+        x, style, colour = (left, bold, INK) if number == 0 else (MARGIN, regular, GREY)
+        text = printable(line, MAX_CHARACTERS)
+        draw.text((x, MARGIN // 2 + number * LINE_HEIGHT), text, colour, style)
+    draw.rectangle((width - MARGIN, 0, width, image.height), "white")  # cuts long lines
+    for number, frame in enumerate(row.frames):
+        line, column = divmod(number, columns)
+        x, y = MARGIN + column * (size[0] + GAP), top + line * line_height
+        image.paste(frame.resize(size, resampling), (x, y))
+        if row.captions:
+            draw.text((x, y + size[1] + GAP // 2), row.captions[number], GREY, regular)
+    return image
 
 
 def draw_batch(
@@ -144,47 +196,21 @@ def draw_batch(
     categories: Sequence[str],
     title: str,
 ) -> Image.Image:
-    """Draw the first clips of a batch, the frames of each in a row, its label and its video beneath.
+    """Draw the first clips of a batch: frames in a row, label and video above.
 
     Args:
-        clips: uint8, batch x frames x height x width x channel (RGB), as `engine.to_input` takes them.
-        labels: that they train.
-        mirrored: for each clip to draw, whether it is.
+        clips: uint8, batch x frames x height x width x channel (RGB), before normalisation.
+        labels: training labels of the clips.
+        mirrored: whether a clip is mirrored, for the clips to draw.
         videos: their names.
         categories: class names.
         title: the first line.
     """
-    clips, step = clips[:MAX_CLIPS], -(-clips.shape[1] // MAX_FRAMES)
-    height, width = clips.shape[2:4]
-    scale = FRAME_SIZE / max(height, width)
-    scale = int(scale) if scale > 1 else scale  # enlarged, each pixel becomes a square
-    size = max(1, round(scale * width)), max(1, round(scale * height))
-    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    row = size[1] + 2 * LINE_HEIGHT + MARGIN
-
-    frames = range(0, clips.shape[1], step)
-    room = max(BAR + len(frames) * (size[0] + GAP), MIN_WIDTH)
-    top = MARGIN + 2 * LINE_HEIGHT
-    sheet = Image.new("RGB", (room + 2 * MARGIN, top + len(clips) * row), "white")
-    draw = ImageDraw.Draw(sheet)
-    regular, bold = font(TEXT_SIZE), font(TEXT_SIZE, "bold")
-
-    def write(y: int, text: str, style: ImageFont.FreeTypeFont, colour: str, x: int = 0) -> None:
-        text = shorten(printable(text), room - x, style.getlength)
-        draw.text((MARGIN + x, y), text, colour, style)
-
-    write(MARGIN, title, bold, INK)
-    for number, clip in enumerate(clips):
-        y = top + number * row
-        for place, frame in enumerate(frames):
-            image = Image.fromarray(clip[frame]).resize(size, resampling)
-            sheet.paste(image, (MARGIN + BAR + place * (size[0] + GAP), y))
-        y += size[1] + 2
-        mark = "mirrored  " if mirrored[number] else ""
-        if mark:
-            draw.rectangle((MARGIN, y - size[1] - 2, MARGIN + BAR - GAP - 1, y - 3), ACCENT)
-            write(y, mark, bold, ACCENT)
-        write(y, f"{labels[number]} {categories[labels[number]]}", bold, INK, round(bold.getlength(mark)))
-        part = f"one in {step} frames of " if step > 1 else ""
-        write(y + LINE_HEIGHT, f"{part}video {videos[number]}", regular, GREY)
-    return sheet
+    step = -(-clips.shape[1] // MAX_FRAMES)
+    part = f"one in {step} frames of " if step > 1 else ""
+    rows = [SheetRow([], [title])]
+    for clip, label, is_mirrored, video in zip(clips[:MAX_CLIPS], labels, mirrored, videos, strict=False):
+        lines = [f"{label} {categories[label]}", f"{part}video {video}"]
+        mark = "mirrored" if is_mirrored else ""
+        rows.append(SheetRow([Image.fromarray(frame) for frame in clip[::step]], lines, mark=mark))
+    return contact_sheet(rows, columns=MAX_FRAMES)

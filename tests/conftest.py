@@ -1,4 +1,4 @@
-"""Fixtures that several test modules use, and what holds for the whole of a test run."""
+"""Fixtures of several test modules, and settings of the whole test run."""
 
 import os
 from collections.abc import Iterator
@@ -8,24 +8,24 @@ import helpers
 import pytest
 from synthetic import make_dataset
 
-# Test processes that run at the same time share the cores: with all of them each, torch's threads
-# wait for each other most of the time. Set before torch is imported; programs under test inherit it.
+# The test processes share the cores. With more threads than cores, torch's threads mostly wait.
+# Set before torch is imported; the programs inherit it.
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
 
-# Threads that wait must not keep a core from another test process.
+# Waiting threads must not occupy a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 os.environ.update(helpers.ON_CPU)
 
-# These take the longest, so they begin first: the last one to begin decides when all have ended.
+# The longest files begin first, so that both test processes end at about the same time.
 HEAVY = (
-    "test_deploy",
-    "test_resume",
-    "test_benchmark",
-    "test_distributed",
-    "test_reference",
+    "test_inference_fuse",
     "test_main",
+    "test_resume",
+    "test_distributed",
+    "test_benchmark",
+    "test_reference",
     "test_precision",
     "test_fuzz",
 )
@@ -40,14 +40,14 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {name: number for number, name in enumerate(HEAVY)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(HEAVY)))
+    order = {name: number for number, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(HEAVY)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
     report = yield
-    if report.failed:  # by its time limit, too
+    if report.failed:  # also at the time limit
         helpers.kill_what_is_left()
     return report
 
@@ -84,7 +84,7 @@ def without_curves() -> Iterator[None]:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Let torch compute with two threads, where what it computes depends on there being more than one."""
+    """Let torch compute with two threads, for results that depend on their number."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,7 +1,7 @@
 """Programs of the repository in real processes with torch already imported, which saves two seconds each.
 
 Python's fork server imports the packages once and forks a process for each program. The process then does
-what `python program.py` does: own session, own streams, the program's file run from top to bottom.
+what `python program.py` does, with its own session and streams.
 """
 
 import atexit
@@ -34,11 +34,11 @@ class Program:
     """A running program of the repository, whose output goes to files.
 
     Args:
-        script: its path below the repository.
-        args: of its command line.
-        cwd: where it runs.
-        env: variables to set besides the ones that are set.
-        prepare: a function of a module, called in the new process before the program.
+        script: path of the program in the repository.
+        args: its command line.
+        cwd: its working folder.
+        env: more environment variables.
+        prepare: a function at the top level of a module, called in the new process before the program.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it has written to its standard output so far."""
+        """Its standard output so far."""
         return self.out.read_text(encoding="utf-8")
 
     @property
@@ -71,7 +71,7 @@ class Program:
         return self.process.exitcode is None
 
     def wait_for(self, start: str) -> None:
-        """Wait until it has printed a line that begins like this."""
+        """Wait until it has printed a line with this start."""
         while f"\n{start}" not in f"\n{self.output}":
             assert self.is_running, self.err.read_text(encoding="utf-8")
             time.sleep(0.01)
@@ -80,12 +80,12 @@ class Program:
         os.kill(self.pid, number)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for its end; False if that takes longer than so many seconds."""
+        """Wait for its end, at most so many seconds; return whether it has ended."""
         self.process.join(timeout)
         return not self.is_running
 
     def kill(self) -> None:
-        """Kill it and what it has started by SIGKILL."""
+        """Kill it and its descendants."""
         for pid in [*descendants(self.pid), self.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -94,7 +94,7 @@ class Program:
         self.process.join()
 
     def finish(self) -> subprocess.CompletedProcess[str]:
-        """Wait for its end, and kill it where the test is ended before."""
+        """Wait for its end, and kill it if the test is interrupted."""
         try:
             self.process.join()
             texts = (path.read_text(encoding="utf-8") for path in (self.out, self.err))
@@ -105,7 +105,7 @@ class Program:
 
 
 def server_pid() -> int | None:
-    """The process from which the others are forked, once it runs."""
+    """The process that forks the others; None before it runs."""
     return multiprocessing.forkserver._forkserver._forkserver_pid
 
 
@@ -134,7 +134,7 @@ def start_ranks(
 def start_torchrun(
     agent: Sequence[object], script: str, *args: object, env: dict[str, str] | None = None
 ) -> Program:
-    """Start an agent of torchrun with these options, whose processes run a program of the repository."""
+    """Start an agent of torchrun with these options for a program of the repository."""
     run = importlib.util.find_spec("torch.distributed.run").origin
     return Program(run, *agent, REPOSITORY / script, *args, env=env)
 
@@ -146,15 +146,15 @@ def free_port() -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that these have; none without /proc."""
-    found = []
+    """The processes that a process has started, directly or not; none without /proc."""
+    pids = []
     for file in Path("/proc").glob(f"{pid}/task/*/children"):
         try:
             children = [int(child) for child in file.read_text().split()]
         except OSError:  # the thread has just ended
             continue
-        found += [other for child in children for other in [*descendants(child), child]]
-    return found
+        pids += [other for child in children for other in [*descendants(child), child]]
+    return pids
 
 
 def no_fsync(file: int) -> None:
@@ -172,7 +172,7 @@ def _become(
     args: list[str], cwd: str, env: dict[str, str], out: str, err: str, prepare: Callable[[], None] | None
 ) -> None:
     os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # the program's own children start as they always do
+    multiprocessing.set_start_method(None, force=True)  # the program starts its children as usual
     for path, number in ((os.devnull, 0), (out, 1), (err, 2)):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)

@@ -1,4 +1,4 @@
-"""What several test modules use to run the programs as a user does, and to leave no process behind."""
+"""Helpers to run the programs as a user does, and to leave no process behind."""
 
 import ctypes
 import io
@@ -20,38 +20,38 @@ from forked import REPOSITORY, Program, descendants, no_fsync, server_pid
 
 from utils.cli import log
 
-# Results are compared bit by bit, which GPUs do not promise; test_gpu.py shows them to its programs.
+# The tests compare bits, which GPUs do not promise. test_gpu.py shows the GPUs to its programs.
 VISIBLE_GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")}
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def run(script: str | Path, *args: object, **how: object) -> subprocess.CompletedProcess[str]:
-    """Run a program of the repository to its end, in a process of its own; see `forked.Program`."""
-    return Program(script, *args, **how).finish()
+def run(script: str | Path, *args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    """Run a program of the repository in a new process, to its end; see `forked.Program`."""
+    return Program(script, *args, **kwargs).finish()
 
 
-def finish(command: list[object], **how: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with captured text output; see `running`."""
-    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how) as process:
+def finish(command: list[object], **kwargs: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, and capture its output; see `running`."""
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs) as process:
         output, errors = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 @contextmanager
-def running(command: list[object], **how: object) -> Iterator[subprocess.Popen[str]]:
-    """Start a command in a session of its own, and kill what is left of it in the end, however that comes.
+def running(command: list[object], **kwargs: object) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a new session, and kill its processes in the end.
 
     Args:
         command: its words.
-        how: options of `subprocess.Popen`.
+        kwargs: options of `subprocess.Popen`.
     """
     process = subprocess.Popen(
-        [str(word) for word in command], text=True, encoding="utf-8", start_new_session=True, **how
+        [str(word) for word in command], text=True, encoding="utf-8", start_new_session=True, **kwargs
     )
     try:
         yield process
     finally:
-        # torchrun starts each worker in a session of its own.
+        # torchrun starts each worker in a new session.
         for pid in [*descendants(process.pid), process.pid]:
             for kill in (os.killpg, os.kill):
                 try:
@@ -65,14 +65,14 @@ def running(command: list[object], **how: object) -> Iterator[subprocess.Popen[s
 
 
 def adopt_orphans() -> None:
-    """Become the parent of each descendant whose own parent dies, so that `descendants` finds it."""
+    """Become the parent of descendants whose parent dies, so that `descendants` finds them."""
     if sys.platform == "linux":
         set_child_subreaper = 36
         ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
 def kill_what_is_left() -> None:
-    """Kill every descendant of this process, those aside that serve it until its end."""
+    """Kill every descendant of this process, except those that serve it until its end."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises when a loader's worker is killed
     for pid in descendants(os.getpid()):
         try:
@@ -89,10 +89,10 @@ def small_run(root: Path, out: Path, *more: object, dataset: str = "somethingv1"
     """The command line of a small run of `main.py`.
 
     Args:
-        root: of the data.
-        out: where the run writes.
-        more: options that are added.
-        dataset: whose layout the data has.
+        root: `--root_path`.
+        out: `--checkpoint_dir`.
+        more: more options.
+        dataset: `--dataset`.
     """
     return [
         *("--dataset", dataset, "--root_path", root, "--checkpoint_dir", out),
@@ -103,14 +103,11 @@ def small_run(root: Path, out: Path, *more: object, dataset: str = "somethingv1"
 
 
 def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Run a program of the repository in this process; what it does to the process is taken back.
-
-    Where the process itself does not matter, this saves the seconds that importing torch takes.
-    An exception that a user would see as a traceback comes through to the test.
+    """Run a program of the repository in this process, which saves the seconds of importing torch.
 
     Args:
-        program: its path below the repository.
-        args: of its command line.
+        program: path of the program in the repository.
+        args: its command line.
     """
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
@@ -140,17 +137,17 @@ def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def assert_one_line_error(process: subprocess.CompletedProcess[str], *words: object) -> None:
-    """Check that a program refused its input as it should: one line with these words, status not 0."""
-    told = f"status {process.returncode}\nstdout:\n{process.stdout}\nstderr:\n{process.stderr}"
-    assert process.returncode != 0, told
-    assert "Traceback" not in process.stdout + process.stderr, told
-    assert len(process.stderr.splitlines()) == 1, told
+    """Check that a program refused its input with one line that has these words, and failed."""
+    details = f"status {process.returncode}\nstdout:\n{process.stdout}\nstderr:\n{process.stderr}"
+    assert process.returncode != 0, details
+    assert "Traceback" not in process.stdout + process.stderr, details
+    assert len(process.stderr.splitlines()) == 1, details
     for word in words:
-        assert str(word) in process.stderr, f"'{word}' is not in the message; {told}"
+        assert str(word) in process.stderr, f"'{word}' is not in the message; {details}"
 
 
 class Hostile:
-    """Pickled, it is a call that makes a file."""
+    """An object whose pickle makes a file when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -161,7 +158,7 @@ class Hostile:
 
 @contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes, as on a full disk. Python ignores the signal of it."""
+    """Let no file grow beyond `size` bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -174,13 +171,13 @@ def read_events(folder: Path) -> dict[str, dict[int, Any]]:
     """`{tag: {step: value}}` of TensorBoard's files: records of length, checksum, content, checksum."""
     from tensorboardX.proto.event_pb2 import Event  # some of its modules import torch, which is early here
 
-    found: dict[str, dict[int, Any]] = {}
+    events: dict[str, dict[int, Any]] = {}
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             event = Event.FromString(data[12 : 12 + length])
             for value in event.summary.value:
-                found.setdefault(value.tag, {})[event.step] = value
+                events.setdefault(value.tag, {})[event.step] = value
             data = data[16 + length :]
-    return found
+    return events

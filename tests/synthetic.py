@@ -1,4 +1,4 @@
-"""Small valid data sets of JPEG frame folders, in the layouts that people have."""
+"""Small data sets of JPEG frame folders, in the layouts that exist in the wild."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,19 +37,19 @@ def make_dataset(
     folder: str = "{}",
     seed: int = 0,
 ) -> Path:
-    """Write a data set below `root`, as `--root_path` wants it.
+    """Write a data set.
 
     Args:
-        root: made if it is not there.
-        dataset: whose layout.
+        root: `--root_path` of the data set.
+        dataset: its layout, a key of `FRAMES`.
         convention: 'trn' (TRN-pytorch's file names, spaces) or 'authors' (the GST authors', tabs).
         train: number of training videos.
         val: number of validation videos; their folders are numbered after the training ones.
-        frames: of each video; a sequence is gone through again and again.
+        frames: number of frames of each video; a sequence is repeated.
         size: width and height of the frames.
         categories: class names; labels go through them in order.
-        folder: name of a video's folder, from its number (from 1).
-        seed: of the pixels.
+        folder: name of a video's folder, with its number from 1.
+        seed: seed of the pixels.
 
     Returns:
         `root`.
@@ -77,7 +77,7 @@ def make_dataset(
 def write_video(
     folder: Path, count: int, size: tuple[int, int], template: str, label: int, rng: np.random.Generator
 ) -> None:
-    """Write a video's frames: coarse noise around a colour that tells the label, so that it can be learnt."""
+    """Write the frames of a video: coarse noise around a colour that depends on the label."""
     folder.mkdir(parents=True)
     colour = np.random.default_rng(label).integers(40, 216, size=3)
     for number in range(1, count + 1):

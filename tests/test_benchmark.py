@@ -1,5 +1,7 @@
 """tools/benchmark.py: both loaders make the same clips, a step trains, and a run prints its tables."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from helpers import assert_one_line_error, call
@@ -73,21 +75,25 @@ def test_speed_ups_are_ratios_of_the_published_form(monkeypatch, capsys):
     ]
 
 
-@pytest.mark.slow
-def test_a_run_prints_its_tables():
-    done = call("tools/benchmark.py", "--only", "inference", "training", "loader", *SMALL)
+def test_run_prints_its_tables():
+    done = call("tools/benchmark.py", "--only", "inference", "training", *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
     rows = [row for row in rows_of(done.stdout) if row[1] not in ("form", "---")]
     assert [row[0] for row in rows if row[1] == "published"] == [
-        *(
-            f"{purpose}, {name}, 2 frames"
-            for purpose in ("inference", "training")
-            for name in benchmark.MODELS
-        ),
-        *(f"loader, {size}, {part}" for size in ("v1", "v2") for part in ("evaluation", "training")),
+        f"{purpose}, {name}, 2 frames" for purpose in ("inference", "training") for name in benchmark.MODELS
     ]
     assert {row[4] for row in rows if row[1] == "published"} == {"1.00"}
-    assert all(row[7].endswith(" %") for row in rows if len(row) > 6)
+    assert all(row[7].endswith(" %") for row in rows)
+
+
+def test_loaders_are_compared(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "NUM_FRAMES", 8)
+    monkeypatch.setattr(benchmark, "FRAME_SIZES", {"v1": (176, 100)})
+    benchmark.measure_loaders(Namespace(rounds=1))
+    rows = rows_of(capsys.readouterr().out)[2:]
+    forms = ["published", "--resize workers", "--resize device"]
+    parts = ("loader, v1, evaluation", "loader, v1, training")
+    assert [row[:2] for row in rows] == [[part, form] for part in parts for form in forms]
 
 
 @pytest.mark.parametrize("option", [("--only", "nothing"), ("--rounds", "0"), ("--frames", "x")])

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from engine import PixelModel, Predictor, derive_seed, evaluate, freeze_batch_norm, train_one_epoch
+from engine import PixelModel, Predictor, evaluate, freeze_batch_norm, train_one_epoch
 from inference.fuse import fuse
 from loader import ClipSampler, evaluation_batches
 from models import TemporalModel
 from training.optim import make_optimizer
 from training.state import TrainState
-from utils.distributed import World
+from utils.distributed import World, derive_seed
 from utils.metrics import DivergedError
 
 CPU = torch.device("cpu")

@@ -9,10 +9,11 @@ from synthetic import CATEGORIES
 from video_files import cut, read_number, write_audio, write_video
 
 from classes import mirrored_labels
-from dataset import ClipLoader, ClipSampler, VideoDataSet, open_videos
+from dataset import VideoDataSet, open_videos
 from datasets_video import return_dataset
 from frames.sources import VideoFiles, find_videos
 from frames.video import FrameConverter, decode
+from loader import ClipLoader, ClipSampler
 from transforms import evaluation_transform, training_transform
 from utils.cli import UserError
 

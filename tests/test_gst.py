@@ -1,4 +1,4 @@
-"""The GST bottleneck: who reads and makes which channels, strides, and refusals."""
+"""The GST bottleneck: channels of the two paths, strides, and wrong splits."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def seeded():
 
 
 def randomised(block: nn.Module) -> nn.Module:
-    """Give every batch norm values that differ between channels, so that no order goes unnoticed."""
+    """Give batch norms values that differ between channels, so that a wrong order shows."""
     with torch.no_grad():
         for module in block.modules():
             if isinstance(module, nn.BatchNorm3d):
@@ -40,8 +40,8 @@ def test_shapes_of_the_convolutions(alpha, beta):
 
 @pytest.mark.parametrize("beta", [1, 2])
 @torch.no_grad()
-def test_output_is_what_the_paper_describes(beta):
-    """The block, written out once more in plain functions."""
+def test_block_equals_the_paper(beta):
+    """The block, written in plain functions."""
     functional = nn.functional
 
     def norm(x, module):
@@ -60,7 +60,7 @@ def test_output_is_what_the_paper_describes(beta):
 
 
 @torch.no_grad()
-def test_spatial_path_sees_one_frame_and_temporal_path_its_neighbours():
+def test_temporal_path_sees_neighbouring_frames():
     block = randomised(GSTBottleneck(256, 64, alpha=4, beta=2))
     seen = {}
     for name in ("conv2", "Tconv"):
@@ -85,20 +85,15 @@ def test_stride_is_in_space_only(size, stride, expected):
     assert block(torch.randn(2, 32, 5, size, size)).shape == (2, 256, 5, expected, expected)
 
 
-def test_both_paths_and_the_shortcut_get_gradients():
+def test_every_parameter_gets_a_gradient():
     block = GSTBottleneck(32, 64, 1, nn.Conv3d(32, 256, 1), alpha=4, beta=2)
     block(torch.randn(2, 32, 3, 4, 4)).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in block.parameters())
 
 
-def test_the_splits_that_are_allowed():
-    assert ALPHAS == (2, 4, 8, 16, 32, 64)
-    assert BETAS == (1, 2)
-
-
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("beta", BETAS)
-def test_every_split_that_is_allowed_can_be_built(alpha, beta):
+def test_every_split_can_be_built(alpha, beta):
     for planes in (64, 128, 256, 512):
         block = GSTBottleneck(4, planes, alpha=alpha, beta=beta)
         made = block.conv2.out_channels, block.Tconv.out_channels
@@ -107,20 +102,14 @@ def test_every_split_that_is_allowed_can_be_built(alpha, beta):
         assert block.conv3.out_channels == EXPANSION * planes
 
 
-@pytest.mark.parametrize("alpha", [3, 1, 0, -4, 5, 128])
-def test_alpha_that_cannot_work_is_refused(alpha):
-    with pytest.raises(ValueError, match=rf"^alpha {alpha} and beta 2: alpha must be one of \(2, 4, 8, "):
-        GSTBottleneck(256, 64, alpha=alpha, beta=2)
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(3, 2), (1, 2), (0, 2), (-4, 2), (128, 2), (4, 4), (4, 3), (4, 0)]
+)
+def test_wrong_split_is_refused(alpha, beta):
+    with pytest.raises(ValueError, match=f"alpha {alpha} and beta {beta}"):
+        GSTBottleneck(256, 64, alpha=alpha, beta=beta)
 
 
-@pytest.mark.parametrize("beta", [4, 3, 0, -1])
-def test_beta_that_cannot_work_is_refused(beta):
-    with pytest.raises(ValueError, match=rf"^alpha 4 and beta {beta}: .*beta one of \(1, 2\)$"):
-        GSTBottleneck(256, 64, alpha=4, beta=beta)
-
-
-def test_a_block_without_its_split_cannot_be_built():
+def test_split_has_no_default():
     with pytest.raises(TypeError, match="alpha"):
         GSTBottleneck(256, 64)
-    with pytest.raises(TypeError):
-        GSTBottleneck(256, 64, 1, None, 4, 2)

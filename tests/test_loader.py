@@ -13,7 +13,7 @@ from helpers import REPOSITORY, assert_one_line_error, run
 from synthetic import make_dataset
 from test_dataset import open_list, random_dataset, spoil
 
-from dataset import ClipLoader, ClipSampler, evaluation_batches
+from loader import ClipLoader, ClipSampler, evaluation_batches
 from transforms import Compose, GroupScale, Stack
 from utils.cli import UserError
 
@@ -184,7 +184,8 @@ import os, resource, sys
 sys.path[:0] = [{repository!r}]
 
 import torch
-from dataset import ClipLoader, VideoDataSet
+from loader import ClipLoader
+from dataset import VideoDataSet
 from transforms import Stack
 from utils.cli import run_program
 

@@ -204,7 +204,7 @@ def test_validation_results_are_averages_over_clips(finished):
 
 def test_json_describes_every_part_of_a_run(halves):
     content = json.loads((halves.parts / "log" / f"{NAME}.json").read_text())
-    assert set(content["options"]) == {action.dest for action in opts.training_parser()._actions} - {"help"}
+    assert set(content["options"]) == {action.dest for action in opts.parser._actions} - {"help"}
     assert content["options"]["batch_size"] == 5
     assert content["options"]["pretrained"] == "none"  # resnet14 has no ImageNet weights
     model = TemporalModel(4, 4, backbone="resnet14")

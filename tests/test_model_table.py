@@ -32,14 +32,14 @@ def rows_of(table: str) -> list[list[str]]:
         (["TSM", "", ""], 23.86, 32.7),
     ],
 )
-def test_costs_are_the_papers(table, model, parameters, multiply_adds):
+def test_costs_of_the_paper(table, model, parameters, multiply_adds):
     ((*_, found, of_8, of_16, _, _),) = [row for row in rows_of(table) if row[:3] == model]
     assert found == f"{parameters:.2f} M"
     assert of_8 == f"{multiply_adds:.1f} G"
     assert float(of_16.removesuffix(" G")) == pytest.approx(2 * multiply_adds, abs=0.1001)
 
 
-def test_the_papers_accuracies_are_next_to_its_models(table):
+def test_accuracies_of_the_paper(table):
     found = {tuple(row[:3]): row[-2:] for row in rows_of(table) if any(row[-2:])}
     assert found == {
         ("GST", "4", "2"): ["47.0 / 61.6", "48.6 / 62.6"],
@@ -48,5 +48,5 @@ def test_the_papers_accuracies_are_next_to_its_models(table):
     assert {row[0] for row in rows_of(table)} == set(BLOCKS)
 
 
-def test_the_page_has_the_same_table(table):
-    assert table in (REPOSITORY / "docs" / "TRAINING.md").read_text(encoding="utf-8")
+def test_page_has_the_same_table(table):
+    assert table in (REPOSITORY / "docs" / "REFERENCE.md").read_text(encoding="utf-8")

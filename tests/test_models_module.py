@@ -1,4 +1,4 @@
-"""`TemporalModel`: forms of input, consensus, heads, parameter groups, refusals."""
+"""`TemporalModel`: input, consensus, classifier, parameter groups, wrong arguments."""
 
 import inspect
 import math
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from baselines import C2DBottleneck
 from inference.fuse import fuse
 from models import BLOCKS, TemporalModel
 from training.optim import make_optimizer
@@ -22,7 +23,7 @@ def small(segments: int = 3, classes: int = 5, **kwargs) -> TemporalModel:
     return TemporalModel(classes, segments, backbone="resnet14", **kwargs)
 
 
-def test_arguments_keep_their_published_names_order_and_defaults():
+def test_published_arguments():
     parameters = list(inspect.signature(TemporalModel).parameters.values())[:7]
     assert [(p.name, None if p.default is p.empty else p.default) for p in parameters] == [
         ("num_class", None),
@@ -43,7 +44,7 @@ def test_arguments_keep_their_published_names_order_and_defaults():
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (96, 160)])
 @torch.no_grad()
-def test_folded_and_unfolded_segments_of_any_multiple_of_32_give_the_same(size):
+def test_folded_and_unfolded_segments(size):
     model = small().eval()
     clips = torch.randn(2, 3, 3, *size)
     logits = model(clips)
@@ -52,8 +53,8 @@ def test_folded_and_unfolded_segments_of_any_multiple_of_32_give_the_same(size):
 
 
 @torch.no_grad()
-def test_input_that_is_not_contiguous_gives_the_same():
-    """As a batch of frames x height x width x channel is, once its axes are exchanged."""
+def test_input_that_is_not_contiguous():
+    """Such as a permuted batch of frames x height x width x channel."""
     model = small().eval()
     clips = torch.randn(2, 3, 32, 32, 3).permute(0, 1, 4, 2, 3)
     torch.testing.assert_close(model(clips), model(clips.contiguous()))
@@ -61,7 +62,7 @@ def test_input_that_is_not_contiguous_gives_the_same():
 
 @pytest.mark.parametrize("dropout", [0, 0.3])
 @torch.no_grad()
-def test_logits_are_the_mean_over_the_frames_of_each_clip(dropout):
+def test_logits_are_the_mean_over_frames(dropout):
     model = small(dropout=dropout).eval()
     clips = torch.randn(2, 3, 3, 32, 32)
     features = {}
@@ -97,7 +98,7 @@ def test_head_with_dropout():
 
 
 @torch.no_grad()
-def test_dropout_is_drawn_for_each_frame_while_training_only():
+def test_dropout_differs_between_frames():
     model = small(segments=2, dropout=0.5)
     seen = {}
     model.base_model.fc.register_forward_hook(
@@ -124,7 +125,7 @@ def test_classifier_starts_small(dropout):
     assert not classifier.bias.any()
 
 
-def test_same_seed_gives_the_same_start():
+def test_seed_decides_the_initial_weights():
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -170,7 +171,7 @@ def test_every_parameter_is_in_one_group(dropout):
 
 
 @pytest.mark.parametrize("dropout", [0, 0.3])
-def test_a_classifier_with_a_rate_of_its_own_has_groups_of_its_own(dropout):
+def test_classifier_with_another_rate_has_its_groups(dropout):
     model = small(dropout=dropout)
     *others, weight, bias = model.get_optim_policies(classifier_lr_mult=5.0)
     published = model.get_optim_policies()
@@ -184,40 +185,94 @@ def test_a_classifier_with_a_rate_of_its_own_has_groups_of_its_own(dropout):
         assert group | {"params": before["params"]} == before
 
 
-def test_module_that_no_group_is_meant_for_is_refused():
+class Gated(C2DBottleneck):
+    """A block with a plain parameter, a LayerNorm, a convolution with a bias, and factors for one of them."""
+
+    optim_policies = {"gate": (10, 0)}
+
+    def __init__(self, inplanes, planes, stride=1, downsample=None):
+        super().__init__(inplanes, planes, stride, downsample)
+        self.gate = nn.Parameter(torch.randn(planes, planes))
+        self.mix = nn.Parameter(torch.zeros(planes, planes))
+        self.norm = nn.LayerNorm(planes)
+        self.conv_t = nn.Conv3d(planes, planes, (3, 1, 1), padding=(1, 0, 0), groups=planes)
+
+    def aggregate(self, x):
+        x = self.conv2(x)
+        gates = self.norm(x.mean((2, 3, 4)) @ (self.gate + self.mix)).sigmoid()
+        return x + self.conv_t(x) * gates[:, :, None, None, None]
+
+
+def test_any_parameter_trains(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "Gated", Gated)
+    model = small(model="Gated")
+    groups = {group["name"]: group for group in model.get_optim_policies()}
+    names = {id(parameter): name.split(".", 3)[-1] for name, parameter in model.named_parameters()}
+    factors = {
+        names[id(parameter)]: (group["lr_mult"], group["decay_mult"])
+        for group in groups.values()
+        for parameter in group["params"]
+    }
+    expected = {"gate": (10, 0), "mix": (1, 1), "norm.weight": (1, 0), "norm.bias": (1, 0)}
+    expected |= {"conv_t.weight": (1, 1), "conv_t.bias": (2, 0), "bn1.weight": (1, 0), "conv1.weight": (1, 1)}
+    assert {name: factors[name] for name in expected} == expected
+    optimizer = make_optimizer(model, Namespace(lr=0.1, momentum=0.9, weight_decay=0.1))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    model(torch.randn(2, 3, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert [name for name, value in model.named_parameters() if torch.equal(value, before[name])] == []
+
+
+def test_consensus():
+    clips = torch.randn(2, 3, 3, 32, 32)
+    model, other = small(consensus="max").eval(), small().eval()
+    other.load_state_dict(model.state_dict())
+    frames = []
+    model.new_fc.register_forward_hook(lambda _m, _i, output: frames.append(output.view(2, 3, 5)))
+    torch.testing.assert_close(model(clips), frames[0].amax(dim=1))
+    torch.testing.assert_close(other(clips), frames[0].mean(dim=1))
+    assert model.description == f"{other.description}, consensus max"
+
+
+@pytest.mark.parametrize(("parts", "frozen"), [(["backbone"], 5), (["stem", "layer2"], 2), ([], 0)])
+def test_freeze(parts, frozen):
     model = small()
-    model.base_model.layer1[0].extra = nn.PReLU()
-    with pytest.raises(TypeError, match="PReLU"):
-        model.get_optim_policies()
+    model.freeze(parts)
+    stages = {}
+    for name, parameter in model.named_parameters():
+        stage = "fc" if "fc" in name else name.split(".")[1].replace("conv1", "stem").replace("bn1", "stem")
+        stages.setdefault(stage, set()).add(parameter.requires_grad)
+    assert len(stages) == 6
+    assert stages["fc"] == {True}
+    assert [*stages.values()].count({False}) == frozen
+    assert all(stages[part] == {False} for part in parts if part != "backbone")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "argument",
     [
-        ({"model": "TPN"}, "^type TPN is not one of GST, C2D, C3D, S3D, TSM "),
-        ({"model": "GST-Large"}, "^type GST-Large .*beta 1"),
-        ({"backbone": "bninception"}, "^arch bninception is not one of resnet14, .*resnet152$"),
-        ({"backbone": "resnet18"}, "^arch resnet18 "),
-        ({"backbone": ""}, "^arch  is not one of "),
-        ({"alpha": 3}, "^alpha 3 "),
-        ({"alpha": 1}, "^alpha 1 "),
-        ({"alpha": 0}, "^alpha 0 "),
-        ({"beta": 4}, "^alpha 4 and beta 4: "),
-        ({"beta": 0}, "^alpha 4 and beta 0: "),
-        ({"dropout": 1}, "^dropout 1 "),
-        ({"dropout": -0.1}, "^dropout -0.1 "),
-        ({"input_size": 31}, "^input_size 31 "),
-        ({"num_class": 0}, "num_class 0 "),
-        ({"num_segments": 0}, "num_segments 0 "),
+        {"model": "TPN"},
+        {"model": "GST-Large"},
+        {"backbone": "bninception"},
+        {"backbone": "resnet18"},
+        {"alpha": 3},
+        {"beta": 4},
+        {"dropout": 1},
+        {"dropout": -0.1},
+        {"input_size": 31},
+        {"num_class": 0},
+        {"num_segments": 0},
     ],
 )
-def test_argument_that_cannot_work_is_refused_by_its_option(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        TemporalModel(**{"num_class": 5, "num_segments": 3, "backbone": "resnet14"} | arguments)
+def test_wrong_argument_is_refused_by_its_option(argument):
+    ((name, value),) = argument.items()
+    option = {"model": "type", "backbone": "arch"}.get(name, name)
+    with pytest.raises(ValueError, match=f"{option} {value}"):
+        TemporalModel(**{"num_class": 5, "num_segments": 3, "backbone": "resnet14"} | argument)
 
 
 class Mine(nn.Module):
-    """A block that someone might add: its 3x3x3 convolution makes one in alpha of the inner channels."""
+    """A new block; its 3x3x3 convolution has one in alpha of the inner channels."""
 
     def __init__(self, inplanes, planes, stride=1, downsample=None, *, alpha, beta):
         super().__init__()
@@ -233,7 +288,7 @@ class Mine(nn.Module):
         return (self.bn(self.expand(self.conv(self.reduce(x)).relu())) + shortcut).relu()
 
 
-def test_a_type_that_is_added_trains_and_is_deployed(monkeypatch):
+def test_new_type_trains_and_is_fused(monkeypatch):
     with pytest.raises(ValueError, match="^type mine "):
         small(model="mine")
     monkeypatch.setitem(BLOCKS, "mine", Mine)

@@ -1,8 +1,6 @@
-"""The published implementation's numbers (`reference/`): model, training, sampling, cost.
+"""The numbers of the published implementation: model, training, sampling, cost.
 
-Where they come from: `reference/README.md` is not part of a clone; they were produced once, in
-float32 on a CPU, by the code that the paper's authors published. `fill.py` makes the weights and
-clips, each a function of its name or seed alone.
+`reference/README.md` says where they come from.
 """
 
 import json
@@ -56,11 +54,11 @@ def test_parameter_groups():
 
 
 def train(dtype: torch.dtype) -> tuple[list[float], list[float], dict[str, float]]:
-    """Repeat the reference's steps: losses, gradient norms, and weight norms at the end."""
+    """Repeat the steps of the reference; return losses, gradient norms, and weight norms at the end."""
     case = Namespace(**TRAINING)
     model = TemporalModel(174, case.num_segments, alpha=case.alpha, beta=case.beta)
     fill_state_dict(model.state_dict())
-    model.base_model.fc.p = 0  # as the reference was made: the head of dropout, without its draws
+    model.base_model.fc.p = 0  # as in the reference
     model.to(dtype)
     optimizer = make_optimizer(model, case)
     rng = np.random.RandomState(case.seed)
@@ -80,9 +78,9 @@ def train(dtype: torch.dtype) -> tuple[list[float], list[float], dict[str, float
 
 @pytest.mark.usefixtures("two_threads")
 def test_training_steps():
-    """Four steps amplify rounding: the order of float32 sums alone, which the number of threads and
-    the processor decide, moves the fourth loss by up to 3e-4. Two threads agree to 5e-6 where the
-    reference was made; float64 (to 8e-5, anywhere, but minutes) decides where they do not.
+    """Four steps amplify rounding: the order of float32 sums, which depends on the number of threads and the
+    processor, changes the fourth loss by up to 3e-4. Two threads agree to 5e-6 on the processor of the
+    reference. Elsewhere, if float32 does not agree, float64 decides (8e-5, but minutes).
     """
     losses, norms, weight_norms = train(torch.float32)
     if losses != pytest.approx(TRAINING["losses"], rel=2e-4):

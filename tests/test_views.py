@@ -9,7 +9,7 @@ import torch
 from helpers import assert_one_line_error, call
 from PIL import Image
 from synthetic import CATEGORIES, FRAMES, make_dataset, write_video
-from test_test_models import MEAN, STD, filled_model, wrapped
+from test_models_program import MEAN, STD, filled_model, wrapped
 from torch.nn import functional
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from video_files import write_video as write_video_file

@@ -160,7 +160,7 @@ def match(own: Scores, first: Scores, path: str, first_path: str) -> np.ndarray:
     for label, (name, other) in enumerate(zip(own.classes, first.classes, strict=True)):
         if name != other:
             raise UserError(
-                f"{path}: class {label} is '{printable(name)}', but in {first_path} it is '{printable(other)}'"
+                f"{path}: class {label} is '{printable(name)}', in {first_path} it is '{printable(other)}'"
             )
     row = {video: number for number, video in enumerate(own.videos.tolist())}
     for video, label in zip(first.videos.tolist(), first.labels, strict=True):

@@ -2,9 +2,9 @@
 
     python tools/model_table.py
 
-ResNet-50, 174 classes, 224 x 224. Nothing is computed or downloaded: the models have shapes and no values.
-Multiply-adds are those of the convolutions and the classifier for one clip. The paper's top-1 accuracies, in
-percent, are those of one centre crop of one clip on Something-v1 and v2.
+ResNet-50, 174 classes, 224 x 224; the models have shapes and no values. Multiply-adds are those of the
+convolutions and the classifier for one clip. The paper's accuracies are top-1 in percent on Something-v1 and
+v2, with one centre crop of one clip.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from utils.cli import Parser, run_program
 NUM_CLASS = 174
 FRAMES = (8, 16)
 SPLITS = {"alpha": (2, 4, 8), "beta": (2, 1)}
-# Type, alpha, beta and frames -> the paper's top-1 accuracy on Something-v1 and Something-v2.
+# Type, alpha, beta, frames -> top-1 accuracy on Something-v1 and Something-v2.
 PUBLISHED = {
     ("GST", 4, 2, 8): (47.0, 61.6),
     ("GST", 4, 2, 16): (48.6, 62.6),
@@ -45,7 +45,7 @@ def describe(kind: str, split: dict[str, int]) -> list[str]:
 
     Args:
         kind: the type of block.
-        split: its alpha and beta, as far as it has them.
+        split: its alpha and beta; empty if it has none.
     """
     costs, published = [], []
     for frames in FRAMES:

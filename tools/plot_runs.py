@@ -3,7 +3,7 @@
     python tools/plot_runs.py runs/log/A.csv runs/log/B.csv
     python tools/plot_runs.py seed*/log/*.csv --out seeds.png
 
-A run is named after its file, or by the path that was given where two files have one name.
+A run has the name of its file, or its path if two files have the same name.
 """
 
 import csv
@@ -23,13 +23,7 @@ COLUMNS = ("epoch", "lr", "train_loss", "train_prec1", "val_loss", "val_prec1")
 
 
 def main() -> None:
-    """Read the logs and draw them.
-
-    Raises:
-        UserError: one of them is not the log of a run that has an epoch, or the picture cannot be written.
-    """
-    summary, _, details = __doc__.partition("\n\n")
-    parser = Parser(summary, details)
+    parser = Parser(*__doc__.split("\n\n", 1))
     parser.add_argument("logs", nargs="+", metavar="CSV", help="log/<name>.csv of a run")
     parser.add_argument("--out", default="runs.png", metavar="FILE", help="the picture, a new .png file")
     args = parser.parse_args()
@@ -42,14 +36,7 @@ def main() -> None:
 
 
 def name_runs(paths: Sequence[str]) -> list[str]:
-    """A name for each log: its file's without the suffix, or all paths where two have the same.
-
-    Raises:
-        UserError: a path is given twice.
-    """
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UserError(f"{path}: is given twice")
+    """Name each log by its file without the suffix, or by its path if two files have the same name."""
     names = [Path(path).stem for path in paths]
     return names if len(set(names)) == len(names) else list(paths)
 
@@ -58,40 +45,27 @@ def read_log(path: str) -> list[dict[str, float]]:
     """Read the CSV file of a run.
 
     Returns:
-        For each epoch the values of `COLUMNS`; those that were not measured are left out.
+        For each epoch the values of `COLUMNS`; values that were not measured are missing.
 
     Raises:
-        UserError: it cannot be read, is not such a file, or has no epoch yet.
+        UserError: the file cannot be read, is not the log of a run, or has no epoch yet.
     """
     table = csv.DictReader(io.StringIO(read_text(path)))
-    rows: list[dict[str, float]] = []
+    rows = []
     try:
         missing = set(COLUMNS) - set(table.fieldnames or [])
         if missing:
-            raise UserError(
-                f"{path}: is not the log of a run (log/<name>.csv); it lacks {', '.join(sorted(missing))}"
-            )
+            raise UserError(f"{path}: not the log of a run; it lacks {', '.join(sorted(missing))}")
         for row in table:
-            where = f"{path}, line {table.line_num}"
             values = {name: row[name] for name in COLUMNS if row[name] or not name.startswith("val_")}
-            rows.append({name: _number(value, f"{where}: {name}") for name, value in values.items()})
-            if len(rows) > 1 and rows[-1]["epoch"] <= rows[-2]["epoch"]:
-                raise UserError(f"{where}: epoch {printable(row['epoch'])} does not follow the one before it")
-    except csv.Error as error:
-        raise UserError(f"{path}, line {table.line_num + 1}: cannot be read ({error})") from None
+            rows.append({name: float(value or "") for name, value in values.items()})
+            if not all(map(math.isfinite, rows[-1].values())):
+                raise ValueError("a value is not finite")
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path}, line {table.line_num}: {printable(error)}") from None
     if not rows:
         raise UserError(f"{path}: has no epoch yet; try again when the run has finished its first one")
     return rows
-
-
-def _number(text: str | None, what: str) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{what} '{printable(text or '')}' is not a number")
-    return value
 
 
 if __name__ == "__main__":

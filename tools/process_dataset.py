@@ -51,6 +51,7 @@ from datasets_video import (
     return_dataset,
 )
 from frames.images import ImageError, read_image
+from frames.sources import FILE_SUFFIXES
 from frames.video import SUFFIXES, VideoError, count_frames, decode, is_video
 from utils.cli import (
     Parser,
@@ -331,9 +332,7 @@ def look_into_video(place: Path, decode_all: bool, record: VideoRecord) -> tuple
     Returns:
         The number of frames, 0 if the file cannot be used, and what is wrong with it.
     """
-    # In capitals, too, as frames/sources.py finds them.
-    suffixes = [*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)]
-    files = [file for suffix in suffixes if os.path.lexists(file := f"{place}/{record.path}{suffix}")]
+    files = [file for suffix in FILE_SUFFIXES if os.path.lexists(file := f"{place}/{record.path}{suffix}")]
     if not files:
         return 0, [f"no video ({', '.join(VIDEO_SUFFIXES)})"]
     file = Path(files[0])

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dataset import Datasets, check_same_list
+from dataset import check_same_list
 from frames.resize import DecodedClips, resize_clips
-from loader import ClipSampler
+from loader import ClipSampler, Datasets
 from reports.curves import Curves
 from reports.plots import MAX_CLIPS, draw_batch, draw_curves, figure_png, image_png
 from training.checkpoint import load_checkpoint, load_newest, save_checkpoint, set_aside_newer

@@ -10,16 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils.cli import Parser, UserError, run_program
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
 
-try:
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws without a display
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import FancyBboxPatch
-except ImportError:
-    plt = None
+from utils.cli import Parser, run_program
 
 INK, LINE = "#1f2937", "#4b5563"
 NEUTRAL, SPATIAL, TEMPORAL = "#eceff3", "#cfe2fb", "#fbd9c0"
@@ -40,7 +34,7 @@ class Canvas:
     """Boxes, arrows and text in one style."""
 
     def __init__(self) -> None:
-        self.figure = plt.figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=DPI, facecolor="white")
+        self.figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=DPI, facecolor="white")
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
         self.axes.axis("off")
@@ -73,38 +67,25 @@ class Canvas:
         self.axes.plot(*zip(*points, strict=True), color=LINE, linewidth=1.2, solid_joinstyle="round")
 
     def sum_sign(self, x: float, y: float) -> None:
-        self.axes.add_patch(plt.Circle((x, y), 9, facecolor="white", edgecolor=LINE, linewidth=1.2, zorder=3))
+        self.axes.add_patch(Circle((x, y), 9, facecolor="white", edgecolor=LINE, linewidth=1.2, zorder=3))
         self.axes.plot([x - 5, x + 5], [y, y], [x, x], [y - 5, y + 5], color=LINE, linewidth=1.2, zorder=4)
 
 
-def main() -> int:
-    """Draw the picture into a file.
-
-    Raises:
-        UserError: matplotlib is missing, or the file cannot be written.
-    """
+def main() -> None:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("file", metavar="FILE", help="the picture to write, such as gst_block.png")
     args = parser.parse_args()
-    if plt is None:
-        raise UserError("matplotlib is missing; only this picture needs it: pip install matplotlib")
-
     canvas = Canvas()
     _draw_resnet(canvas, middle=122)
     _draw_gst(canvas, middle=386, beta=2)
     _draw_gst(canvas, middle=676, beta=1)
     footnote = "kernels are time × height × width; batch norms and ReLUs are left out"
     canvas.text(WIDTH / 2, FOOTNOTE, footnote, size=SMALL_SIZE, color=LINE)
-    try:
-        canvas.figure.savefig(args.file, facecolor="white")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.file}: cannot be written ({error})") from None
-    print(f"{args.file}: written")
-    return 0
+    canvas.figure.savefig(args.file, facecolor="white")
 
 
 def _draw_frame(canvas: Canvas, middle: float, half: float, title: str, subtitle: str) -> None:
-    """What the three blocks have in common: title, the 1x1x1 convolutions at both ends and the shortcut."""
+    """Draw what the blocks have in common: title, the 1x1x1 convolutions at both ends and the shortcut."""
     canvas.text(middle, TITLE, title, size=TITLE_SIZE, weight="bold")
     canvas.text(middle, TITLE - 18, subtitle, size=SMALL_SIZE, color=LINE)
     left = middle - half
@@ -122,7 +103,7 @@ def _draw_frame(canvas: Canvas, middle: float, half: float, title: str, subtitle
 
 
 def _draw_resnet(canvas: Canvas, middle: float) -> None:
-    _draw_frame(canvas, middle, 95, "ResNet", "every frame by itself")
+    _draw_frame(canvas, middle, 95, "ResNet", "each frame alone")
     canvas.arrow((middle, CONV1 - BOX_HEIGHT / 2), (middle, CONV2 + BOX_HEIGHT / 2))
     canvas.box(middle, CONV2, 120, "1×3×3 conv\n$C$ → $C$", SPATIAL)
     canvas.arrow((middle, CONV2 - BOX_HEIGHT / 2), (middle, CONV3 + BOX_HEIGHT / 2))
