@@ -16,7 +16,7 @@ import pytest
 import torch
 from forked import start_ranks
 from helpers import REPOSITORY, assert_one_line_error, call, run, small_run
-from resume_harness import NAME, differences, what_is_left
+from resume_harness import NAME, differences, read_result
 from synthetic import make_dataset
 from torch import nn
 
@@ -445,7 +445,7 @@ def test_compiled_resume_is_bit_exact(compiler, runs, root, tmp_path):
     out = copy_first_epoch(runs["compiled"].out, tmp_path / "out")
     process = run("main.py", *compiled_options(root, out, "--compile"), env=compiler)
     assert losses_of(process) == runs["compiled"].losses[5:]
-    assert differences(what_is_left(runs["compiled"].out), what_is_left(out)) == []
+    assert differences(read_result(runs["compiled"].out), read_result(out)) == []
 
 
 @pytest.mark.slow
