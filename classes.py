@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from utils.cli import UserError, printable
 from utils.files import read_text
 
@@ -195,6 +197,29 @@ def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
         lines.append(f"horizontal flip: never mirrors {_first(never)}")
     change = "--flip_pairs FILE or --no_flip changes this"
     return [*lines, f"horizontal flip: all other classes keep their labels; {change}"]
+
+
+def describe_balance(categories: list[str], labels: np.ndarray, val_labels: np.ndarray) -> tuple[str, str]:
+    """Describe how many clips the classes have.
+
+    Args:
+        categories: class names.
+        labels: of the training clips.
+        val_labels: of the validation clips.
+
+    Returns:
+        A line for the log: the share of the largest class. And a warning if there is only one class or a
+        class has no training clips; empty otherwise.
+    """
+    names = [f"'{printable(name)}'" for name in categories]
+    counts = np.bincount(labels, minlength=len(names))
+    largest = int(counts.argmax())
+    share, val_share = (f"{100 * np.mean(values == largest):.1f} %" for values in (labels, val_labels))
+    line = f"largest class: {names[largest]}, {share} of the training and {val_share} of the validation clips"
+    missing = [name for name, count in zip(names, counts, strict=True) if not count]
+    if len(names) - len(missing) == 1:
+        return line, f"warning: all training clips have the same class, {names[largest]}"
+    return line, f"warning: no training clips of {_first(missing)}" if missing else ""
 
 
 def _first(names: list[str]) -> str:

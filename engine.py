@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from frames.resize import Batch, DecodedClips, resize_clips
 from inference.fuse import compile_function, compiler_errors, float32_convolutions
 from models import TemporalModel
+from training.loss import TrainingLoss
 from training.optim import set_learning_rate
 from training.state import Step, TrainState
 from utils.cli import log
@@ -77,7 +78,11 @@ class PixelModel(nn.Module):
 
 
 def train_one_epoch(
-    model: nn.Module, loader: Iterable[Batch], state: TrainState, args: Namespace
+    model: nn.Module,
+    loader: Iterable[Batch],
+    state: TrainState,
+    args: Namespace,
+    criterion: TrainingLoss | None = None,
 ) -> Iterator[Step]:
     """Train for an epoch, or for the rest of it (paper, section 4.2).
 
@@ -86,6 +91,7 @@ def train_one_epoch(
         loader: the batches of this process from `state.step` on.
         state: state of the run. After each step, its `step` is the number of finished steps.
         args: options of main.py.
+        criterion: the loss; None for cross entropy.
 
     Yields:
         Each finished step.
@@ -94,10 +100,10 @@ def train_one_epoch(
         DivergedError: the loss is not finite. It is checked at the logged steps and before saving.
     """
     world, optimizer, scaler = state.world, state.optimizer, state.scaler
+    criterion = criterion or TrainingLoss()
     num_steps = len(state.batch_sizes)
     model.train()
-    if args.freeze_bn:
-        freeze_batch_norm(model)
+    freeze_batch_norm(model, only_frozen=not args.freeze_bn)
     batches = iter(loader)
     progress = ProgressLog(world, f"epoch {state.epoch}", state.step, num_steps)
     for step in progress:
@@ -107,7 +113,7 @@ def train_one_epoch(
             yield Step(None, None, {})
             continue
 
-        # The learning rate changes within an epoch; dropout depends on the seed and the step alone.
+        # The learning rate changes within an epoch; dropout and mixup depend on the seed and the step alone.
         rate = set_learning_rate(optimizer, args, state.epoch + step / num_steps)
         world.seed(args.seed, state.epoch, step)
 
@@ -119,13 +125,14 @@ def train_one_epoch(
             with progress.loading():
                 batch = next(batches)
             clips, labels = to_devices(batch, world)
+            clips, targets = criterion.mix(clips, labels)
             first_batch = first_batch or (clips, labels)
             # The processes exchange gradients in the last batch of the step only.
             is_last = number == len(batch_sizes) - 1
             without_exchange = model.no_sync() if world.size > 1 and not is_last else nullcontext()
             with without_exchange, compiler_errors(), world.lost_process():
                 logits = model(clips)
-                loss = functional.cross_entropy(logits, labels, reduction="sum")
+                loss = criterion(logits, targets)
                 # DistributedDataParallel averages the gradients of the processes. For the gradient of the
                 # mean loss over the step's clips, each process's sum is multiplied by
                 # (number of processes) / (clips of the step over all processes).
@@ -274,11 +281,18 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Normalise with batch norm's running statistics in training, and keep them (mmaction2's `norm_eval`)."""
+def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:
+    """Normalise with batch norm's running statistics in training, and keep them (mmaction2's `norm_eval`).
+
+    Args:
+        model: changed in place.
+        only_frozen: only where the weights are not trained (`TemporalModel.freeze`).
+    """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+            is_trained = all(parameter.requires_grad for parameter in module.parameters())
+            if not (only_frozen and is_trained):
+                module.eval()
 
 
 class _ClassifierInputs:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from classes import NEVER, mirrored_labels, read_flip_pairs
 from dataset import VideoDataSet, check_excluded, open_videos, read_excluded
 from datasets_video import return_dataset
-from frames.resize import Batch, decodes_only
+from frames.resize import Batch, NeedsPixelsError, Outline, decodes_only
 from transforms import evaluation_transform, training_transform
 from utils.cli import UserError, log, pluralize
 from utils.distributed import World
@@ -312,6 +312,17 @@ def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
     return Datasets(train_set, val_set, paths.categories, mirrored, paths.source, excluded)
 
 
+def needs_pixels(transform: Callable) -> bool:
+    """Whether a transform fails on outlines; it is tried often because it may be random."""
+    outline = Outline.of(320, 240)
+    try:
+        for seed in range(200):
+            transform([outline], 0, np.random.default_rng(seed))
+    except NeedsPixelsError:
+        return True
+    return False
+
+
 def make_loaders(
     args: Namespace, world: World, data: Datasets, val_batch_size: int
 ) -> tuple[ClipLoader, ClipLoader]:
@@ -324,9 +335,15 @@ def make_loaders(
         val_batch_size: clips in a validation batch.
 
     Raises:
-        UserError: no training batch has a clip for each process.
+        UserError: no training batch has a clip for each process, or --resize does not suit a transform.
     """
     train_set, decode_only = data.train, decodes_only(args.resize, world.device)
+    is_movable = not (decode_only and needs_pixels(train_set.transform))
+    if not is_movable:
+        message = "the training transforms change colours"
+        if args.resize:
+            raise UserError(f"--resize {args.resize}: {message}; use --resize workers")
+        log.info(f"{message}, so the workers resize the training clips")
     sampler = ClipSampler(
         len(train_set),
         args.batch_size,
@@ -340,6 +357,6 @@ def make_loaders(
         raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")
     batches = evaluation_batches(data.val.included, val_batch_size, world.rank, world.size)
     return (
-        ClipLoader(train_set, sampler, args.workers, decode_only),
+        ClipLoader(train_set, sampler, args.workers, decode_only and is_movable),
         ClipLoader(data.val, batches, args.workers, decode_only),
     )

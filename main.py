@@ -22,7 +22,7 @@ from argparse import Namespace
 
 import torch
 
-from classes import describe_flips
+from classes import describe_balance, describe_flips
 from dataset import check_excluded, open_videos, read_excluded, remap_labels
 from datasets_video import return_dataset
 from engine import PixelModel, Predictor, evaluate, train_one_epoch
@@ -33,6 +33,7 @@ from loader import ClipLoader, evaluation_batches, make_loaders, open_datasets
 from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
 from training.describe import describe_labels, find_labels
+from training.loss import TrainingLoss, find_class_weights
 from training.optim import make_optimizer
 from training.pretrained import load_initial_weights
 from training.run import Run, make_metadata
@@ -67,8 +68,14 @@ def main(args: Namespace) -> None:
 
     # Data: lists and videos are checked before anything slow happens
     data = open_datasets(args, checkpoint)
+    labels, val_labels = (videos.labels[videos.included] for videos in (data.train, data.val))
+    balance, warning = describe_balance(data.categories, labels, val_labels)
+    log.info(balance)
+    if world.is_main and warning:
+        log.warning(warning)
+    class_weights = find_class_weights(args.class_weights, data.train.labels, data.categories, data.mirrored)
     if checkpoint:
-        run.check_data(checkpoint, data)
+        run.check_data(checkpoint, data, class_weights)
     val_batch_size = evaluation_batch_size(
         None, min(args.batch_size, checkpoint_args.get("batch_size", args.batch_size)), len(world.devices)
     )
@@ -85,6 +92,7 @@ def main(args: Namespace) -> None:
         args.beta,
         args.dropout,
         args.input_size,
+        args.consensus,
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info(
@@ -93,6 +101,10 @@ def main(args: Namespace) -> None:
         f"{args.num_segments} frames of {args.input_size} x {args.input_size}"
     )
     has_new_classifier = load_initial_weights(model, args, checkpoint, data.categories, world)
+    if args.freeze:
+        model.freeze(args.freeze)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        log.info(f"frozen: {', '.join(args.freeze)}; {trained / 1e6:.2f} M parameters are trained")
     model.to(world.device)
     choose_kernels(world.device, args.deterministic)
     if world.device.type == "cpu" or not args.no_channels_last:
@@ -102,12 +114,13 @@ def main(args: Namespace) -> None:
         log.info(line)
     log.info(f"precision: training in {precision}; validation in {val_precision}")
 
-    # Optimizer, and everything else that changes during training
+    # Loss, optimizer, and everything else that changes during training
+    criterion = TrainingLoss(args.label_smoothing, args.mixup, class_weights).to(world.device)
     optimizer = make_optimizer(model, args, args.lr_mult_new if has_new_classifier else 1.0)
     if args.lr_mult_new != 1 and not has_new_classifier:
         log.info("--lr_mult_new has no effect: the classifier did not start from scratch")
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
-    metadata = make_metadata(args, run, data, precision.amp, has_new_classifier)
+    metadata = make_metadata(args, run, data, precision.amp, has_new_classifier, class_weights)
     state = TrainState(model, optimizer, scaler, world, metadata)
     state.epoch = args.start_epoch or 0
     if checkpoint:
@@ -129,7 +142,7 @@ def main(args: Namespace) -> None:
     for epoch in range(state.epoch, args.epochs):
         state.batch_sizes = sampler.start(epoch, state.step)
         try:
-            for step in train_one_epoch(ddp_model, train_loader, state, args):
+            for step in train_one_epoch(ddp_model, train_loader, state, args, criterion):
                 run.after_step(state, step)
             run.log_training_results(state)
         except DivergedError as error:
@@ -143,7 +156,7 @@ def main(args: Namespace) -> None:
                 log.info(f"{result}{data.val.coverage()}")
         run.end_epoch(state, result)
     if run.files.best.exists():
-        log.info(f"best checkpoint, Prec@1 {state.best_prec1:.3f}{state.best_epoch}: {run.files.best}")
+        log.info(f"best checkpoint, {state.describe_best()}: {run.files.best}")
     leave()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -22,6 +23,14 @@ BLOCKS = {
 # The authors' options have another name for this one.
 PUBLISHED_NAMES = {"R3D": "C3D"}
 
+# How a clip's logits follow from those of its frames, batch x frames x classes. For another way, add a line.
+CONSENSUS = {
+    "mean": lambda logits: logits.mean(dim=1),
+    "max": lambda logits: logits.amax(dim=1),
+}
+# What can be excluded from training.
+PARTS = ("backbone", "stem", "layer1", "layer2", "layer3", "layer4")
+
 # Far more than anybody trains with; above them a clip does not fit into memory.
 MAX_SEGMENTS = 256
 MAX_INPUT_SIZE = 1024
@@ -34,7 +43,7 @@ def block_kwargs(kind: str) -> tuple[str, ...]:
 
 
 class TemporalModel(nn.Module):
-    """Classify a clip of `num_segments` frames: the mean over the frames' logits (TSN, arXiv 1608.00859).
+    """Classify a clip of `num_segments` frames: a consensus of the frames' logits (TSN, arXiv 1608.00859).
 
     Input:  batch x (num_segments * 3) x height x width, or batch x num_segments x 3 x height x width;
             frames in time order, RGB, normalised by `input_mean` and `input_std`
@@ -52,6 +61,7 @@ class TemporalModel(nn.Module):
         dropout: probability before the classifier, drawn for each frame. Above 0 the classifier is
             `new_fc` and `base_model.fc` a Dropout, at 0 it is `base_model.fc` (TSN-pytorch).
         input_size: height and width of the crops it is meant for, in pixels.
+        consensus: a key of `CONSENSUS`.
 
     Raises:
         ValueError: an argument that cannot work, named by the option that sets it.
@@ -70,6 +80,7 @@ class TemporalModel(nn.Module):
         beta: int | None = 2,
         dropout: float = 0.3,
         input_size: int = 224,
+        consensus: str = "mean",
     ) -> None:
         super().__init__()
         if model not in BLOCKS:
@@ -82,8 +93,11 @@ class TemporalModel(nn.Module):
             raise ValueError(f"dropout {dropout} is not a probability below 1")
         if input_size < 32:
             raise ValueError(f"input_size {input_size} is too small: the network divides it by 32")
+        if consensus not in CONSENSUS:
+            raise ValueError(f"consensus {consensus} is not one of {', '.join(CONSENSUS)}")
         self.num_segments = num_segments
         self.input_size = input_size
+        self.consensus = consensus
         # An attribute, since DataParallel's replicas lose the layout of the weights (pytorch issue 37484).
         self.memory_format = torch.contiguous_format
 
@@ -93,6 +107,8 @@ class TemporalModel(nn.Module):
         self.description = ", ".join(
             [f"{model} {backbone}", *(f"{name} {value}" for name, value in split.items())]
         )
+        if consensus != "mean":
+            self.description += f", consensus {consensus}"
         self.base_model = ResNet(partial(BLOCKS[model], **split), DEPTHS[backbone])
         classifier = nn.Linear(self.base_model.fc.in_features, num_class)
         nn.init.normal_(classifier.weight, 0, 0.001)
@@ -122,10 +138,25 @@ class TemporalModel(nn.Module):
         if self.new_fc is not None:
             logits = self.new_fc(logits)
         # In float32, also where the logits are bf16 or fp16.
-        return logits.view(-1, self.num_segments, logits.shape[-1]).float().mean(dim=1)
+        return CONSENSUS[self.consensus](logits.view(-1, self.num_segments, logits.shape[-1]).float())
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Exclude parts of the backbone from training.
+
+        Args:
+            parts: of `PARTS`; 'backbone' is everything but the classifier, 'stem' what precedes layer1.
+        """
+        for name, module in self.base_model.named_children():
+            part = "stem" if name in ("conv1", "bn1") else name
+            if name != "fc" and ("backbone" in parts or part in parts):
+                module.requires_grad_(False)
 
     def get_optim_policies(self, classifier_lr_mult: float = 1.0) -> list[dict]:
         """The optimizer's parameter groups, with TSN-pytorch's names.
+
+        Parameters of other modules than convolutions, linear layers and batch norms have rate 1, and decay 1,
+        or 0 for vectors and scalars. A module can state factors on rate and decay for its parameters:
+        `optim_policies = {"gate": (10, 0)}`.
 
         Args:
             classifier_lr_mult: factor on the classifier's learning rate. With 1 the groups are the published
@@ -133,29 +164,36 @@ class TemporalModel(nn.Module):
 
         Returns:
             Groups with `params`, `lr_mult` and `decay_mult`, the factors on learning rate and weight decay.
-
-        Raises:
-            TypeError: a module with parameters that no group is meant for.
         """
         conv_weights: list[nn.Parameter] = []
         linear_weights: list[nn.Parameter] = []
         biases: list[nn.Parameter] = []
         norm: list[nn.Parameter] = []
+        others: dict[tuple[float, float], list[nn.Parameter]] = {}
+        stated = {
+            module.get_parameter(name): factors
+            for module in self.modules()
+            for name, factors in getattr(module, "optim_policies", {}).items()
+        }
         classifier = self.classifier
         has_own_rate = classifier_lr_mult != 1
         for module in self.modules():
-            parameters = list(module.parameters(recurse=False))
             if module is classifier and has_own_rate:
                 continue
-            if isinstance(module, nn.Conv3d):
-                conv_weights += parameters
-            elif isinstance(module, nn.Linear):
-                linear_weights.append(module.weight)
-                biases.append(module.bias)
-            elif isinstance(module, nn.BatchNorm3d):
-                norm += parameters
-            elif parameters:
-                raise TypeError(f"no parameter group for {type(module).__name__}")
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter in stated:
+                    group = others.setdefault(stated[parameter], [])
+                elif isinstance(module, nn.Conv3d | nn.Linear) and name == "bias":
+                    group = biases
+                elif isinstance(module, nn.Conv3d):
+                    group = conv_weights
+                elif isinstance(module, nn.Linear):
+                    group = linear_weights
+                elif isinstance(module, nn.BatchNorm3d):
+                    group = norm
+                else:
+                    group = others.setdefault((1, int(parameter.ndim > 1)), [])
+                group.append(parameter)
         groups = [
             ("first_conv_weight", conv_weights[:3], 1, 1),
             ("first_conv_bias", [], 2, 0),  # no convolution has one; kept for the published layout
@@ -168,6 +206,7 @@ class TemporalModel(nn.Module):
                 ("classifier_weight", [classifier.weight], classifier_lr_mult, 1),
                 ("classifier_bias", [classifier.bias], 2 * classifier_lr_mult, 0),
             ]
+        groups += [(f"other {factors}", params, *factors) for factors, params in others.items()]
         return [
             {"name": name, "params": params, "lr_mult": lr_mult, "decay_mult": decay_mult}
             for name, params, lr_mult, decay_mult in groups

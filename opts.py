@@ -11,17 +11,19 @@ from typing import Any
 
 from datasets_video import LAYOUTS, SOURCES, dataset_name
 from gst import ALPHAS, BETAS
-from models import BLOCKS, MAX_INPUT_SIZE, MAX_SEGMENTS, PUBLISHED_NAMES, block_kwargs
+from models import BLOCKS, CONSENSUS, MAX_INPUT_SIZE, MAX_SEGMENTS, PARTS, PUBLISHED_NAMES, block_kwargs
 from resnet_gst import DEPTHS
 from utils.cli import (
     Parser,
     UserError,
+    comma_separated,
     non_negative_float,
     non_negative_int,
     number_type,
     positive_float,
     positive_int,
 )
+from utils.metrics import METRICS
 from utils.pool import cores
 
 TRAINING_EXAMPLES = """\
@@ -158,6 +160,7 @@ model.add_argument("--alpha", default=4, **ALPHA)
 model.add_argument("--beta", default=2, **BETA)
 model.add_argument("--num_segments", default=8, help="frames per clip", **NUM_SEGMENTS)
 model.add_argument("--input_size", default=224, help="height and width of the input in pixels", **INPUT_SIZE)
+model.add_argument("--consensus", choices=CONSENSUS, default="mean", help="of the logits of a clip's frames")
 model.add_argument("--dropout", "--dp", type=FRACTION, default=0.3, help="dropout before the classifier")
 model.add_argument(
     "--pretrained",
@@ -165,6 +168,9 @@ model.add_argument(
     help="initial weights: torchvision's ImageNet weights, random ones, or a file with a 2D ResNet or a "
     "checkpoint of this code, whose classifier is loaded if its classes are the same (default: imagenet, "
     "or none for resnet14 and resnet26, which have no ImageNet weights)",
+)
+model.add_argument(
+    "--freeze", type=comma_separated(PARTS), metavar="PARTS", help=f"do not train: {', '.join(PARTS)}"
 )
 
 recipe = parser.add_argument_group("recipe (the defaults are the paper's)")
@@ -196,11 +202,7 @@ recipe.add_argument(
     help="divide the learning rate by 10 at --lr_steps, or decay it to 0 along a half cosine",
 )
 recipe.add_argument(
-    "--lr_steps",
-    type=positive_int,
-    nargs="+",
-    default=[50, 60],
-    help="epochs at which the rate drops to a tenth",
+    "--lr_steps", type=positive_int, nargs="+", default=[50, 60], help="epochs where the rate drops tenfold"
 )
 recipe.add_argument(
     "--warmup_epochs", type=non_negative_float, default=0.0, help="epochs of linear warmup from 0"
@@ -209,6 +211,11 @@ recipe.add_argument("--momentum", type=FRACTION, default=0.9, help="momentum of 
 recipe.add_argument("--weight_decay", "--wd", type=non_negative_float, default=3e-4, help="weight decay")
 recipe.add_argument(
     "--clip-gradient", "--gd", type=positive_float, default=20.0, help="largest gradient norm"
+)
+recipe.add_argument("--label_smoothing", type=FRACTION, default=0.0, help="share spread over all classes")
+recipe.add_argument("--mixup", type=non_negative_float, default=0.0, help="alpha of mixing pairs of clips")
+recipe.add_argument(
+    "--class_weights", metavar="balanced|FILE", help="weights of the loss; FILE has lines of 'class weight'"
 )
 flips = recipe.add_mutually_exclusive_group()
 flips.add_argument(
@@ -247,6 +254,7 @@ run.add_argument("-e", "--evaluate", action="store_true", help="only evaluate th
 run.add_argument("--save-freq", type=positive_int, help="steps between additional saves")
 run.add_argument("--save-minutes", type=positive_float, default=30.0, help="minutes between additional saves")
 run.add_argument("--keep", type=positive_int, default=2, help="checkpoints to keep besides the best one")
+run.add_argument("--best", choices=METRICS, default="prec1", help="what the best checkpoint is chosen by")
 run.add_argument("-ef", "--eval-freq", type=positive_int, default=1, help="epochs between evaluations")
 
 
@@ -263,6 +271,8 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
         UserError: an option contradicts another one.
     """
     args = parser.parse_args(words, argparse.Namespace(alpha=None, beta=None))
+    if args.dataset not in RECIPES and args.lr_steps is parser.get_default("lr_steps"):
+        args.lr_steps = [max(1, args.epochs * step // parser.get_default("epochs")) for step in args.lr_steps]
     for name in ("alpha", "beta"):
         value = getattr(args, name)
         if name in block_kwargs(args.type):
@@ -294,7 +304,8 @@ def describe_recipe(args: argparse.Namespace) -> str:
     `describe_batch` covers a different batch size with the published learning rate.
     """
     if args.dataset not in RECIPES:
-        return f"{args.dataset}: no published recipe; the defaults are Something-Something's"
+        steps = f", with --lr_steps {_format(args.lr_steps)}" if args.lr_schedule == "step" else ""
+        return f"{args.dataset}: no published recipe; the defaults are Something-Something's{steps}"
     published = _published_recipe(args.dataset)
     changes = []
     if args.batch_size * args.accumulate != published["batch_size"] and args.lr != published["lr"]:

@@ -73,6 +73,16 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(frames).flatten(1))
 
 
+def start_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that 2D weights do not have, as the `start_from_2d` of their blocks initialises them."""
+    return {
+        f"{place}.{name}": value
+        for place, module in model.named_modules()
+        if hasattr(module, "start_from_2d")
+        for name, value in module.start_from_2d().items()
+    }
+
+
 # The tensors of a 2D ResNet, its classifier aside.
 _IN_2D = re.compile(r"(layer\d\.\d+\.)?(conv|bn)\d\.|layer\d\.\d+\.downsample\.")
 
@@ -95,12 +105,7 @@ def load_2d_weights(model: ResNet, weights: dict[str, torch.Tensor]) -> tuple[li
     Raises:
         ValueError: a tensor is missing or has another shape; the model is not changed then.
     """
-    converted = {
-        f"{place}.{name}": value
-        for place, module in model.named_modules()
-        if hasattr(module, "start_from_2d")
-        for name, value in module.start_from_2d().items()
-    }
+    converted = start_tensors(model)
     kept: list[str] = []
     for name, own in model.state_dict().items():
         if name in converted:

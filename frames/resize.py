@@ -13,12 +13,14 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
+
+from utils.cli import UserError
 
 BILINEAR = Image.Resampling.BILINEAR
 BITS = 22  # fractional bits of a weight: Pillow's PRECISION_BITS
@@ -119,6 +121,10 @@ class View(NamedTuple):
     mirrored: int
 
 
+class NeedsPixelsError(UserError, AttributeError):
+    """A transform needs the pixels of a frame."""
+
+
 @dataclass(frozen=True)
 class Outline:
     """A frame without pixels, which records the transforms that are applied to it.
@@ -146,9 +152,12 @@ class Outline:
         return self.width, self.height
 
     def __getattr__(self, name: str) -> None:
-        raise AttributeError(
+        raise NeedsPixelsError(
             f"an outline has no {name}: transforms that change colours need --resize workers"
         )
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return self.pixels  # which it does not have
 
     @property
     def _is_resized(self) -> bool:

@@ -145,6 +145,7 @@ def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str |
                 spec.beta,
                 dropout=0.3 if spec.has_dropout else 0,  # any rate above 0 gives the same names of tensors
                 input_size=input_size,
+                consensus=spec.consensus,
             )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
@@ -169,11 +170,12 @@ def _check_options(
 ) -> tuple[int, int]:
     """Check the user's options against the file, and return the number of segments and the input size."""
     known = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    known["consensus"] = spec.consensus
     for name in ("num_segments", "input_size"):
         if name in checkpoint_options:
             known[name] = checkpoint_options[name]
     for name, value in known.items():
-        stated = getattr(options, name)
+        stated = getattr(options, name, None)  # only main.py has --consensus
         if stated is not None and stated != value:
             has = f"no {name}" if value is None else f"{name} {value}"
             raise UserError(f"--{name} {stated} contradicts {path}, which has {has}")

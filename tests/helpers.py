@@ -137,7 +137,7 @@ def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def assert_one_line_error(process: subprocess.CompletedProcess[str], *words: object) -> None:
-    """Check that a program refused its input with one line that has these words, and failed."""
+    """Check that a program refused its input: one line with these words, and a status other than 0."""
     details = f"status {process.returncode}\nstdout:\n{process.stdout}\nstderr:\n{process.stderr}"
     assert process.returncode != 0, details
     assert "Traceback" not in process.stdout + process.stderr, details

@@ -46,6 +46,8 @@ def main() -> None:
     class_names(loaded.checkpoint, args.weights)  # checks their number
     buffer = io.BytesIO()
     if args.released:
+        if loaded.spec.consensus != "mean":
+            raise UserError(f"--released: the authors' code has no consensus {loaded.spec.consensus}")
         if (loaded.spec.type, loaded.spec.arch) != ("GST", "resnet50"):
             log.warning(
                 f"warning: the authors' code has no {loaded.spec.type} {loaded.spec.arch}, only GST resnet50"
@@ -99,6 +101,7 @@ def clean_content(loaded: LoadedModel) -> dict[str, Any]:
     options = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     options = {name: value for name, value in options.items() if value is not None}
     options |= {"num_segments": model.num_segments, "input_size": model.input_size}
+    options["consensus"] = spec.consensus
     options |= {name: loaded.options[name] for name in KEPT_OPTIONS if name in loaded.options}
     content = {name: loaded.checkpoint[name] for name in KEPT if name in loaded.checkpoint}
     return content | {"arch": spec.arch, "num_class": spec.num_class, "options": options}

@@ -55,6 +55,7 @@ class SavedOptions(TypedDict, total=False):
     arch: str
     alpha: Positive | None  # None: the block has none
     beta: Positive | None
+    consensus: str
     num_segments: Annotated[int, Field(ge=1, le=MAX_SEGMENTS)]
     input_size: Annotated[int, Field(ge=32, le=MAX_INPUT_SIZE)]
     batch_size: Positive
@@ -70,6 +71,7 @@ class Checkpoint(TypedDict, total=False):
     epoch: Count
     step: Count
     best_prec1: float
+    best_mean_class: float
     options: SavedOptions
     categories: list[str]
     mirrored: list[int]  # label of each class in mirrored clips, or NEVER

@@ -23,6 +23,7 @@ class ModelSpec(NamedTuple):
     beta: int | None
     num_class: int
     has_dropout: bool
+    consensus: str
 
 
 def describe_model(checkpoint: dict[str, Any], path: str | Path, kind: str | None = None) -> ModelSpec:
@@ -40,8 +41,9 @@ def describe_model(checkpoint: dict[str, Any], path: str | Path, kind: str | Non
     kind = kind if kind in types else next(iter(types))
     arch = checkpoint.get("options", {}).get("arch") or _find_arch(checkpoint["state_dict"], path)
     name, num_class = find_classifier(checkpoint["state_dict"], path)
-    kwargs = types[kind]
-    return ModelSpec(kind, arch, kwargs.get("alpha"), kwargs.get("beta"), num_class, name == "new_fc")
+    split = (types[kind].get("alpha"), types[kind].get("beta"))
+    consensus = checkpoint.get("options", {}).get("consensus", "mean")
+    return ModelSpec(kind, arch, *split, num_class, name == "new_fc", consensus)
 
 
 def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, dict[str, int]]:

@@ -32,7 +32,8 @@ class RunFiles:
     def __init__(self, args: Namespace) -> None:
         split = [f"{name}{value}" for name in ("alpha", "beta") if (value := getattr(args, name)) is not None]
         parts = [args.type, args.dataset, args.arch, *split, f"segment{args.num_segments}"]
-        name = "_".join([*parts, *filter(None, [args.store_name])])
+        consensus = "" if args.consensus == "mean" else args.consensus
+        name = "_".join([*parts, *filter(None, [consensus, args.store_name])])
         top = Path(args.checkpoint_dir)
         self.name = name
         self.checkpoint = top / "checkpoint" / f"{name}_checkpoint.pth.tar"

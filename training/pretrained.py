@@ -2,11 +2,14 @@
 
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
+
+import torch
 
 from classes import match_categories
 from models import TemporalModel
-from resnet_gst import load_2d_weights
+from resnet_gst import load_2d_weights, start_tensors
 from training.checkpoint import load_start, load_weights, read_pretrained
 from training.describe import class_names, describe_model
 from utils.cli import UserError, log
@@ -40,6 +43,8 @@ def load_initial_weights(
         return checkpoint.get("new_classifier", False)
     if args.pretrained == "none":
         log.info("weights: random start")
+        if args.freeze and world.is_main:
+            log.warning("warning: --freeze: the weights that are not trained are random")
         return True
     # The main process loads them; the others get them with the model's first broadcast.
     return world.broadcast(load_pretrained(model, args, categories) if world.is_main else None)
@@ -67,17 +72,19 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
             raise UserError(
                 f"{source} {error}: it must be a 2D {args.arch}'s state dict or a checkpoint of this code"
             ) from None
-        new = Counter(name.split(".", 2)[2] for name in kept if name.startswith("layer"))
-        new = [f"{count} {name}" for name, count in new.items() if not name.endswith("num_batches_tracked")]
-        log.info(f"{source}: {len(loaded)} tensors loaded, not {' and '.join([*new, 'the classifier'])}")
+        new = [*_count_tensors(name for name in kept if name.startswith("layer")), "the classifier"]
+        log.info(f"{source}: {len(loaded)} tensors loaded, not {' and '.join(new)}")
         return True
     spec = describe_model(start, source, args.type)
-    names = ("type", "arch", "alpha", "beta")
+    names = ("arch", "alpha", "beta") if spec.type == args.type else ("arch",)
     differing = [name for name in names if getattr(spec, name) not in (None, getattr(args, name))]
     if differing:
         values = ", ".join(f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in differing)
         options = " ".join(f"--{name} {getattr(spec, name)}" for name in differing)
         raise UserError(f"--pretrained {source} is a model with {values}: give {options}")
+    if spec.type != args.type:
+        start["state_dict"], line = fit_backbone(model, start["state_dict"])
+        log.info(f"{source}: type {spec.type}, not {args.type}; {line}")
     names = class_names(start, source)
     permutation = match_categories(categories, names) if names else None
     load_start(model, start, permutation, source)
@@ -88,3 +95,38 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
         order = "" if permutation == sorted(permutation) else ", in another order"
         log.info(f"{source}: backbone and classifier loaded, the classes are the same{order}")
     return permutation is None
+
+
+def fit_backbone(
+    model: TemporalModel, state_dict: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Take what fits from the checkpoint of another type of block.
+
+    Args:
+        model: the new model; not changed.
+        state_dict: of the checkpoint.
+
+    Returns:
+        The state dict: tensors of the checkpoint with the same name and shape, otherwise those of
+        `start_from_2d` of the block, otherwise those of the model; the classifier is the checkpoint's.
+        And a description for the log.
+    """
+    start = {f"base_model.{name}": value for name, value in start_tensors(model.base_model).items()}
+    head = ("new_fc.", "base_model.fc.")
+    own = {name: value for name, value in (model.state_dict() | start).items() if not name.startswith(head)}
+    fitting = {
+        name: value
+        for name, value in state_dict.items()
+        if name.startswith(head) or (name in own and own[name].shape == value.shape)
+    }
+    new = _count_tensors(name.partition(".")[2] for name in own.keys() - fitting.keys())
+    unused = _count_tensors(name.partition(".")[2] for name in state_dict.keys() - fitting.keys())
+    num_loaded = len(own.keys() & fitting.keys())
+    description = f"{num_loaded} tensors loaded; new: {', '.join(new) or 'none'}"
+    return own | fitting, f"{description}; in the file only: {', '.join(unused) or 'none'}"
+
+
+def _count_tensors(names: Iterable[str]) -> list[str]:
+    """Count tensors such as 'layer1.0.conv1.weight' by their names within a block."""
+    counts = Counter(name.split(".", 2)[-1] for name in sorted(names))
+    return [f"{count} {name}" for name, count in counts.items() if not name.endswith("num_batches_tracked")]

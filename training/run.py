@@ -45,7 +45,9 @@ STEP_OPTIONS = (
     "clip_gradient",
 )
 RATE_OPTIONS = ("lr", "lr_schedule", "lr_steps", "warmup_epochs", "lr_mult_new")
-RECIPE = (*MODEL_OPTIONS, *STEP_OPTIONS, *RATE_OPTIONS, "seed", "amp")
+# With the values for older checkpoints, which do not have them.
+NEW_OPTIONS = {"consensus": "mean", "freeze": None, "label_smoothing": 0.0, "mixup": 0.0, "best": "prec1"}
+RECIPE = (*MODEL_OPTIONS, *STEP_OPTIONS, *RATE_OPTIONS, *NEW_OPTIONS, "seed", "amp")
 
 
 class Run:
@@ -118,8 +120,10 @@ class Run:
             "(--resume auto), choose another name (--store_name), or delete it (--overwrite)"
         )
 
-    def check_data(self, checkpoint: dict[str, Any], data: Datasets) -> None:
-        """Check that a checkpoint continues with the same data: lists, classes and mirrored classes.
+    def check_data(
+        self, checkpoint: dict[str, Any], data: Datasets, class_weights: list[float] | None
+    ) -> None:
+        """Check that a checkpoint continues with the same lists, classes, mirrored classes and class weights.
 
         Raises:
             UserError: they differ.
@@ -135,6 +139,8 @@ class Run:
                     f"{path} was trained with another mirrored class for '{printable(differing[0])}': "
                     "give the same --flip_pairs or --no_flip to continue it"
                 )
+        if checkpoint.get("class_weights", class_weights) != class_weights:
+            raise UserError(f"{path} was trained with other class weights: give the same --class_weights")
         check_same_list(data.train, checkpoint.get("data"), path, "trained")
         check_same_list(data.val, checkpoint.get("val_data"), path, "validated")
         changes = describe_changes(self.args, checkpoint, self.world.num_devices)
@@ -192,8 +198,10 @@ class Run:
             at_end.callback(log_file.close)
             at_end.callback(log.removeHandler, log_file)
         if not self.files.best.exists():
-            state.best_prec1 = 0.0  # the best accuracy of another run
+            state.best = 0.0  # the best accuracy of another run
         log.info(f"run {self.files.name}, written below {self.args.checkpoint_dir}")
+        if state.epoch >= self.args.epochs:
+            log.info(f"finished: {state.epoch} of {self.args.epochs} epochs")
         self.last_save = self.last_end = time.monotonic()
         self.interruption = Interruption()
 
@@ -332,14 +340,17 @@ class Run:
             curves |= {f"val/{name}": value for name, value in result.averages().items()}
             for label, prec1 in result.class_prec1.items():
                 curves[f"val_class/{label:03d} {self.data.categories[label]}"] = prec1
-            is_best = result.prec1 > state.best_prec1 or not self.files.best.exists()
-            state.best_prec1 = max(state.best_prec1, result.prec1)
+            value = result.averages()[state.metric]
+            is_best = value > state.best or not self.files.best.exists()
+            state.best = max(state.best, value)
         if self.curves:
             self.curves.add(curves, (state.epoch + 1) * self.sampler.num_steps - 1)
         state.finish_epoch(row)
         if result:
-            best = f"Best Prec@1: {state.best_prec1:.3f}{state.best_epoch}"
-            log.info(f"{best}\tvalidation took {time.monotonic() - self.last_end:.0f} s")
+            log.info(
+                f"Mean class accuracy {result.mean_class:.3f}\tBest {state.describe_best()}\t"
+                f"validation took {time.monotonic() - self.last_end:.0f} s"
+            )
         self.save(state, is_best, is_last)
         if self.curves:
             with self._spare(self.files.picture):
@@ -376,7 +387,12 @@ class Run:
 
 
 def make_metadata(
-    args: Namespace, run: Run, data: Datasets, amp: str, has_new_classifier: bool
+    args: Namespace,
+    run: Run,
+    data: Datasets,
+    amp: str,
+    has_new_classifier: bool,
+    class_weights: list[float] | None,
 ) -> dict[str, Any]:
     """What a checkpoint says about its run, apart from its state."""
     return {
@@ -390,6 +406,7 @@ def make_metadata(
         "run": run.files.name,
         "num_devices": run.world.num_devices,
         "new_classifier": has_new_classifier,
+        "class_weights": class_weights,
     }
 
 
@@ -401,6 +418,7 @@ def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> Non
     """
     spec = describe_model(checkpoint, path, args.type)
     options = checkpoint.get("options", {})
+    options = NEW_OPTIONS | options if options else {}
     expected = {name: options[name] for name in RECIPE if name in options}
     expected |= {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     for name in ("alpha", "beta"):  # where one of two types has none, the types differ anyway
@@ -426,7 +444,8 @@ def describe_changes(args: Namespace, checkpoint: dict[str, Any], num_devices: i
     devices = checkpoint.get("num_devices", num_devices)
     if devices != num_devices:
         norm = "dropout" if args.sync_bn or args.freeze_bn else "batch norm and dropout"
-        changes.append(f"{num_devices} devices (was {devices}), which changes {norm}")
+        mixup = ", and the pairs of mixup" if args.mixup else ""
+        changes.append(f"{num_devices} devices (was {devices}), which changes {norm}{mixup}")
     return changes
 
 

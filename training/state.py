@@ -11,7 +11,7 @@ from models import TemporalModel
 from training.optim import load_optimizer
 from utils.cli import log
 from utils.distributed import World
-from utils.metrics import ClipMeters, DivergedError, LossWatch, averages
+from utils.metrics import METRICS, ClipMeters, DivergedError, LossWatch, averages
 
 # fp16's loss scale starts at 65536 and is halved after each step whose gradients are not finite.
 MIN_SCALE = 1e-3
@@ -61,14 +61,15 @@ class TrainState:
         self.meters = ClipMeters(world)  # over the epoch so far
         self.watch = LossWatch()
         self.num_skipped = torch.zeros((), device=world.device)  # steps that fp16 has skipped in the epoch
-        self.best_prec1 = 0.0
+        # What the best checkpoint is chosen by, a key of `METRICS`, and its highest value.
+        self.metric = metadata.get("options", {}).get("best", "prec1")
+        self.best = 0.0
         self.history: list[dict[str, Any]] = []  # a row of the CSV file for each epoch
 
-    @property
-    def best_epoch(self) -> str:
-        """The best epoch, for the log; empty if it is not known."""
-        best = [row["epoch"] for row in self.history if row.get("val_prec1") == self.best_prec1]
-        return f" (epoch {best[0]})" if best else ""
+    def describe_best(self) -> str:
+        """Describe the best accuracy, and its epoch if that is known, for the log."""
+        epochs = [row["epoch"] for row in self.history if row.get(f"val_{self.metric}") == self.best]
+        return f"{METRICS[self.metric]}: {self.best:.3f}" + (f" (epoch {epochs[0]})" if epochs else "")
 
     def finish_step(self, step: int, sums: torch.Tensor, gradient_norm: torch.Tensor) -> None:
         """Count a step of training, without waiting for the device.
@@ -123,7 +124,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "state_dict": self.model.state_dict(),
-            "best_prec1": self.best_prec1,
+            f"best_{self.metric}": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "totals": self.meters.totals,
@@ -142,9 +143,6 @@ class TrainState:
         """
         self.epoch, self.step = checkpoint.get("epoch", self.epoch), checkpoint.get("step", 0)
         self.meters = ClipMeters(self.world, checkpoint.get("totals"))
-        self.best_prec1, self.history = checkpoint.get("best_prec1", 0.0), checkpoint.get("history", [])
+        self.best, self.history = checkpoint.get(f"best_{self.metric}", 0.0), checkpoint.get("history", [])
         load_optimizer(self.optimizer, self.scaler, checkpoint, path)
-        log.info(
-            f"resumed {path} at epoch {self.epoch}, step {self.step}, "
-            f"best Prec@1 {self.best_prec1:.3f}{self.best_epoch}"
-        )
+        log.info(f"resumed {path} at epoch {self.epoch}, step {self.step}; best {self.describe_best()}")

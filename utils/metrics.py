@@ -18,6 +18,9 @@ from tqdm import tqdm
 from utils.cli import UserError, log
 from utils.distributed import World
 
+# The accuracies by which the best checkpoint can be chosen.
+METRICS = {"prec1": "Prec@1", "mean_class": "mean class accuracy"}
+
 
 class AverageMeter:
     """The last value and the average of a quantity."""
