@@ -68,14 +68,14 @@ def main(args: Namespace) -> None:
 
     # Data: lists and videos are checked before anything slow happens
     data = open_datasets(args, checkpoint)
+    class_weights = find_class_weights(args.class_weights, data.train.labels, data.categories, data.mirrored)
+    if checkpoint:
+        run.check_data(checkpoint, data, class_weights)
     labels, val_labels = (videos.labels[videos.included] for videos in (data.train, data.val))
     balance, warning = describe_balance(data.categories, labels, val_labels)
     log.info(balance)
     if world.is_main and warning:
         log.warning(warning)
-    class_weights = find_class_weights(args.class_weights, data.train.labels, data.categories, data.mirrored)
-    if checkpoint:
-        run.check_data(checkpoint, data, class_weights)
     val_batch_size = evaluation_batch_size(
         None, min(args.batch_size, checkpoint_args.get("batch_size", args.batch_size)), len(world.devices)
     )
