@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from classes import NEVER, mirrored_labels, read_flip_pairs
 from dataset import VideoDataSet, check_excluded, open_videos, read_excluded
 from datasets_video import return_dataset
-from frames.resize import Batch, NeedsPixelsError, Outline, decodes_only
-from transforms import evaluation_transform, training_transform
+from frames.resize import Batch, decodes_only
+from transforms import evaluation_transform, needs_pixels, training_transform
 from utils.cli import UserError, log, pluralize
 from utils.distributed import World
 
@@ -310,17 +310,6 @@ def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
         log.info(f"{args.dataset}: {clips} from {paths.source}, {len(paths.categories)} classes")
     check_excluded(excluded, [train_set, val_set])
     return Datasets(train_set, val_set, paths.categories, mirrored, paths.source, excluded)
-
-
-def needs_pixels(transform: Callable) -> bool:
-    """Whether a transform fails on outlines; it is tried often because it may be random."""
-    outline = Outline.of(320, 240)
-    try:
-        for seed in range(200):
-            transform([outline], 0, np.random.default_rng(seed))
-    except NeedsPixelsError:
-        return True
-    return False
 
 
 def make_loaders(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from classes import NEVER
-from frames.resize import Frame, Outline, resize, resize_and_crop
+from frames.resize import Frame, NeedsPixelsError, Outline, resize, resize_and_crop
 
 Frames = list[Frame]
 Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
@@ -226,3 +226,14 @@ def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = F
     if num_crops == 1:
         return Compose(GroupScaleCenterCrop(scale_size, crop_size), Stack())
     return Compose(GroupScale(scale_size), GroupOverSample(crop_size, num_crops), Stack())
+
+
+def needs_pixels(transform: Transform) -> bool:
+    """Whether a transform fails on outlines; it is tried often because it may be random."""
+    outline = Outline.of(320, 240)
+    try:
+        for seed in range(200):
+            transform([outline], 0, np.random.default_rng(seed))
+    except NeedsPixelsError:
+        return True
+    return False

@@ -110,7 +110,7 @@ def test_metadata_of_a_clean_file(trained, released, tmp_path):
         "num_class": 4,
         "options": {
             **{"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 4, "input_size": 32},
-            **{"amp": "off", "batch_size": 2, "source": "frames"},
+            **{"amp": "off", "batch_size": 2, "consensus": "mean", "source": "frames"},
         },
         "categories": list(CATEGORIES),
         "mirrored": before["mirrored"],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from baselines import C2DBottleneck
 from inference.fuse import fuse
 from models import BLOCKS, TemporalModel
 from training.optim import make_optimizer
@@ -184,11 +185,67 @@ def test_classifier_with_another_rate_has_its_groups(dropout):
         assert group | {"params": before["params"]} == before
 
 
-def test_parameters_without_a_group_are_refused():
+class Gated(C2DBottleneck):
+    """A block with a plain parameter, a LayerNorm, a convolution with a bias, and factors for one of them."""
+
+    optim_policies = {"gate": (10, 0)}
+
+    def __init__(self, inplanes, planes, stride=1, downsample=None):
+        super().__init__(inplanes, planes, stride, downsample)
+        self.gate = nn.Parameter(torch.randn(planes, planes))
+        self.mix = nn.Parameter(torch.zeros(planes, planes))
+        self.norm = nn.LayerNorm(planes)
+        self.conv_t = nn.Conv3d(planes, planes, (3, 1, 1), padding=(1, 0, 0), groups=planes)
+
+    def aggregate(self, x):
+        x = self.conv2(x)
+        gates = self.norm(x.mean((2, 3, 4)) @ (self.gate + self.mix)).sigmoid()
+        return x + self.conv_t(x) * gates[:, :, None, None, None]
+
+
+def test_any_parameter_trains(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "Gated", Gated)
+    model = small(model="Gated")
+    groups = {group["name"]: group for group in model.get_optim_policies()}
+    names = {id(parameter): name.split(".", 3)[-1] for name, parameter in model.named_parameters()}
+    factors = {
+        names[id(parameter)]: (group["lr_mult"], group["decay_mult"])
+        for group in groups.values()
+        for parameter in group["params"]
+    }
+    expected = {"gate": (10, 0), "mix": (1, 1), "norm.weight": (1, 0), "norm.bias": (1, 0)}
+    expected |= {"conv_t.weight": (1, 1), "conv_t.bias": (2, 0), "bn1.weight": (1, 0), "conv1.weight": (1, 1)}
+    assert {name: factors[name] for name in expected} == expected
+    optimizer = make_optimizer(model, Namespace(lr=0.1, momentum=0.9, weight_decay=0.1))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    model(torch.randn(2, 3, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert [name for name, value in model.named_parameters() if torch.equal(value, before[name])] == []
+
+
+def test_consensus():
+    clips = torch.randn(2, 3, 3, 32, 32)
+    model, other = small(consensus="max").eval(), small().eval()
+    other.load_state_dict(model.state_dict())
+    frames = []
+    model.new_fc.register_forward_hook(lambda _m, _i, output: frames.append(output.view(2, 3, 5)))
+    torch.testing.assert_close(model(clips), frames[0].amax(dim=1))
+    torch.testing.assert_close(other(clips), frames[0].mean(dim=1))
+    assert model.description == f"{other.description}, consensus max"
+
+
+@pytest.mark.parametrize(("parts", "frozen"), [(["backbone"], 5), (["stem", "layer2"], 2), ([], 0)])
+def test_freeze(parts, frozen):
     model = small()
-    model.base_model.layer1[0].extra = nn.PReLU()
-    with pytest.raises(TypeError, match="PReLU"):
-        model.get_optim_policies()
+    model.freeze(parts)
+    stages = {}
+    for name, parameter in model.named_parameters():
+        stage = "fc" if "fc" in name else name.split(".")[1].replace("conv1", "stem").replace("bn1", "stem")
+        stages.setdefault(stage, set()).add(parameter.requires_grad)
+    assert len(stages) == 6
+    assert stages["fc"] == {True}
+    assert [*stages.values()].count({False}) == frozen
+    assert all(stages[part] == {False} for part in parts if part != "backbone")
 
 
 @pytest.mark.parametrize(

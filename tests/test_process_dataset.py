@@ -181,19 +181,6 @@ def test_jester_from_videos(tmp_path: Path) -> None:
     assert texts(home)["test_videofolder.txt"] == "9 6\n8 3\n"
 
 
-def test_odd_names_are_read_back(tmp_path: Path) -> None:
-    names = ["a b  c", "12 3 4", "-1", "Ünïcödé 動画", "a\u00a0b", "part/of a path", "{:05d}", "a\\b", "'\""]
-    classes = ["0", "1 2 3", "a\u00a0b", "../a", "x" * 300]
-    home = make_frames(tmp_path, "somethingv2", dict.fromkeys(names, 3))
-    entries = [{"id": name, "template": classes[i % 5]} for i, name in enumerate(names)]
-    contents = {"labels": {name: i for i, name in enumerate(classes)}}
-    for part, content in (contents | {"train": entries[:-1], "validation": entries[-1:]}).items():
-        (tmp_path / f"{part}.json").write_text(json.dumps(content))
-    succeed(tmp_path, "somethingv2", "--annotations", tmp_path)
-    assert read_categories(home / "category.txt") == classes
-    assert "0 problems, 0 notes\n" in succeed(tmp_path, "somethingv2", "--check", "--decode_all").stdout
-
-
 def test_unusual_class_order_is_noted(tmp_path: Path) -> None:
     home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
     annotations = annotate_v1(tmp_path / "csv")

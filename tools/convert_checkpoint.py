@@ -32,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")
 # The values and options of a checkpoint that a clean file keeps.
 KEPT = ("epoch", "best_prec1", "categories", "mirrored")
-KEPT_OPTIONS = ("amp", "batch_size", "source")
+KEPT_OPTIONS = ("amp", "batch_size", "consensus", "source")
 
 
 def main() -> None:
@@ -101,7 +101,6 @@ def clean_content(loaded: LoadedModel) -> dict[str, Any]:
     options = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     options = {name: value for name, value in options.items() if value is not None}
     options |= {"num_segments": model.num_segments, "input_size": model.input_size}
-    options["consensus"] = spec.consensus
     options |= {name: loaded.options[name] for name in KEPT_OPTIONS if name in loaded.options}
     content = {name: loaded.checkpoint[name] for name in KEPT if name in loaded.checkpoint}
     return content | {"arch": spec.arch, "num_class": spec.num_class, "options": options}

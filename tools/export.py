@@ -78,10 +78,11 @@ def parse_args() -> Namespace:
 def make_metadata(loaded: LoadedModel, args: Namespace) -> dict[str, Any]:
     """Describe the model for the exported file."""
     model, spec = loaded.model, loaded.spec
-    options = {name: loaded.options[name] for name in ("batch_size", "source") if name in loaded.options}
+    options = {
+        name: loaded.options[name] for name in ("batch_size", "source", "consensus") if name in loaded.options
+    }
     options |= {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     options |= {"num_segments": model.num_segments, "input_size": model.input_size}
-    options["consensus"] = spec.consensus
     metadata = {
         "description": model.description,
         "options": options,

@@ -69,7 +69,7 @@ class TrainState:
     def describe_best(self) -> str:
         """Describe the best accuracy, and its epoch if that is known, for the log."""
         epochs = [row["epoch"] for row in self.history if row.get(f"val_{self.metric}") == self.best]
-        return f"{METRICS[self.metric]}: {self.best:.3f}" + (f" (epoch {epochs[0]})" if epochs else "")
+        return f"{METRICS[self.metric]} {self.best:.3f}" + (f" (epoch {epochs[0]})" if epochs else "")
 
     def finish_step(self, step: int, sums: torch.Tensor, gradient_norm: torch.Tensor) -> None:
         """Count a step of training, without waiting for the device.
@@ -145,4 +145,4 @@ class TrainState:
         self.meters = ClipMeters(self.world, checkpoint.get("totals"))
         self.best, self.history = checkpoint.get(f"best_{self.metric}", 0.0), checkpoint.get("history", [])
         load_optimizer(self.optimizer, self.scaler, checkpoint, path)
-        log.info(f"resumed {path} at epoch {self.epoch}, step {self.step}; best {self.describe_best()}")
+        log.info(f"resumed {path} at epoch {self.epoch}, step {self.step}, best {self.describe_best()}")
