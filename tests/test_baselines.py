@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from helpers import REPOSITORY, assert_one_line_error, call, small_run
+from helpers import REPOSITORY, call, small_run
 from torch import nn
 
 import baselines
@@ -142,14 +142,6 @@ def test_still_clip_has_features_of_image_network(kind, image_model):
     assert equal == (list(range(11)) if kind in ("C2D", "S3D") else [4, 5, 6])
 
 
-@pytest.mark.parametrize("kind", BASELINES)
-def test_all_but_the_classifier_starts_from_image_network(kind, image_model):
-    model = ResNet(BLOCKS[kind], DEPTHS["resnet14"])
-    loaded, kept = load_2d_weights(model, image_model.state_dict())
-    assert sorted(loaded + kept) == sorted(model.state_dict())
-    assert all(name.startswith("fc.") or name.endswith("num_batches_tracked") for name in kept)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Types of checkpoints and options
 
@@ -264,17 +256,6 @@ def test_type_option_decides_between_c2d_and_tsm(tsm, trn_root, tmp_path):
     run = small_run(trn_root, tmp_path / "out", "--type", "TSM", "-b", 24)
     assert result_of(call("main.py", *run, "-e", "--resume", tsm["bare"])) == result_of(own)
     lines_of(call("main.py", *run, "--pretrained", tsm["bare"]))
-
-
-def test_contradicting_type_is_refused(tsm, trn_root, tmp_path):
-    for options in (("--alpha", 4), ("--type", "C2D")):
-        process = call("test_models.py", *data(trn_root), "--weights", tsm["own"], *options)
-        assert_one_line_error(process, options[0], tsm["own"])
-    out = tmp_path / "out"
-    for option in ("--pretrained", "--resume"):
-        process = call("main.py", *small_run(trn_root, out, option, tsm["own"]))
-        assert_one_line_error(process, tsm["own"], "TSM")
-    assert not out.exists()
 
 
 def test_block_of_readme_trains(start, trn_root, tmp_path, monkeypatch):

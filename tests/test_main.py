@@ -362,9 +362,9 @@ def resume(halves, out, *more, checkpoint=None, root=None):
 CHANGES = """
     --dataset=somethingv2 --alpha=8 --beta=1 --arch=resnet26 --num_segments=3 --input_size=64 --dropout=0.4
     --batch-size=6 --accumulate=2 --lr=0.003 --lr_mult_new=2 --lr_schedule=cosine --lr_steps=2
-    --consensus=max --freeze=layer1 --label_smoothing=0.1 --mixup=0.2 --class_weights=balanced --best=mean_class
-    --warmup_epochs=1 --momentum=0.8 --weight_decay=0.001 --clip-gradient=10 --freeze_bn --seed=1 --amp=bf16
-    --start-epoch=0 --overwrite --no_flip
+    --consensus=max --freeze=layer1 --label_smoothing=0.1 --mixup=0.2 --class_weights=balanced
+    --best=mean_class --warmup_epochs=1 --momentum=0.8 --weight_decay=0.001 --clip-gradient=10 --freeze_bn
+    --seed=1 --amp=bf16 --start-epoch=0 --overwrite --no_flip
 """
 
 
@@ -690,6 +690,7 @@ def test_missing_frames_are_refused_or_skipped(tmp_path):
     assert [match[4] for match in map(RESULT_LINE.fullmatch, lines) if match] == [" (2 of 4 videos)"]
 
 
+@pytest.mark.slow
 def test_run_continues_without_a_broken_video(tmp_path):
     """The error names --exclude. All other steps stay the same, and the checkpoint remembers the video."""
     root = make_dataset(tmp_path / "data", frames=8, train=9, val=3)
@@ -740,6 +741,7 @@ def test_batch_too_small_for_batch_norm_is_one_line(trn_root, tmp_path):
 # Training
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_run_with_any_workers(trn_root, tmp_path):
     def train(name, *more):
         lines = succeed(*small_run(trn_root, tmp_path, "-b", 5, "--store_name", name, *more))

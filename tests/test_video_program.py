@@ -20,8 +20,7 @@ from classes import released_categories
 from frames.sources import open_video
 from frames.video import decode, decode_frames, index_frames
 from models import TemporalModel
-from reports.render import Answer, Caption, answer_sheet, render
-from utils.cli import UserError
+from reports.render import Answer, Caption, answer_sheet
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"
 
@@ -409,13 +408,3 @@ def test_bars_have_the_length_of_probabilities(clips):
     lengths = is_bar[:, 600:].sum(axis=1)
     assert set(lengths[lengths > 150].tolist()) == {181}
     assert 91 in lengths
-
-
-def test_damaged_video_leaves_no_picture(tmp_path):
-    path = tmp_path / "a.mp4"
-    write_video(path, noisy_images(200))
-    damage(path, 190)
-    video = open_video(path)
-    with pytest.raises(UserError):
-        render(tmp_path / "out.mp4", video, [1], [Answer("a", 0.5)])
-    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
