@@ -326,7 +326,7 @@ def describe_recipe(args: argparse.Namespace) -> str:
 
 
 def describe_batch(args: argparse.Namespace) -> str:
-    """Describe the clips per step and the learning rate for the log, and suggest --lr if they do not match."""
+    """Describe the clips per step and the learning rate for the log, and suggest --lr if they do not fit."""
     clips = args.batch_size * args.accumulate
     published = _published_recipe(args.dataset)
     text = f"{clips} clips per step"
