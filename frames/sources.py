@@ -299,9 +299,7 @@ def find_videos(path: Path) -> list[Path]:
     names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     if not videos:
         but = f", but {names}" if names else ""
-        raise UserError(
-            f"{printable(path)}: has no videos and no folders with only numbered images{but}"
-        )
+        raise UserError(f"{printable(path)}: has no videos and no folders with only numbered images{but}")
     if skipped:
         log.warning(f"warning: {printable(path)}: skipped {names} (not a video)")
     return sorted(videos)
