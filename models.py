@@ -37,8 +37,13 @@ MAX_INPUT_SIZE = 1024
 
 
 def block_kwargs(kind: str) -> tuple[str, ...]:
-    """Which of alpha and beta a type of block has: those that its constructor takes."""
-    arguments = inspect.signature(BLOCKS[kind]).parameters
+    """Which of alpha and beta a type of block has: those that its constructor takes, also by **kwargs."""
+    arguments: dict[str, inspect.Parameter] = {}
+    for block in BLOCKS[kind].__mro__:
+        own = inspect.signature(block.__init__).parameters
+        arguments |= own
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+            break
     return tuple(name for name in ("alpha", "beta") if name in arguments)
 
 

@@ -363,9 +363,9 @@ def resume(halves, out, *more, checkpoint=None, root=None):
 CHANGES = """
     --dataset=somethingv2 --alpha=8 --beta=1 --arch=resnet26 --num_segments=3 --input_size=64 --dropout=0.4
     --batch-size=6 --accumulate=2 --lr=0.003 --lr_mult_new=2 --lr_schedule=cosine --lr_steps=2
-    --consensus=max --freeze=layer1 --label_smoothing=0.1 --mixup=0.2 --class_weights=balanced --best=mean_class
-    --warmup_epochs=1 --momentum=0.8 --weight_decay=0.001 --clip-gradient=10 --freeze_bn --seed=1 --amp=bf16
-    --start-epoch=0 --overwrite --no_flip
+    --consensus=max --freeze=layer1 --label_smoothing=0.1 --mixup=0.2 --class_weights=balanced
+    --best=mean_class --warmup_epochs=1 --momentum=0.8 --weight_decay=0.001 --clip-gradient=10 --freeze_bn
+    --seed=1 --amp=bf16 --start-epoch=0 --overwrite --no_flip
 """
 
 
