@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from classes import check_name, read_categories
 from datasets_video import TRAIN_LISTS, VAL_LISTS, VideoRecord, check_folder
-from utils.cli import UserError, printable
+from utils.cli import UserError, pluralize, printable
 from utils.files import read_text
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
@@ -159,12 +160,14 @@ class OwnData(NamedTuple):
         categories: class names in the order of their labels.
         records: videos.
         list_of: path of a video -> name of its list; empty if the split is to be drawn.
+        group_of: path of a video -> its group, which training and validation should not share.
         others: names of files and folders that are not videos.
     """
 
     categories: list[str]
     records: list[VideoRecord]
     list_of: dict[str, str]
+    group_of: dict[str, str]
     others: list[str]
 
 
@@ -199,7 +202,7 @@ def read_class_folders(top: Path, is_clip: Callable[[Path], bool], category_file
             name = f"{folder.name}/{path.name if path.is_dir() else path.stem}"
             _check(check_folder, name, printable(path))
             records[name] = VideoRecord(name, label=label)
-    return OwnData(categories, list(records.values()), {}, others)
+    return OwnData(categories, list(records.values()), {}, {}, others)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -213,23 +216,29 @@ def _check(check: Callable[[str], str], name: str, where: object) -> None:
         raise UserError(f"{where}: {error} ('{printable(name)}')") from None
 
 
-def read_csv(path: Path, suffixes: Collection[str], category_file: Path) -> OwnData:
-    """Read a CSV with the header `video,label` or `video,label,split`.
+def read_csv(
+    path: Path, top: Path, suffixes: Collection[str], category_file: Path, group_column: str | None = None
+) -> OwnData:
+    """Read a CSV with the columns `video` and `label`, and optionally `split` and `group`.
 
     Args:
-        path: the CSV.
+        path: the CSV. Commas, semicolons or tabs separate its columns.
+        top: the folder of the videos, which may precede their names.
         suffixes: suffixes of video files, which are removed from the names.
         category_file: see `read_class_folders`.
+        group_column: the column of the groups (default: `group`, if it exists).
 
     Raises:
         UserError: the file cannot be read, or a line is wrong.
     """
     rows = _read_rows(path)
+    columns = rows[0][1]
+    if group_column and group_column.lower() not in columns:
+        raise UserError(f"--group_column {group_column}: {path} has only {', '.join(columns)}")
     categories = _order_classes((row["label"] for _, row in rows), category_file, path)
-    records, list_of = [], {}
+    records, list_of, group_of = [], {}, {}
     for where, row in rows:
-        name = PurePosixPath(row["video"])
-        name = str(name.with_suffix("") if name.suffix.lower() in suffixes else name)
+        name = _video_name(row["video"], top, suffixes)
         _check(check_folder, name, where)
         if name in list_of:
             raise UserError(f"{where}: '{printable(name)}' is already in another line")
@@ -239,21 +248,30 @@ def read_csv(path: Path, suffixes: Collection[str], category_file: Path) -> OwnD
         list_of[name] = _SPLITS[split]
         if not row["label"] and list_of[name] != TEST_LIST:
             raise UserError(f"{where}: '{printable(name)}' has no label")
+        if group := row.get((group_column or "group").lower()):
+            group_of[name] = group
         records.append(VideoRecord(name, label=categories.index(row["label"]) if row["label"] else -1))
-    if "split" not in rows[0][1]:
-        return OwnData(categories, records, {}, [])
+    if "split" not in columns:
+        return OwnData(categories, records, {}, group_of, [])
     if len({TRAIN_LIST, VAL_LIST}.intersection(list_of.values())) == 1:
         raise UserError(f"{path}: needs lines with the split 'train' and lines with 'val'")
-    return OwnData(categories, records, list_of, [])
+    return OwnData(categories, records, list_of, group_of, [])
 
 
 def _read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Read the rows of a CSV: the line for messages, and `{column: value}`."""
-    reader = csv.DictReader(io.StringIO(_read(path)), restval="", strict=True)
+    """Read the rows of a CSV: the line for messages, and `{column in lower case: value}`."""
+    text = _read(path)
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(
+        io.StringIO(text), delimiter=max(",;\t", key=header.count), restval="", strict=True
+    )
     rows = []
     try:
-        if reader.fieldnames not in (["video", "label"], ["video", "label", "split"]):
-            raise UserError(f"{path}, line 1: the header must be video,label or video,label,split")
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+        if not {"video", "label"}.issubset(reader.fieldnames):
+            raise UserError(
+                f"{path}, line 1: must name the columns, such as video,label or video,label,split"
+            )
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row:
@@ -264,6 +282,30 @@ def _read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     if not rows:
         raise UserError(f"{path}: is empty (expected the header video,label and a line for each video)")
     return rows
+
+
+def _video_name(text: str, top: Path, suffixes: Collection[str]) -> str:
+    """The name of a video in the lists, from its path in a CSV: relative to `top`, without suffix."""
+    path = PurePosixPath(text.replace("\\", "/"))
+    for folder in (top.absolute(), top.resolve()):
+        if path.is_relative_to(folder):
+            path = path.relative_to(folder)
+    return str(path.with_suffix("") if path.suffix.lower() in suffixes else path)
+
+
+def group_by_name(records: Iterable[VideoRecord], pattern: re.Pattern[str]) -> dict[str, str]:
+    """Group videos by the part of their names that matches: the pattern's first group, or all of it.
+
+    Raises:
+        UserError: a name does not match.
+    """
+    group_of = {}
+    for record in records:
+        match = pattern.search(record.path)
+        if not match:
+            raise UserError(f"--group {pattern.pattern}: does not match '{printable(record.path)}'")
+        group_of[record.path] = match[1 if pattern.groups else 0] or ""
+    return group_of
 
 
 def _order_classes(names: Iterable[str], file: Path, source: Path) -> list[str]:
@@ -288,11 +330,11 @@ def make_lists(data: OwnData, val_fraction: float, seed: int) -> Lists:
 
     Args:
         data: the videos.
-        val_fraction: share of each class that is drawn for validation, if the data has no split.
-        seed: seed of the draw, which depends on it and on the names of the videos alone.
+        val_fraction: share of each class to draw for validation, in whole groups, if there is no split.
+        seed: seed of the draw, which depends on it and on the names of videos and groups alone.
 
     Raises:
-        UserError: a class has only one video to draw from, or a test video's name cannot be listed.
+        UserError: nothing can be drawn, or a list without labels cannot contain a test video's name.
     """
     list_of = data.list_of or _draw(data, val_fraction, seed)
     lists: Lists = {}
@@ -308,21 +350,79 @@ def make_lists(data: OwnData, val_fraction: float, seed: int) -> Lists:
                 )
         if records:
             lists[name] = records
+    if not data.list_of and VAL_LIST not in lists:
+        raise UserError("no class has two groups (or videos) to draw training and validation from")
     return lists
 
 
 def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
-    """Draw a share of each class for validation, but leave at least one video in each of the two lists."""
-    list_of = {}
-    for label, category in enumerate(data.categories):
-        paths = [record.path for record in data.records if record.label == label]
-        if len(paths) == 1:
-            raise UserError(
-                f"the class '{printable(category)}' has only one video, but training and validation need "
-                "one each; add videos, remove the class, or give the split in a CSV"
+    """Draw groups for validation until each class has its share. A video without a group is a group."""
+    groups: dict[str, list[str]] = {}
+    for record in data.records:
+        groups.setdefault(data.group_of.get(record.path, record.path), []).append(record.path)
+    label_of = {record.path: record.label for record in data.records}
+    counts = {name: Counter(label_of[path] for path in paths) for name, paths in groups.items()}
+    total = Counter(label_of.values())
+    goal = {label: min(max(round(n * val_fraction), 1), n - 1) for label, n in total.items()}
+    drawn: Counter[int] = Counter()
+    val_groups = []
+
+    def leaves_training_clips(name: str) -> bool:
+        return all(drawn[label] + n < total[label] for label, n in counts[name].items())
+
+    def draw(name: str) -> None:
+        val_groups.append(name)
+        drawn.update(counts[name])
+
+    # By hashes instead of a random generator: adding a video leaves almost all others in their lists.
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    for name in order:
+        distance = sum(abs(goal[label] - drawn[label]) for label in counts[name])
+        distance_after = sum(abs(goal[label] - drawn[label] - n) for label, n in counts[name].items())
+        if distance_after < distance and leaves_training_clips(name):
+            draw(name)
+    # A class of a few large groups has no validation clips yet: draw the smallest one.
+    for label in sorted(total):
+        choices = [name for name in order if counts[name][label] and leaves_training_clips(name)]
+        if not drawn[label] and choices:
+            draw(min(choices, key=lambda name: len(groups[name])))
+    val = {path for name in val_groups for path in groups[name]}
+    return {path: VAL_LIST if path in val else TRAIN_LIST for path in label_of}
+
+
+def describe_split(data: OwnData, lists: Lists) -> list[str]:
+    """Warnings for own data: classes without clips, and videos of one recording in both lists."""
+    notes = []
+    if len(data.categories) == 1:
+        notes.append("there is only one class")
+    for list_name in (TRAIN_LIST, VAL_LIST):
+        labels = {record.label for record in lists.get(list_name, [])}
+        missing = [printable(name) for label, name in enumerate(data.categories) if label not in labels]
+        if missing and labels:
+            notes.append(f"{list_name} has no clips of: {', '.join(missing[:10])}")
+    train, val = ([record.path for record in lists.get(name, [])] for name in (TRAIN_LIST, VAL_LIST))
+    if data.group_of:
+        train_groups, val_groups = (
+            {data.group_of.get(path, path) for path in paths} for paths in (train, val)
+        )
+        shared = train_groups & val_groups
+        if shared:
+            notes.append(
+                f"{pluralize(len(shared), 'group')} in both lists, such as '{printable(min(shared))}'"
             )
-        # By hashes instead of a random generator: adding a video leaves almost all others in their lists.
-        paths.sort(key=lambda path: hashlib.sha256(f"{seed} {path}".encode()).digest())
-        count = min(max(round(len(paths) * val_fraction), 1), len(paths) - 1)
-        list_of |= {path: VAL_LIST if i < count else TRAIN_LIST for i, path in enumerate(paths)}
-    return list_of
+        return notes
+    # Names such as run_g01_c03 suggest several clips of recording g01.
+    shared = {_beginning(path) for path in train} & {_beginning(path) for path in val} - {""}
+    if len(shared) > len(data.categories):
+        count = sum(_beginning(path) in shared for path in val)
+        notes.append(
+            f"{count} of {len(val)} validation clips have names that begin like those of training clips, for "
+            f"example '{printable(min(shared))}'; if clips are from the same recordings, give --group REGEX"
+        )
+    return notes
+
+
+def _beginning(path: str) -> str:
+    """A name without its last number: 'run/run_g01_c' of 'run/run_g01_c03'; empty if nothing is left."""
+    match = re.fullmatch(r"(.*[^/])\d+\D*", path)
+    return match[1].rstrip("0123456789") if match else ""

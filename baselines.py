@@ -1,7 +1,7 @@
-"""The baselines of the paper's comparison, and TSM: bottlenecks that treat time in other ways than GST.
+"""The baselines of the paper's comparison, and TSM: bottlenecks that model time in other ways than GST.
 
-Each differs from the others in one convolution. Input, output and arguments are those of
-`gst.GSTBottleneck`, without alpha and beta, which describe GST's two paths.
+They differ in one convolution. Input, output and arguments are those of `gst.GSTBottleneck`, without alpha
+and beta.
 """
 
 import torch
@@ -12,7 +12,7 @@ from gst import EXPANSION
 
 
 class C2DBottleneck(nn.Module):
-    """The image network's bottleneck, on each frame separately, as in TSN (arXiv 1608.00859).
+    """The bottleneck of a 2D ResNet, applied to each frame separately, as in TSN (arXiv 1608.00859).
 
     The other baselines are subclasses that override `reduce` or `aggregate`.
     """
@@ -66,8 +66,8 @@ class C3DBottleneck(C2DBottleneck):
 class S3DBottleneck(C2DBottleneck):
     """Space, then time: 1x3x3, then 3x1x1 (arXiv 1712.04851).
 
-    There is no norm or ReLU between the two, unlike in S3D's own Inception network. So the block differs from
-    the others in its convolution only, and can start as exactly the 2D network.
+    Unlike in the Inception network of the S3D paper, there is no norm or ReLU between the two. So the block
+    differs from the others only in its convolution, and with 2D weights it starts as the 2D network.
     """
 
     fusable_norms = C2DBottleneck.fusable_norms | {"bn2": ("conv2_t",)}
@@ -79,7 +79,7 @@ class S3DBottleneck(C2DBottleneck):
         self.conv2_t = nn.Conv3d(planes, planes, kernel_size=(3, 1, 1), padding=(1, 0, 0), bias=False)
 
     def start_from_2d(self) -> dict[str, torch.Tensor]:
-        """Tensors that 2D weights do not have: the temporal kernel starts as the identity."""
+        """Initial values of tensors that 2D weights do not have: the temporal kernel is the identity."""
         return {"conv2_t.weight": nn.init.dirac_(torch.empty_like(self.conv2_t.weight))}
 
     def aggregate(self, x: torch.Tensor) -> torch.Tensor:
@@ -89,8 +89,8 @@ class S3DBottleneck(C2DBottleneck):
 class TSMBottleneck(C2DBottleneck):
     """C2D with channels shifted in time before conv1, see `shift`.
 
-    This is TSM's residual shift (arXiv 1811.08383), offline and in every block. TSM's own code shifts only in
-    every second block of a stage with 23 or more blocks.
+    This is TSM's offline residual shift (arXiv 1811.08383), in every block. TSM's code shifts only in every
+    second block if a stage has 23 or more blocks.
     """
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,17 +98,18 @@ class TSMBottleneck(C2DBottleneck):
 
 
 def shift(x: torch.Tensor) -> torch.Tensor:
-    """Shift channels in time, with zeros where there is no frame.
+    """Shift channels in time, and fill with zeros.
 
     Args:
         x: batch x channels x frames x height x width.
 
     Returns:
-        The same shape: the first eighth of the channels is the next frame's, the second the previous frame's.
+        The same shape. The first eighth of the channels is that of the next frame, the second eighth that of
+        the previous frame.
     """
-    share = x.shape[1] // 8
+    fold = x.shape[1] // 8
     # Not slices of the channels: their gradients are NCTHW, see `gst.GSTBottleneck`.
-    following, previous, same = x.split((share, share, x.shape[1] - 2 * share), dim=1)
+    following, previous, same = x.split((fold, fold, x.shape[1] - 2 * fold), dim=1)
     following = functional.pad(following[:, :, 1:], (0, 0, 0, 0, 0, 1))
     previous = functional.pad(previous[:, :, :-1], (0, 0, 0, 0, 1, 0))
     return torch.cat((following, previous, same), dim=1)

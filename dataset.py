@@ -111,6 +111,7 @@ class VideoDataSet(Dataset):
         num_class: number of classes; labels must be smaller.
         seed: seed of everything random.
         may_lack_labels: see `read_list`.
+        first_frame: number in the file name of a video's frame 1.
         num_clips: clips of a video, with different places in the segments; see `clip_fractions`. More than 1
             only with `test_mode`.
 
@@ -132,11 +133,14 @@ class VideoDataSet(Dataset):
         num_class: int,
         seed: int = 0,
         may_lack_labels: bool = False,
+        first_frame: int = 1,
         num_clips: int = 1,
     ) -> None:
         self.list_file = str(list_file)
         self.num_segments = num_segments
-        self.source = FrameFolders(str(root_path), image_tmpl) if image_tmpl else VideoFiles(str(root_path))
+        self.source = VideoFiles(str(root_path))
+        if image_tmpl:
+            self.source = FrameFolders(str(root_path), image_tmpl, first_frame)
         self.new_length = new_length
         self.transform = transform
         self.random_shift = random_shift
@@ -374,6 +378,7 @@ def open_videos(
         paths.train_list if is_training else paths.val_list,
         num_segments,
         paths.prefix,
+        first_frame=paths.first_frame,
         transform=transform,
         random_shift=is_training,
         num_class=len(paths.categories),

@@ -7,8 +7,11 @@ The layout is that of TRN-pytorch and of the GST authors' code. A data set may h
     <root_path>/<dataset>/val_videofolder.txt
     <root_path>/<dataset>/<frames>/<name>/00001.jpg     frames are numbered from 1
     <root_path>/<dataset>/<videos>/<name>.webm          or another of `VIDEO_SUFFIXES`
+    <root_path>/<dataset>/dataset.json                  if the frames have other names: see `read_frame_names`
 """
 
+import json
+import os
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import NamedTuple
 
 from classes import check_name, read_categories
 from utils.cli import UserError, printable
+from utils.files import read_text
 
 
 class VideoRecord(NamedTuple):
@@ -64,6 +68,9 @@ VIDEO_SUFFIXES = (".webm", ".mp4", ".mkv", ".avi", ".mov")
 TRAIN_LISTS = ("train_videofolder.txt", "train.txt")
 VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 
+# Beside the lists: the names of the frames, if they are not those of `Layout`.
+FRAME_NAMES = "dataset.json"
+
 # A file of tools/make_motion_dataset.py: the settings of the data set, and which classes are pairs.
 MOTION_SETTINGS = "motion_dataset.json"
 
@@ -80,7 +87,8 @@ class DatasetPaths(NamedTuple):
         train_list: the training list; None if it is not needed.
         val_list: the validation list.
         root_data: the folder of the frame folders, or of the videos.
-        prefix: file name of a frame; None where `root_data` holds videos.
+        prefix: file name of a frame; None if `root_data` contains videos.
+        first_frame: number in the file name of a video's frame 1.
     """
 
     categories: list[str]
@@ -88,6 +96,7 @@ class DatasetPaths(NamedTuple):
     val_list: Path
     root_data: Path
     prefix: str | None
+    first_frame: int = 1
 
     @property
     def source(self) -> str:
@@ -117,7 +126,7 @@ def return_dataset(
         root_path: the folder that holds a folder for each data set.
         train_list: path of the training list (default: in the data set's folder).
         val_list: path of the validation list (default: in the data set's folder).
-        image_tmpl: file name of a frame, such as `{:05d}.jpg` (default: see `Layout`).
+        image_tmpl: file name of a frame, such as `{:05d}.jpg` (default: see `read_frame_names`).
         for_training: whether the training list is needed.
         source: one of `SOURCES`; None for the one that exists.
         preferred: the source to use if both exist.
@@ -129,14 +138,36 @@ def return_dataset(
     source, root_data = find_source(folder, source, preferred)
     if source == "videos" and image_tmpl:
         raise UserError(f"--image_tmpl {image_tmpl}: is a name for frames, but {root_data} contains videos")
-    prefix = check_template(image_tmpl) if image_tmpl else layout(dataset).template
+    template, first_frame = read_frame_names(folder)
+    template = check_template(image_tmpl) if image_tmpl else template
     return DatasetPaths(
         categories=read_categories(folder / "category.txt"),
         train_list=_find_list(folder, TRAIN_LISTS, "--train_list", train_list) if for_training else None,
         val_list=_find_list(folder, VAL_LISTS, "--val_list", val_list),
         root_data=root_data,
-        prefix=prefix if source == "frames" else None,
+        prefix=template if source == "frames" else None,
+        first_frame=first_frame,
     )
+
+
+def read_frame_names(folder: Path) -> tuple[str, int]:
+    """Read how the frames of a data set are named.
+
+    Returns:
+        The file name of a frame, such as `img_{:05d}.jpg`, and the number of the first frame: from the file
+        `FRAME_NAMES`, or the defaults of `Layout`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / FRAME_NAMES
+    if not path.exists():
+        return layout(folder.name).template, 1
+    try:
+        content = json.loads(read_text(path))
+        return check_template(content["image_tmpl"]), int(content["first_frame"])
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: must contain image_tmpl and first_frame ({printable(error)})") from None
 
 
 def dataset_name(text: str) -> str:
@@ -198,6 +229,21 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
     raise UserError(
         f"{folders['frames']}: no such folder; the frame folders of {folder.name} belong there{other}"
     )
+
+
+def link_videos(videos: Path, folder: Path) -> None:
+    """Make the data set's folder of videos a link to `videos`.
+
+    Raises:
+        UserError: another folder already has its name.
+    """
+    link = folder / layout(folder.name).videos
+    if os.path.lexists(link):
+        if not link.exists() or not link.samefile(videos):
+            raise UserError(f"{link}: is not {videos}; move it away, or leave out --videos")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(videos.resolve())
 
 
 def check_folder(name: str) -> str:

@@ -23,10 +23,10 @@ from utils.precision import DTYPES
 
 
 class PixelModel(nn.Module):
-    """A model that takes pixels: resizes and normalises them, and calls the model under autocast.
+    """A model whose input is pixels: it resizes and normalises them, and calls the model under autocast.
 
-    All of that happens in `forward`, so that each device of DataParallel does it for its own share, and
-    because the threads of DataParallel do not inherit autocast's dtype.
+    Resizing and autocast are in `forward`, so that each device of DataParallel processes its part of the
+    batch, and because the threads of DataParallel do not inherit autocast's dtype.
 
     Input:  uint8, videos x (views x) frames x height x width x channel (RGB); or decoded clips
     Output: float32, videos x (views x) classes (logits)
@@ -34,7 +34,7 @@ class PixelModel(nn.Module):
     Args:
         model: takes clips x frames x channel x height x width; has `input_mean` and `input_std`.
         amp: a key of `utils.precision.DTYPES`, for autocast; 'off' computes in the type of the weights.
-        max_clips: the most clips to compute at once; a video may have more views than that.
+        max_clips: maximum number of clips to compute at once; a video may have more views.
         compiled: compile the model for the size of the first batch. Other sizes, such as that of the last
             batch, run without compilation, which would take longer than it saves.
     """
@@ -113,7 +113,7 @@ def train_one_epoch(
             yield Step(None, None, {})
             continue
 
-        # The learning rate changes within an epoch; dropout and mixup depend on the seed and the step alone.
+        # The learning rate changes within an epoch. Dropout and mixup depend only on the seed and the step.
         rate = set_learning_rate(optimizer, args, state.epoch + step / num_steps)
         world.seed(args.seed, state.epoch, step)
 
@@ -133,9 +133,8 @@ def train_one_epoch(
             with without_exchange, compiler_errors(), world.lost_process():
                 logits = model(clips)
                 loss = criterion(logits, targets)
-                # DistributedDataParallel averages the gradients of the processes. For the gradient of the
-                # mean loss over the step's clips, each process's sum is multiplied by
-                # (number of processes) / (clips of the step over all processes).
+                # DistributedDataParallel averages the gradients over the processes. The factor turns this
+                # average of sums into the gradient of the mean loss over all clips of the step.
                 scaler.scale(loss * (world.size / sum(batch_sizes))).backward()
             sums += batch_sums(loss.detach(), logits.detach(), labels)
 
@@ -145,7 +144,7 @@ def train_one_epoch(
         scaler.step(optimizer)
         scaler.update()
 
-        # Log. Reading a value waits for the GPU, so that happens every `print_freq` steps only.
+        # Log. Reading a value waits for the GPU, so values are read only every `print_freq` steps.
         state.finish_step(step, sums, gradient_norm)
         progress.update(sum(batch_sizes))
         curves = {}
@@ -165,9 +164,9 @@ class Predictor:
     Args:
         model: a fused model (`inference.fuse.fuse`) or an `OnnxModel`.
         world: the devices.
-        compiled: whether to compile the model. The last digits of the logits differ then.
+        compiled: compile the model. This changes the last digits of the logits.
         mirrored: see `utils.metrics.average_views`.
-        max_clips: the most clips to compute at once. A video may have more views than that.
+        max_clips: maximum number of clips to compute at once; a video may have more views.
         with_features: also return the input of the classifier.
     """
 
@@ -221,7 +220,7 @@ def evaluate(
         loader: the batches of this process (`dataset.evaluation_batches`).
         predictor: computes the logits.
         world: this process and the others.
-        print_freq: log a line every so many batches.
+        print_freq: number of batches between log lines.
         should_stop: called after each batch; a number other than 0 in any process stops the evaluation.
 
     Returns:
@@ -254,7 +253,7 @@ def evaluate(
 
 
 def to_devices(batch: Batch, world: World) -> Batch:
-    """Copy a batch to a GPU while the GPU still computes the one before.
+    """Copy a batch to a GPU while the GPU still computes the previous one.
 
     Args:
         batch: clips, and possibly labels, on the CPU.
@@ -282,11 +281,11 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:
-    """Normalise with batch norm's running statistics in training, and keep them (mmaction2's `norm_eval`).
+    """Use the running statistics of batch norm in training without updating them (mmaction2's `norm_eval`).
 
     Args:
-        model: changed in place.
-        only_frozen: only where the weights are not trained (`TemporalModel.freeze`).
+        model: modified.
+        only_frozen: only for batch norms whose weights are not trained (`TemporalModel.freeze`).
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -296,7 +295,7 @@ def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:
 
 
 class _ClassifierInputs:
-    """Keeps the input of the classifier, on each device that has a share of the batch.
+    """Keeps the input of the classifier, on each device that computes a part of the batch.
 
     Args:
         model: a hook is added to its classifier; DataParallel copies it to the replicas.

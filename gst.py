@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-# One in alpha of a block's output channels is temporal (the paper's alpha is 4). These divide the 64 to 512
-# channels of the stages and leave some for both paths.
+# One in alpha of a block's channels is temporal (4 in the paper). All values divide the number of channels of
+# each stage (64 to 512) and leave channels for both paths.
 ALPHAS = (2, 4, 8, 16, 32, 64)
-# Each path reads one in beta of the input channels: 2 is GST, where each has its own half; 1 is GST-Large.
+# Each path reads one in beta of the channels. 2 is GST, where each path reads one half; 1 is GST-Large.
 BETAS = (1, 2)
-# A bottleneck's output has this many times the channels of its inside.
+# Output channels of a bottleneck, divided by the channels inside it.
 EXPANSION = 4
 
 
@@ -21,17 +21,17 @@ class GSTBottleneck(nn.Module):
     Args:
         inplanes: channels of the input.
         planes: channels inside the block.
-        stride: in space; time is never strided.
-        downsample: the projection of the shortcut, where its shape changes.
-        alpha: the temporal path makes planes / alpha of the channels, the spatial path the others.
+        stride: spatial stride; time is never strided.
+        downsample: the projection of the shortcut, if its shape changes.
+        alpha: the temporal path computes planes / alpha channels, the spatial path the others.
         beta: each path reads planes / beta channels.
 
     Raises:
         ValueError: alpha is not one of `ALPHAS`, or beta not one of `BETAS`.
     """
 
-    # Which norm follows directly on which convolutions, so that evaluation may fold it into them. Whoever
-    # changes `forward` changes this, too; what is not in it is computed as it is.
+    # The convolutions that each norm directly follows. Evaluation folds these norms into the convolutions and
+    # computes other norms separately. Keep in sync with `forward`.
     fusable_norms = {"bn1": ("conv1",), "bn2": ("conv2", "Tconv"), "bn3": ("conv3",)}
 
     def __init__(
@@ -78,10 +78,10 @@ class GSTBottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
-        # With beta 2 these are the two halves, with beta 1 the one is all of the channels. Slices instead
-        # would cost time: their gradients come back in NCTHW, whatever the layout of the rest.
-        shares = out.split(self.path_inputs, dim=1)
-        out = torch.cat((self.conv2(shares[0]), self.Tconv(shares[-1])), dim=1)
+        # Two halves with beta 2, all channels with beta 1. Not slices, which would be slower: their gradients
+        # are NCTHW even if all other tensors are channels last.
+        parts = out.split(self.path_inputs, dim=1)
+        out = torch.cat((self.conv2(parts[0]), self.Tconv(parts[-1])), dim=1)
         out = self.relu(self.bn2(out))
         out = self.bn3(self.conv3(out))
         out += shortcut

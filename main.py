@@ -8,7 +8,7 @@ One process for each of 8 GPUs, which is faster:
 
     torchrun --nproc_per_node=8 main.py --root_path DATA --dataset somethingv1 --sync_bn --resume auto
 
-Two such machines (the same command on both; HOST is one of them):
+Two machines with 8 GPUs each (the same command on both; HOST is one of them):
 
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \\
         main.py --root_path DATA --dataset somethingv1 --sync_bn --resume auto
@@ -46,13 +46,13 @@ from utils.precision import DTYPES, emulation_warning, evaluation_precision, tra
 
 
 def main(args: Namespace) -> None:
-    """Train, or with --evaluate score a checkpoint on the validation list.
+    """Train a model, or evaluate a checkpoint on the validation list with --evaluate.
 
     Args:
         args: options from `opts.parse_training_options`.
 
     Raises:
-        UserError: an option, a file or the hardware does not allow it.
+        UserError: an option or a file cannot be used, or the hardware does not support it.
     """
     world = init_distributed(args.gpus, args.sync_bn, args.compile)
     if args.evaluate:
@@ -66,7 +66,7 @@ def main(args: Namespace) -> None:
     if world.is_main and (warning := emulation_warning(precision, world.device)):
         log.warning(warning)
 
-    # Data: lists and videos are checked before anything slow happens
+    # Data: lists and videos are checked first, because later steps are slow
     data = open_datasets(args, checkpoint)
     class_weights = find_class_weights(args.class_weights, data.train.labels, data.categories, data.mirrored)
     if checkpoint:
@@ -81,7 +81,7 @@ def main(args: Namespace) -> None:
     )
     train_loader, val_loader = make_loaders(args, world, data, val_batch_size)
 
-    # Model: a checkpoint's weights, ImageNet's, or random ones
+    # Model, with the weights of a checkpoint, ImageNet weights or random weights
     torch.manual_seed(args.seed)
     model = TemporalModel(
         len(data.categories),
@@ -103,8 +103,8 @@ def main(args: Namespace) -> None:
     has_new_classifier = load_initial_weights(model, args, checkpoint, data.categories, world)
     if args.freeze:
         model.freeze(args.freeze)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        log.info(f"frozen: {', '.join(args.freeze)}; {trained / 1e6:.2f} M parameters are trained")
+        num_trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        log.info(f"frozen: {', '.join(args.freeze)}; {num_trainable / 1e6:.2f} M parameters are trained")
     model.to(world.device)
     choose_kernels(world.device, args.deterministic)
     if world.device.type == "cpu" or not args.no_channels_last:
@@ -161,7 +161,7 @@ def main(args: Namespace) -> None:
 
 
 def evaluate_checkpoint(args: Namespace, world: World) -> None:
-    """Score the checkpoint of `--resume` on the validation list, as the validation during training does.
+    """Evaluate the checkpoint of `--resume` on the validation list, like the validation during training.
 
     Args:
         args: options of main.py.

@@ -12,7 +12,7 @@ from baselines import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck
 from gst import GSTBottleneck
 from resnet_gst import DEPTHS, ResNet
 
-# The types of block: for another one, write its class and add it here.
+# Types of block. To add one, write its class and add a line.
 BLOCKS = {
     "GST": GSTBottleneck,
     "C2D": C2DBottleneck,
@@ -20,24 +20,24 @@ BLOCKS = {
     "S3D": S3DBottleneck,
     "TSM": TSMBottleneck,
 }
-# The authors' options have another name for this one.
+# Names of types in the authors' options.
 PUBLISHED_NAMES = {"R3D": "C3D"}
 
-# How a clip's logits follow from those of its frames, batch x frames x classes. For another way, add a line.
+# Functions from the logits of the frames (batch x frames x classes) to those of the clip.
 CONSENSUS = {
     "mean": lambda logits: logits.mean(dim=1),
     "max": lambda logits: logits.amax(dim=1),
 }
-# What can be excluded from training.
+# Parts of the model that can be excluded from training.
 PARTS = ("backbone", "stem", "layer1", "layer2", "layer3", "layer4")
 
-# Far more than anybody trains with; above them a clip does not fit into memory.
+# Larger clips do not fit into memory.
 MAX_SEGMENTS = 256
 MAX_INPUT_SIZE = 1024
 
 
 def block_kwargs(kind: str) -> tuple[str, ...]:
-    """Which of alpha and beta a type of block has: those that its constructor takes, also by **kwargs."""
+    """Those of the options alpha and beta that the constructor of a type of block takes, also by **kwargs."""
     arguments: dict[str, inspect.Parameter] = {}
     for block in BLOCKS[kind].__mro__:
         own = inspect.signature(block.__init__).parameters
@@ -54,22 +54,23 @@ class TemporalModel(nn.Module):
             frames in time order, RGB, normalised by `input_mean` and `input_std`
     Output: batch x num_class logits
 
-    Building it downloads nothing and loads no weights.
+    The constructor neither downloads nor loads weights.
 
     Args:
         num_class: number of classes.
         num_segments: frames per clip.
         model: the type of block, a key of `BLOCKS`.
         backbone: an arch of `resnet_gst.DEPTHS`.
-        alpha: one in alpha of a block's channels is temporal; ignored for a type without.
-        beta: 2 for GST, 1 for GST-Large; ignored for a type without.
-        dropout: probability before the classifier, drawn for each frame. Above 0 the classifier is
-            `new_fc` and `base_model.fc` a Dropout, at 0 it is `base_model.fc` (TSN-pytorch).
-        input_size: height and width of the crops it is meant for, in pixels.
+        alpha: one in alpha of a block's channels is temporal; ignored for types without alpha.
+        beta: 2 for GST, 1 for GST-Large; ignored for types without beta.
+        dropout: dropout probability before the classifier, applied to each frame separately. If it is above
+            0, the classifier is `new_fc` and `base_model.fc` is a Dropout. Otherwise the classifier is
+            `base_model.fc` (TSN-pytorch).
+        input_size: height and width of the crops that the model is trained with, in pixels.
         consensus: a key of `CONSENSUS`.
 
     Raises:
-        ValueError: an argument that cannot work, named by the option that sets it.
+        ValueError: an argument is not possible. The message has the name of its option.
     """
 
     input_mean = (0.485, 0.456, 0.406)
@@ -103,12 +104,12 @@ class TemporalModel(nn.Module):
         self.num_segments = num_segments
         self.input_size = input_size
         self.consensus = consensus
-        # An attribute, since DataParallel's replicas lose the layout of the weights (pytorch issue 37484).
+        # An attribute, because DataParallel's replicas lose the layout of the weights (pytorch issue 37484).
         self.memory_format = torch.contiguous_format
 
-        given = {"alpha": alpha, "beta": beta}
-        split = {name: given[name] for name in block_kwargs(model)}
-        # For logs: which model it is.
+        values = {"alpha": alpha, "beta": beta}
+        split = {name: values[name] for name in block_kwargs(model)}
+        # Name of the model in the log.
         self.description = ", ".join(
             [f"{model} {backbone}", *(f"{name} {value}" for name, value in split.items())]
         )
@@ -123,7 +124,7 @@ class TemporalModel(nn.Module):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The layer that makes logits of a frame's features, whatever its name is."""
+        """The layer that computes the logits of a frame: `new_fc` or `base_model.fc`."""
         return self.base_model.fc if self.new_fc is None else self.new_fc
 
     @property
@@ -149,7 +150,7 @@ class TemporalModel(nn.Module):
         """Exclude parts of the backbone from training.
 
         Args:
-            parts: of `PARTS`; 'backbone' is everything but the classifier, 'stem' what precedes layer1.
+            parts: values of `PARTS`. 'backbone' is everything except the classifier, 'stem' is conv1 and bn1.
         """
         for name, module in self.base_model.named_children():
             part = "stem" if name in ("conv1", "bn1") else name
@@ -159,13 +160,13 @@ class TemporalModel(nn.Module):
     def get_optim_policies(self, classifier_lr_mult: float = 1.0) -> list[dict]:
         """The optimizer's parameter groups, with TSN-pytorch's names.
 
-        Parameters of other modules than convolutions, linear layers and batch norms have rate 1, and decay 1,
-        or 0 for vectors and scalars. A module can state factors on rate and decay for its parameters:
-        `optim_policies = {"gate": (10, 0)}`.
+        Parameters outside convolutions, linear layers and batch norms have the learning rate factor 1, and
+        the weight decay factor 1, or 0 for vectors and scalars. A module can set other factors for its
+        parameters: `optim_policies = {"gate": (10, 0)}` (learning rate, weight decay).
 
         Args:
-            classifier_lr_mult: factor on the classifier's learning rate. With 1 the groups are the published
-                ones, otherwise the classifier's weight and bias have groups of their own.
+            classifier_lr_mult: factor on the classifier's learning rate. With 1, the groups are the published
+                ones. Otherwise the classifier's weight and bias are in separate groups.
 
         Returns:
             Groups with `params`, `lr_mult` and `decay_mult`, the factors on learning rate and weight decay.
@@ -175,7 +176,7 @@ class TemporalModel(nn.Module):
         biases: list[nn.Parameter] = []
         norm: list[nn.Parameter] = []
         others: dict[tuple[float, float], list[nn.Parameter]] = {}
-        stated = {
+        custom_factors = {
             module.get_parameter(name): factors
             for module in self.modules()
             for name, factors in getattr(module, "optim_policies", {}).items()
@@ -186,8 +187,8 @@ class TemporalModel(nn.Module):
             if module is classifier and has_own_rate:
                 continue
             for name, parameter in module.named_parameters(recurse=False):
-                if parameter in stated:
-                    group = others.setdefault(stated[parameter], [])
+                if parameter in custom_factors:
+                    group = others.setdefault(custom_factors[parameter], [])
                 elif isinstance(module, nn.Conv3d | nn.Linear) and name == "bias":
                     group = biases
                 elif isinstance(module, nn.Conv3d):
@@ -201,7 +202,7 @@ class TemporalModel(nn.Module):
                 group.append(parameter)
         groups = [
             ("first_conv_weight", conv_weights[:3], 1, 1),
-            ("first_conv_bias", [], 2, 0),  # no convolution has one; kept for the published layout
+            ("first_conv_bias", [], 2, 0),  # empty: convolutions have no bias; kept as in the published code
             ("normal_weight", conv_weights[3:] + linear_weights, 1, 1),
             ("normal_bias", biases, 2, 0),
             ("BN scale/shift", norm, 1, 0),
@@ -219,13 +220,13 @@ class TemporalModel(nn.Module):
 
 
 def multiply_adds(model: TemporalModel) -> int:
-    """Multiply-adds of the convolutions and the classifier in one clip's forward pass; none is computed."""
-    found = []
-    shapes = copy.deepcopy(model).to("meta").eval()
-    for module in shapes.modules():
+    """Count the multiply-adds of the convolutions and the classifier for one clip, without computing them."""
+    counts = []
+    meta_model = copy.deepcopy(model).to("meta").eval()
+    for module in meta_model.modules():
         if isinstance(module, nn.Conv3d | nn.Linear):
             module.register_forward_hook(
-                lambda module, _, output: found.append(output.numel() * module.weight[0].numel())
+                lambda module, _, output: counts.append(output.numel() * module.weight[0].numel())
             )
-    shapes(torch.empty(1, model.num_segments, 3, model.input_size, model.input_size, device="meta"))
-    return sum(found)
+    meta_model(torch.empty(1, model.num_segments, 3, model.input_size, model.input_size, device="meta"))
+    return sum(counts)

@@ -1,4 +1,4 @@
-"""The ResNet around any bottleneck, and its start from a 2D ResNet's ImageNet weights."""
+"""A ResNet with any type of bottleneck, and its initialisation from a 2D ResNet's ImageNet weights."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch import nn
 
 from gst import EXPANSION
 
-# Bottlenecks in each of the four stages. 14 and 26 are for small machines; no ImageNet weights exist.
+# Bottlenecks in each stage. resnet14 and resnet26 are for small machines and have no ImageNet weights.
 DEPTHS = {
     "resnet14": (1, 1, 1, 1),
     "resnet26": (2, 2, 2, 2),
@@ -22,11 +22,11 @@ class ResNet(nn.Module):
     """A ResNet applied to every frame of a clip.
 
     Input:  batch x 3 x frames x height x width
-    Output: (batch * frames) x num_classes, a clip's frames following each other
+    Output: (batch * frames) x num_classes; the frames of a clip are consecutive
 
     Args:
-        block: makes a bottleneck, called with its input channels, its inner channels and its stride in space,
-            and for the first of a stage with the projection of its shortcut; see `gst.GSTBottleneck`.
+        block: class of the bottlenecks, see `gst.GSTBottleneck`. It is called with the input channels, the
+            inner channels and the spatial stride; the first of a stage also gets its shortcut's projection.
         layers: the number of bottlenecks in each stage.
         num_classes: outputs of the classifier `fc`.
     """
@@ -74,44 +74,44 @@ class ResNet(nn.Module):
 
 
 def start_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that 2D weights do not have, as the `start_from_2d` of their blocks initialises them."""
+    """Initial values of the tensors that 2D weights do not have, from the `start_from_2d` of the blocks."""
     return {
-        f"{place}.{name}": value
-        for place, module in model.named_modules()
+        f"{prefix}.{name}": value
+        for prefix, module in model.named_modules()
         if hasattr(module, "start_from_2d")
         for name, value in module.start_from_2d().items()
     }
 
 
-# The tensors of a 2D ResNet, its classifier aside.
+# Names of the tensors of a 2D ResNet, without the classifier.
 _IN_2D = re.compile(r"(layer\d\.\d+\.)?(conv|bn)\d\.|layer\d\.\d+\.downsample\.")
 
 
 def load_2d_weights(model: ResNet, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
-    """Start from the weights of a 2D ResNet, as torchvision's `IMAGENET1K_V1` (paper, section 4.2).
+    """Load the weights of a 2D ResNet, such as torchvision's `IMAGENET1K_V1` (paper, section 4.2).
 
-    Kernels gain a time axis; along one longer than 1 they are repeated and divided by its length (I3D,
-    arXiv 1705.07750). `conv2` takes the first of the 2D kernel's output filters and input channels, as many
-    as it has. The tensors that a 2D ResNet does not have start as the `start_from_2d` of their block says;
-    they keep their initialisation if it has none, as the classifier does.
+    Kernels gain a time axis. If it is longer than 1, they are repeated along it and divided by its length
+    (I3D, arXiv 1705.07750). If `conv2` has fewer filters or input channels than the 2D kernel, it gets the
+    first ones. Tensors that a 2D ResNet does not have get the values of their block's `start_from_2d`. If the
+    block has no such method, they keep their initialisation, as the classifier does.
 
     Args:
-        model: changed in place.
+        model: modified.
         weights: a 2D ResNet's state dict with the same blocks.
 
     Returns:
         The names of the tensors that were set, and of those that keep their initialisation.
 
     Raises:
-        ValueError: a tensor is missing or has another shape; the model is not changed then.
+        ValueError: a tensor is missing, unknown or has another shape. The model is unchanged.
     """
-    converted = start_tensors(model)
-    kept: list[str] = []
+    new_values = start_tensors(model)
+    unchanged: list[str] = []
     for name, own in model.state_dict().items():
-        if name in converted:
+        if name in new_values:
             continue
         if not _IN_2D.match(name) or name.endswith("num_batches_tracked"):
-            kept.append(name)
+            unchanged.append(name)
             continue
         if name not in weights:
             raise ValueError(f"has no tensor '{name}'")
@@ -123,10 +123,10 @@ def load_2d_weights(model: ResNet, weights: dict[str, torch.Tensor]) -> tuple[li
             value = value[: own.shape[0], : own.shape[1]]
         if value.shape != own.shape:
             raise ValueError(f"has '{name}' with shape {tuple(weights[name].shape)}, which does not fit")
-        converted[name] = value
-    extra = [name for name in weights if name not in converted and not name.startswith("fc.")]
+        new_values[name] = value
+    extra = [name for name in weights if name not in new_values and not name.startswith("fc.")]
     extra = [name for name in extra if not name.endswith("num_batches_tracked")]
     if extra:
         raise ValueError(f"has a tensor '{extra[0]}' that this arch does not have")
-    model.load_state_dict(converted, strict=False)
-    return list(converted), kept
+    model.load_state_dict(new_values, strict=False)
+    return list(new_values), unchanged

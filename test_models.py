@@ -134,9 +134,7 @@ def main(args: Namespace) -> None:
         log.info(f"{result}{dataset.coverage()}")
     check_result(result, args.weights)
     if args.report and world.is_main:
-        write_report(
-            Path(args.report), result, class_permutation, paths.categories, dataset, loaded.describe()
-        )
+        write_report(Path(args.report), own_result, paths.categories, dataset, loaded.describe())
         log.info(f"report: {Path(args.report) / 'report.md'}")
 
 
@@ -155,6 +153,10 @@ def check_outputs(args: Namespace) -> None:
                 raise UserError(f"--{option} {file}: is also the file of --{other}")
     if args.report:
         check_report(Path(args.report))
+        report = Path(args.report).resolve()
+        for path, option in options_by_path.items():
+            if report == path or report in path.parents or path in report.parents:
+                raise UserError(f"--{option} {path}: is in the folder of --report, or the other way round")
 
 
 def describe_views(args: Namespace, model: TemporalModel | OnnxModel) -> str:

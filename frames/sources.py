@@ -28,20 +28,22 @@ Check = Callable[[str, int], str | None]
 
 
 class FrameFolders:
-    """Videos that are folders of images, numbered from 1.
+    """Videos that are folders of images.
 
     Args:
         root: the folder of the folders.
         template: file name of a frame, such as `{:05d}.jpg`.
+        first: number in the name of a video's frame 1.
     """
 
-    def __init__(self, root: str, template: str) -> None:
+    def __init__(self, root: str, template: str, first: int = 1) -> None:
         self.root = root
         self.template = template
+        self.first = first
 
     def path(self, name: str, number: int) -> str:
         """Path of a frame."""
-        return f"{self.root}/{name}/{self.template.format(number)}"
+        return f"{self.root}/{name}/{self.template.format(number + self.first - 1)}"
 
     def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
         """Read frames of a video.
@@ -152,7 +154,7 @@ _FRAMES_PER_SECOND = 12  # of frame folders, as in Something-Something
 
 
 class FrameFolder:
-    """One folder of numbered images.
+    """One folder of numbered images, with any names and any first number.
 
     Args:
         path: the folder.
@@ -171,12 +173,13 @@ class FrameFolder:
             raise UserError(f"{printable(path)}: must hold images of one name and suffix, such as 00001.jpg")
         first = min(matches, key=lambda match: int(match[2]))
         prefix = first[1].replace("{", "{{").replace("}", "}}")
-        self._frames = FrameFolders(str(path.parent), f"{prefix}{{:0{len(first[2])}d}}{first[3]}")
-        self._first = int(first[2])
+        self.template = f"{prefix}{{:0{len(first[2])}d}}{first[3]}"
+        self.first = int(first[2])
+        self._frames = FrameFolders(str(path.parent), self.template, self.first)
         self.num_frames = len(matches)
         names = {match[0] for match in matches}
-        for number in range(self._first, self._first + self.num_frames):
-            if (name := self._frames.template.format(number)) not in names:
+        for number in range(self.first, self.first + self.num_frames):
+            if (name := self.template.format(number)) not in names:
                 raise UserError(f"{printable(path)}: {printable(name)} is missing")
 
     def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
@@ -188,9 +191,8 @@ class FrameFolder:
         Raises:
             UserError: see `FrameFolders.read`.
         """
-        offset = self._first - 1
-        frames = self._frames.read(self.path.name, [number + offset for number in numbers])
-        return {number - offset: frame.image() for number, frame in frames.items()}
+        frames = self._frames.read(self.path.name, numbers)
+        return {number: frame.image() for number, frame in frames.items()}
 
     def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
         """Yield every frame as RGB with its time in seconds.

@@ -1,6 +1,8 @@
 """Draw the answer of a model on the video, or below the frames that the model saw."""
 
 import math
+import signal
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -61,6 +63,8 @@ def render(path: Path, video: FrameFolder | VideoFile, numbers: Sequence[int], t
         UserError: a frame cannot be read, or the file cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
+    # The default handler would leave the partial file.
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         if path.suffix.lower() == ".png":
             answer_sheet(video, numbers, top).save(part, format="PNG")
@@ -72,6 +76,7 @@ def render(path: Path, video: FrameFolder | VideoFile, numbers: Sequence[int], t
         raise UserError(f"--rendered_output {path}: cannot be written ({error.strerror})") from None
     finally:
         part.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, handler)
 
 
 class Caption:

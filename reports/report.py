@@ -2,6 +2,7 @@
 
 report.md       averages, best and worst classes, hardest pairs, mirrored pairs
 per_class.csv   a row for each class
+predictions.csv a row for each clip
 confusion.png   the confusion matrix
 mistakes.png    frames of the most confident mistakes; missing if there are no mistakes
 """
@@ -55,7 +56,6 @@ def check_report(folder: Path) -> None:
 def write_report(
     folder: Path,
     result: Result,
-    class_permutation: np.ndarray,
     categories: Sequence[str],
     videos: VideoDataSet,
     model: str,
@@ -64,33 +64,27 @@ def write_report(
 
     Args:
         folder: new or empty.
-        result: of the evaluation; its clips have labels.
-        class_permutation: index in the model's classifier of each of `categories`.
-        categories: class names, in the order of the report.
+        result: of the evaluation; its clips have labels, its scores have the order of `categories`.
+        categories: class names.
         videos: the clips that were evaluated.
         model: a line that describes it.
 
     Raises:
         UserError: a frame cannot be read, or the report cannot be written.
     """
-    # The best classes come from the scores as they are: ties are decided as in the result.
-    label_of = np.argsort(class_permutation)
-    labels = label_of[result.labels]
-    best = label_of[torch.from_numpy(result.scores).topk(min(5, len(categories)), dim=1).indices.numpy()]
+    labels = result.labels
+    best = torch.from_numpy(result.scores).topk(min(5, len(categories)), dim=1).indices.numpy()
     confusions = np.zeros((len(categories), len(categories)), dtype=int)  # true class x prediction
     np.add.at(confusions, (labels, best[:, 0]), 1)
     top5 = np.bincount(labels[(best == labels[:, None]).any(1)], minlength=len(categories))
     classes = summarise_classes(confusions, top5, categories)
-    mistakes = find_mistakes(result.scores[:, class_permutation], labels, best[:, 0], categories, videos)
+    mistakes = find_mistakes(result.scores, labels, best[:, 0], categories, videos)
 
-    table = io.StringIO()
-    writer = csv.DictWriter(table, classes[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(classes)
     text = report_text(result, confusions, classes, categories, model, videos.coverage())
     contents = {
         "report.md": text.encode(),
-        "per_class.csv": table.getvalue().encode(),
+        "per_class.csv": _csv(classes),
+        "predictions.csv": _csv(list_predictions(result.scores, labels, best[:, 0], categories, videos)),
         "confusion.png": figure_png(lambda: draw_confusions(confusions, categories)),
     }
     if mistakes:
@@ -156,6 +150,30 @@ def hardest_pairs(confusions: np.ndarray) -> list[tuple[int, int]]:
     return pairs[:NUM_PAIRS]
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """The probabilities of scores (clips x classes), from 0 to 1."""
+    return torch.from_numpy(scores).double().softmax(1).numpy()
+
+
+def list_predictions(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    categories: Sequence[str],
+    videos: VideoDataSet,
+) -> list[dict[str, Any]]:
+    """Make the rows of predictions.csv; for the arguments see `find_mistakes`."""
+    rows = []
+    for index, label, prediction, row in zip(
+        videos.included, labels, predictions, softmax(scores), strict=True
+    ):
+        classes = {"true class": categories[label], "predicted class": categories[prediction]}
+        names = ("probability of the true class", "probability of the predicted class")
+        probabilities = dict(zip(names, (f"{row[label]:.6f}", f"{row[prediction]:.6f}"), strict=True))
+        rows.append({"video": videos.record(index).path} | classes | probabilities)
+    return rows
+
+
 def find_mistakes(
     scores: np.ndarray,
     labels: np.ndarray,
@@ -164,7 +182,7 @@ def find_mistakes(
     videos: VideoDataSet,
 ) -> list[SheetRow]:
     """Find the mistakes with the highest probability, and read the frames that the model saw."""
-    probabilities = 100 * torch.from_numpy(scores).double().softmax(1).numpy()
+    probabilities = 100 * softmax(scores)
     wrong = np.flatnonzero(predictions != labels)
     confidence = probabilities[wrong, predictions[wrong]]
     mistakes = []
@@ -199,7 +217,7 @@ def report_text(
         _escape(model),
         _table(("clips", "top-1", "top-5", "mean class accuracy", "loss"), [row]),
         "Classes are numbered from 0, as in `category.txt`. Accuracies are in percent. All classes are in "
-        "[per_class.csv](per_class.csv).",
+        "[per_class.csv](per_class.csv), all clips in [predictions.csv](predictions.csv).",
         *_class_sections(classes),
         "## Hardest pairs",
         "Confusion is the share of the clips of both classes that are taken for the other one; accuracy is "
@@ -249,6 +267,14 @@ def _pair_table(pairs: Sequence[tuple[int, int]], confusions: np.ndarray, catego
         note = "**labels swapped?**" if confusion > accuracy else ""
         rows.append([*(_escape(f"{label} {categories[label]}") for label in pair), *numbers, note])
     return _table(("class", "class", "confusion, %", "accuracy, %", ""), rows) if rows else ""
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -8,8 +8,8 @@ import helpers
 import pytest
 from synthetic import make_dataset
 
-# The test processes share the cores. With more threads than cores, torch's threads mostly wait.
-# Set before torch is imported; the programs inherit it.
+# The test processes share the cores; more threads than cores would mostly wait for each other. Set before
+# torch is imported; the programs inherit it.
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
 

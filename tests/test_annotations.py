@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
+from collections import Counter
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from annotations import OwnData, make_lists, read_annotations
+from annotations import OwnData, describe_split, group_by_name, make_lists, read_annotations, read_csv
 from classes import check_name, read_categories
 from dataset import read_list
 from datasets_video import VideoRecord, check_folder
@@ -121,7 +123,7 @@ def draw(names, seed=0, fraction=0.25):
     """The validation videos that are drawn; the first letter of a name is its class."""
     categories = sorted({name[0] for name in names})
     records = [VideoRecord(name, label=categories.index(name[0])) for name in names]
-    lists = make_lists(OwnData(categories, records, {}, []), fraction, seed)
+    lists = make_lists(OwnData(categories, records, {}, {}, []), fraction, seed)
     assert sum(map(len, lists.values())) == len(names)
     return {record.path for record in lists["val_videofolder.txt"]}
 
@@ -138,6 +140,88 @@ def test_draw_depends_on_seed_and_names():
     assert len(draw(names, fraction=0.001)) == 2
     # A seed draws the same videos in every version.
     assert draw([f"a/{number}" for number in range(8)]) == {"a/2", "a/7"}
+
+
+def own_data(names, **changes):
+    """Own data of videos `CLASS/VIDEO`."""
+    categories = sorted({name.partition("/")[0] for name in names})
+    records = [VideoRecord(name, label=categories.index(name.partition("/")[0])) for name in names]
+    return OwnData(categories, records, {}, {}, [])._replace(**changes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_not_divided(seed):
+    # Ten people perform each of three actions three times; two more one action only.
+    names = [f"{c}/p{person}_{i}" for c in ("jump", "run", "wave") for person in range(10) for i in range(3)]
+    names += [f"wave/p{person}_{i}" for person in (10, 11) for i in range(4)]
+    data = own_data(names)
+    data = data._replace(group_of=group_by_name(data.records, re.compile(r"p(\d+)")))
+    lists = make_lists(data, 0.2, seed)
+    groups = [
+        {data.group_of[record.path] for record in lists[f"{part}_videofolder.txt"]}
+        for part in ("train", "val")
+    ]
+    assert not groups[0] & groups[1]
+    assert len(groups[0] | groups[1]) == 12
+    counts = Counter(record.label for record in lists["val_videofolder.txt"])
+    assert counts.keys() == {0, 1, 2}
+    assert all(3 <= count <= 11 for count in counts.values())
+    assert describe_split(data, lists) == []
+
+
+def test_few_large_groups():
+    """Each class gets validation clips if it has two groups, even if none is as small as its share."""
+    data = own_data([f"{c}/{group}{i}" for c in ("jump", "run") for group in "ab" for i in range(9)])
+    groups = {record.path: record.path[:-1] for record in data.records}
+    lists = make_lists(data._replace(group_of=groups), 0.1, 0)
+    assert [len(lists[f"{part}_videofolder.txt"]) for part in ("train", "val")] == [18, 18]
+    with pytest.raises(UserError, match="two groups"):
+        make_lists(data._replace(group_of=dict.fromkeys(groups, "one")), 0.1, 0)
+
+
+def describe(names, **changes):
+    data = own_data(names, **changes)
+    return " ".join(describe_split(data, make_lists(data, 0.2, 0)))
+
+
+def test_warnings_about_the_split():
+    clips = [f"{c}/{c}_{i:03d}" for c in ("jump", "run") for i in range(20)]
+    assert describe(clips) == ""
+    assert "only one class" in describe(clips[:20])
+    assert "val_videofolder.txt has no clips of: wave" in describe([*clips, "wave/1"])
+    recordings = [f"{c}/{c}_g{g:02d}_c{i:02d}" for c in ("jump", "run") for g in range(4) for i in range(5)]
+    assert "8 of 8 validation clips" in describe(recordings)
+    split = {
+        name: "train_videofolder.txt" if "_c00" in name else "val_videofolder.txt" for name in recordings
+    }
+    groups = {name: name[:-4] for name in recordings}
+    assert "8 groups in both lists" in describe(recordings, list_of=split, group_of=groups)
+    assert describe(recordings, group_of=groups) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "video,label\nup/1.mp4,Up\ndown/2,Down\n",
+        "Label;ID;Video\nUp;7;./up/1.MP4\nDown;8;down\\2.webm\n",
+        "\ufeffvideo\tlabel\nTOP/up/1.mp4\tUp\nTOP/down/2.mp4\t Down \n",
+    ],
+)
+def test_csv_variants(tmp_path, text):
+    path = tmp_path / "my.csv"
+    path.write_text(text.replace("TOP", str(tmp_path / "videos")), encoding="utf-8")
+    data = read_csv(path, tmp_path / "videos", (".mp4", ".webm"), tmp_path / "category.txt")
+    assert data.categories == ["Down", "Up"]
+    assert data.records == [VideoRecord("up/1", label=1), VideoRecord("down/2", label=0)]
+
+
+def test_csv_groups(tmp_path):
+    (tmp_path / "my.csv").write_text("video,label,group,Person\na,Up,1,x\nb,Up,,x\n")
+    arguments = [tmp_path / "my.csv", tmp_path, (), tmp_path / "category.txt"]
+    assert read_csv(*arguments).group_of == {"a": "1"}
+    assert read_csv(*arguments, "person").group_of == {"a": "x", "b": "x"}
+    with pytest.raises(UserError, match="--group_column take"):
+        read_csv(*arguments, "take")
 
 
 # Characters at which some readers break or strip lines, and some that look similar.

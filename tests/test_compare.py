@@ -33,6 +33,7 @@ def words(root: Path, out: Path) -> list[object]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_comparison_is_stopped_and_continued(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     program = Program(*words(root, out))

@@ -2,7 +2,6 @@
 
 import math
 from argparse import Namespace
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -94,20 +93,6 @@ def test_pixels_are_normalised():
     for channel in range(3):
         expected = (clips[..., channel].double() / 255 - MEAN[channel]) / STD[channel]
         torch.testing.assert_close(seen[0][:, :, channel].double(), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("amp", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
-def test_autocast_has_its_dtype_in_another_thread(amp, dtype):
-    """DataParallel's threads do not inherit the dtype of autocast."""
-    seen = []
-    model = Linear()
-    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    thread = Thread(target=PixelModel(model, amp), args=(torch.from_numpy(Clips(2).clips),))
-    thread.start()
-    thread.join()
-    assert seen == [dtype]
 
 
 # The last step has batches of 3 and 1 clips (of 10, in steps of 6). In the mean of the batches' means, the
@@ -242,14 +227,3 @@ def test_evaluation_stops_when_asked():
     *_, result = make_evaluation(4, 1, lambda: next(signals))
     assert result is None
     assert list(signals) == []
-
-
-def test_predictor_computes_without_tf32():
-    """Rounding of float32 on a GPU is off in an evaluation, and as before afterwards."""
-    seen = []
-    model = fuse(TemporalModel(4, 2, backbone="resnet14"), CPU)
-    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-    before = torch.backends.cudnn.allow_tf32
-    Predictor(model, WORLD)(torch.from_numpy(Clips(1, size=32).clips))
-    assert seen == [False]
-    assert torch.backends.cudnn.allow_tf32 == before

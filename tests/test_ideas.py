@@ -224,7 +224,7 @@ def apply_changes(page, folder):
     for file, kind, text in changes:
         code = (folder / file).read_text()
         if kind == "python":
-            code += text
+            code += f"\n\n{text}"
         for hunk in text.split("@@\n") if kind == "diff" else []:
             lines = hunk.splitlines(keepends=True)
             old, new = ("".join(line[1:] for line in lines if line[0] != sign) for sign in "+-")

@@ -1,4 +1,4 @@
-"""tools/model_table.py: the paper's check sums, and the same table on the page."""
+"""tools/model_table.py: the check sums and accuracies of the paper."""
 
 import pytest
 from helpers import REPOSITORY, call

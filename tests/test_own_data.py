@@ -1,6 +1,7 @@
-"""From a folder of videos to an evaluated checkpoint, by the README's commands."""
+"""From a folder of videos to an evaluated checkpoint, with the README's commands."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -10,13 +11,13 @@ from helpers import REPOSITORY, call, run
 from video_files import write_video
 
 CLASSES = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
-# What makes it fast; everything else is as the README has it.
+# Added to the README's commands, to be fast.
 SMALL = ["--arch", "resnet14", "--input_size", 32, "--num_segments", 4, "--epochs", 1, "-b", 8, "-j", 0]
 
 
 @pytest.fixture(scope="module")
 def my_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 short mp4s in three class folders. Read only: it is shared."""
+    """36 short videos in three class folders. Shared: read only."""
     folder = tmp_path_factory.mktemp("own") / "my_videos"
     rng = np.random.default_rng(0)
     for name, colour in CLASSES.items():
@@ -29,14 +30,14 @@ def my_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands() -> dict[str, list[str]]:
-    """The commands of the README's section: program -> its words."""
+    """The commands of the README's section: program -> arguments."""
     section = (REPOSITORY / "README.md").read_text().partition("## Your own videos")[2].partition("\n## ")[0]
     lines = [line.partition("#")[0] for line in section.splitlines() if line.startswith("python ")]
     return {words[1]: words[2:] for words in map(shlex.split, lines)}
 
 
-def succeed(how, program: str, *more: object, **options: object) -> CompletedProcess[str]:
-    done = how(program, *commands()[program], *more, **options)
+def succeed(start: Callable, program: str, *more: object, **options: object) -> CompletedProcess[str]:
+    done = start(program, *commands()[program], *more, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return done
@@ -47,7 +48,8 @@ def accuracy(done: CompletedProcess[str]) -> str:
     return result.partition(" Loss")[0]
 
 
-def test_from_videos_to_an_accuracy_in_two_commands(my_videos: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_readme_commands_on_videos(my_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "my_videos").symlink_to(my_videos)
     succeed(run, "tools/process_dataset.py", cwd=tmp_path)
     trained = succeed(run, "main.py", *SMALL, cwd=tmp_path)
@@ -60,9 +62,8 @@ def test_from_videos_to_an_accuracy_in_two_commands(my_videos: Path, tmp_path: P
     assert accuracy(tested) == accuracy(trained)
 
 
-def test_the_same_with_extraction_and_then_a_list_without_labels(
-    my_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_readme_commands_on_frames(my_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_videos").symlink_to(my_videos)
     succeed(call, "tools/extract_frames.py", "--workers", 2)
@@ -75,15 +76,15 @@ def test_the_same_with_extraction_and_then_a_list_without_labels(
     best.rename(tmp_path / "FILE")
     assert accuracy(succeed(call, "test_models.py")) == accuracy(trained)
 
-    # Videos without labels, as docs/DATA.md has it.
-    asked = tmp_path / "data/asked"
-    asked.mkdir()
-    (asked / "category.txt").write_bytes((tmp_path / "data/my_data/category.txt").read_bytes())
-    (tmp_path / "asked.csv").write_text("video,label,split\n0 a.mp4,,test\n7 a.mp4,,test\n")
-    options = ["--dataset", "asked", "--root_path", "data"]
-    files = ["--videos", my_videos / "red", "--annotations", "asked.csv", "--workers", 1]
+    # Scores of test videos without labels.
+    unlabelled = tmp_path / "data/unlabelled"
+    unlabelled.mkdir()
+    (unlabelled / "category.txt").write_bytes((tmp_path / "data/my_data/category.txt").read_bytes())
+    (tmp_path / "unlabelled.csv").write_text("video,label,split\n0 a.mp4,,test\n7 a.mp4,,test\n")
+    options = ["--dataset", "unlabelled", "--root_path", "data"]
+    files = ["--videos", my_videos / "red", "--annotations", "unlabelled.csv", "--workers", 1]
     assert call(program, *options, *files).returncode == 0
-    options += ["--val_list", asked / "test_videofolder.txt", "--save_scores", tmp_path / "scores.npz"]
+    options += ["--val_list", unlabelled / "test_videofolder.txt", "--save_scores", tmp_path / "scores.npz"]
     done = call("test_models.py", "--weights", "FILE", *options)
     assert done.returncode == 0, done.stderr
     assert "no accuracy, because the list has no labels" in done.stdout

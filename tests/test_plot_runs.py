@@ -76,7 +76,6 @@ GOOD = format_csv(ROWS)
         (None, ""),
         ("", "train_loss"),
         ("class,top-1\n1,2\n", "train_loss"),
-        (format_csv([]), "epoch"),
         (GOOD.replace("4.0", "much"), "line 2: "),
         (GOOD.replace("4.0", "nan"), "line 2: "),
         (GOOD[: GOOD.index("4.0")], "line 2: "),
@@ -89,6 +88,17 @@ def test_other_files_are_refused(logs, tmp_path, text, culprit):
         file.write_text(text)
     assert_one_line_error(call("tools/plot_runs.py", logs[0], file, "--out", out), file, culprit)
     assert not out.exists()
+
+
+def test_runs_without_an_epoch_are_left_out(logs, tmp_path):
+    new, out = tmp_path / "new.csv", tmp_path / "out.png"
+    new.write_text(format_csv([]))
+    assert_one_line_error(call("tools/plot_runs.py", new, "--out", out), "epoch")
+    assert not out.exists()
+    done = call("tools/plot_runs.py", new, *logs, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith("new: left out")
+    assert out.exists()
 
 
 @pytest.mark.parametrize("out", ["out.jpg", "missing/out.png"])

@@ -15,6 +15,8 @@ from PIL import Image
 from video_files import cut, write_audio, write_video
 
 from classes import read_categories, released_categories
+from dataset import open_videos
+from datasets_video import return_dataset
 
 TOOL = "tools/process_dataset.py"
 FRAMES = {
@@ -177,19 +179,6 @@ def test_jester_from_videos(tmp_path: Path) -> None:
     assert (home / "videos").resolve() == videos
     assert texts(home)["train_videofolder.txt"] == "100 5 1\n7 4 2\n"
     assert texts(home)["test_videofolder.txt"] == "9 6\n8 3\n"
-
-
-def test_odd_names_are_read_back(tmp_path: Path) -> None:
-    names = ["a b  c", "12 3 4", "-1", "Ünïcödé 動画", "a\u00a0b", "part/of a path", "{:05d}", "a\\b", "'\""]
-    classes = ["0", "1 2 3", "a\u00a0b", "../a", "x" * 300]
-    home = make_frames(tmp_path, "somethingv2", dict.fromkeys(names, 3))
-    entries = [{"id": name, "template": classes[i % 5]} for i, name in enumerate(names)]
-    contents = {"labels": {name: i for i, name in enumerate(classes)}}
-    for part, content in (contents | {"train": entries[:-1], "validation": entries[-1:]}).items():
-        (tmp_path / f"{part}.json").write_text(json.dumps(content))
-    succeed(tmp_path, "somethingv2", "--annotations", tmp_path)
-    assert read_categories(home / "category.txt") == classes
-    assert "0 problems, 0 notes\n" in succeed(tmp_path, "somethingv2", "--check", "--decode_all").stdout
 
 
 def test_unusual_class_order_is_noted(tmp_path: Path) -> None:
@@ -467,7 +456,7 @@ def test_class_folders_of_videos(tmp_path: Path) -> None:
     (videos / "up/notes.txt").write_text("not a video")
     (videos / "loose.mp4").touch()
     home = tmp_path / "data/own"
-    succeed(tmp_path / "data", "own", "--videos", videos)
+    done = succeed(tmp_path / "data", "own", "--videos", videos)
     assert (home / "videos").readlink() == videos
     assert texts(home)["category.txt"] == "down\nup\n"
     lists = own_lists(home)
@@ -479,6 +468,7 @@ def test_class_folders_of_videos(tmp_path: Path) -> None:
         ("note", "loose.mp4"): "video without a label",
         ("note", "up/notes.txt"): "is not a video",
     }
+    assert "  up: 4, 1\n  down: 2, 1\n" in done.stdout
     before = texts(home)
     succeed(tmp_path / "data", "own")  # now from the link
     assert texts(home) == before
@@ -567,6 +557,30 @@ def test_class_folders_of_frames(tmp_path: Path) -> None:
     assert "up/new" in own_lists(home)["train"] | own_lists(home)["val"]
 
 
+@pytest.mark.parametrize("template", ["img_{:05d}.jpg", "{}.png"])
+def test_frames_with_other_names(template: str, tmp_path: Path) -> None:
+    home = tmp_path / "own"
+    for name, count in STEMS.items():
+        folder = home / "frames" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (32, 32), (number, 90, 40)).save(folder / template.format(number))
+    succeed(tmp_path, "own")
+    assert own_lists(home)["train"]["up/4"] == (7, 1)
+    succeed(tmp_path, "own", "--check", "--decode_all")
+    paths = return_dataset("own", tmp_path)
+    assert paths.first_frame == 0
+    # Training and testing find the frames without further options.
+    videos = open_videos(paths, 3, None, is_training=False)
+    record, (clip, _) = videos.record(0), videos[0]
+    path = home / "frames" / record.path / template.format(record.num_frames // 2)
+    assert clip[1].tobytes() == Image.open(path).convert("RGB").tobytes()
+    (home / "frames/up/4" / template.format(2)).unlink()
+    assert process(tmp_path, "own", "--check").returncode == 1
+    (home / "dataset.json").write_text("{}")
+    assert_one_line_error(process(tmp_path, "own", "--check"), home / "dataset.json")
+
+
 CSV = "video,label,split\nup/0.mp4,Up,train\nup/1,Up,validation\ndown/0.webm,Down,training\nup/2,,test\n"
 
 
@@ -592,7 +606,11 @@ def test_csv_with_and_without_split(tmp_path: Path) -> None:
     assert sorted(label for _, label in own_lists(home)["val"].values()) == [0, 0, 1, 1]
     file.write_text(CSV + "up/none,Up,val\n")
     process(tmp_path, "own", "--annotations", file)
-    assert_findings(texts(home)["process_report.txt"], {("problem", "up/none"): "no video"})
+    expected = {
+        ("problem", "up/none"): "no video",
+        ("note", "-"): "val_videofolder.txt has no clips of: Down",
+    }
+    assert_findings(texts(home)["process_report.txt"], expected)
 
 
 @pytest.mark.parametrize(
@@ -603,6 +621,7 @@ def test_csv_with_and_without_split(tmp_path: Path) -> None:
         ("up/0,Up\n", ["line 1", "video,label"]),
         (CSV + "up/3,Up\n", ["line 6", "''"]),
         (CSV + "up/3,Up,val,more\n", ["line 6"]),
+        (CSV + "/elsewhere/up/3,Up,val\n", ["line 6", "/elsewhere/up/3"]),
         (CSV + "up/0.mp4,Up,val\n", ["line 6", "up/0"]),
         (CSV + "up/3,Up,dev\n", ["line 6", "dev"]),
         (CSV + "up/3,,train\n", ["line 6", "up/3"]),
@@ -612,7 +631,6 @@ def test_csv_with_and_without_split(tmp_path: Path) -> None:
         (CSV.replace("up/2", "up/clip 2"), ["up/clip 2"]),
         (CSV.replace("validation", "test"), ["'val'"]),
         (CSV.replace("train", "val").replace("valing", "val"), ["'train'"]),
-        ("video,label\nup/0,Up\nup/1,Up\ndown/0,Down\n", ["Down"]),
     ],
 )
 def test_wrong_csv(text: str, culprits: list[str], tmp_path: Path) -> None:
@@ -629,7 +647,7 @@ def test_wrong_csv(text: str, culprits: list[str], tmp_path: Path) -> None:
     [
         ([], ["--videos", "clips"]),
         (["1.mp4"], ["clips", "CLASS/VIDEO"]),
-        (["up/1.mp4", "up/2.mp4", "down/1.mp4"], ["'down'"]),
+        (["up/1.mp4"], ["two groups"]),
         (["up/1.mp4", "up/2.mp4", "down/1.txt"], ["clips/down"]),
         (["train/up/1.mp4", "val/up/1.mp4"], ["clips/train"]),
         (["up/1.mp4", "up/a\tb.mp4"], ["up/a\\tb.mp4"]),
@@ -666,6 +684,10 @@ def test_wrong_options(tmp_path: Path) -> None:
         ("own", ["--annotations", tmp_path / "my.csv", "--seed", 1], ["--seed", "my.csv"]),
         ("own", ["--annotations", tmp_path / "test.csv"], [tmp_path / "own/category.txt"]),
         ("own", ["--val_fraction", 1], ["--val_fraction"]),
+        ("own", ["--group", "("], ["--group"]),
+        ("own", ["--annotations", tmp_path / "my.csv", "--group", "x"], ["--group", "up/0"]),
+        ("own", ["--annotations", tmp_path / "my.csv", "--group_column", "x"], ["--group_column"]),
+        ("somethingv1", ["--annotations", tmp_path, "--group", "x"], ["--group"]),
         ("taken", ["--videos", videos], [tmp_path / "taken/videos"]),
     ):
         assert_one_line_error(process(tmp_path, dataset, *words), *culprits)

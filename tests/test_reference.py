@@ -76,6 +76,7 @@ def train(dtype: torch.dtype) -> tuple[list[float], list[float], dict[str, float
     return losses, norms, {name: state_dict[name].double().norm().item() for name in case.weight_norms_after}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_training_steps():
     """Four steps amplify rounding: the order of float32 sums, which depends on the number of threads and the

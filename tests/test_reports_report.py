@@ -1,8 +1,11 @@
 """`reports/report.py` and its pictures: tables against hand-counted cases, refusals, `--report` itself."""
 
 import csv
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from classes import mirrored_labels, released_categories
 from dataset import VideoDataSet
 from models import TemporalModel
 from reports import plots, report
+from reports.render import Answer, render
 from utils.cli import UserError
 from utils.metrics import Result, summarise
 
@@ -57,14 +61,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> VideoDataSet:
 
 
 def test_tables_equal_hand_counts(tmp_path, videos):
-    # The model has its classes in another order than category.txt.
-    permutation = np.array([2, 0, 3, 1])
-    result = evaluated(permutation[list(LABELS)], permutation[list(PREDICTIONS)], 4)
-    report.write_report(
-        tmp_path / "new" / "out", result, permutation, NAMES, videos, "GST *resnet50*, 4 classes"
-    )
+    result = evaluated(LABELS, PREDICTIONS, 4)
+    report.write_report(tmp_path / "new" / "out", result, NAMES, videos, "GST *resnet50*, 4 classes")
     files = {path.name for path in (tmp_path / "new" / "out").iterdir()}
-    assert files == {"report.md", "per_class.csv", "confusion.png", "mistakes.png"}
+    assert files == {"report.md", "per_class.csv", "predictions.csv", "confusion.png", "mistakes.png"}
 
     with (tmp_path / "new" / "out" / "per_class.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
@@ -91,14 +91,6 @@ def test_tables_equal_hand_counts(tmp_path, videos):
     assert rows_of(text, "Mirrored pairs") == [mirrored]
     for picture in ("confusion.png", "mistakes.png"):
         assert f"]({picture})" in text
-
-
-def test_report_does_not_depend_on_class_permutation(tmp_path, videos):
-    for name, permutation in (("same", np.arange(4)), ("other", np.array([2, 0, 3, 1]))):
-        result = evaluated(permutation[list(LABELS)], permutation[list(PREDICTIONS)], 4)
-        report.write_report(tmp_path / name, result, permutation, NAMES, videos, "GST")
-    for file in (tmp_path / "same").iterdir():
-        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes(), file.name
 
 
 def test_swapped_labels_of_mirrored_pairs_show():
@@ -206,17 +198,49 @@ def test_contact_sheet_keeps_everything_inside():
 
 def test_without_mistakes(tmp_path, videos):
     result = evaluated(LABELS, LABELS, 4)
-    report.write_report(tmp_path, result, np.arange(4), ("a", "b", "c", "d"), videos, "GST")
+    report.write_report(tmp_path, result, ("a", "b", "c", "d"), videos, "GST")
     text = (tmp_path / "report.md").read_text()
     assert not (tmp_path / "mistakes.png").exists()
     assert "mistakes.png" not in text
     assert text.count("There are none") == 3  # mistakes, hardest and mirrored pairs
 
 
+def test_predictions_have_both_probabilities(tmp_path, videos):
+    result = evaluated(LABELS, PREDICTIONS, 4)
+    report.write_report(tmp_path, result, NAMES, videos, "GST")
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = [list(row.values()) for row in csv.DictReader(file)]
+    probabilities = torch.tensor(result.scores).softmax(1)
+    for clip, (video, true, predicted, *shares) in enumerate(rows):
+        label, prediction = LABELS[clip], PREDICTIONS[clip]
+        assert (video, true, predicted) == (str(clip + 1), NAMES[label], NAMES[prediction])
+        expected = [float(probabilities[clip, c]) for c in (label, prediction)]
+        assert list(map(float, shares)) == pytest.approx(expected, abs=1e-5)
+    assert len(rows) == len(LABELS)
+
+
+def test_sigterm_leaves_no_partial_file(tmp_path):
+    class Video:
+        num_frames = 9
+
+        def play(self):
+            for number in range(self.num_frames):
+                if number == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield Image.new("RGB", (320, 240)), Fraction(number, 12)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        render(tmp_path / "out.mp4", Video(), [1], [Answer("a", 0.5)])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
 def test_full_disk_leaves_no_file(tmp_path, videos):
     result = evaluated(LABELS, PREDICTIONS, 4)
     with files_limited_to(5000), pytest.raises(UserError, match="out: cannot be written"):
-        report.write_report(tmp_path / "out", result, np.arange(4), NAMES, videos, "GST")
+        report.write_report(tmp_path / "out", result, NAMES, videos, "GST")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -262,7 +286,7 @@ def test_report_agrees_with_scores(evaluation, tmp_path):
         with Image.open(tmp_path / "out" / picture) as image:
             image.load()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s.npz"]
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 def test_used_folders_are_refused_first(evaluation, tmp_path):

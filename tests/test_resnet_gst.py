@@ -58,7 +58,7 @@ def test_strides_are_in_space_only():
     model(torch.randn(1, 3, 3, 64, 96))
     assert seen == {
         "conv1": (64, 3, 32, 48),
-        "maxpool": (64, 3, 16, 24),
+        "maxpool": (64, 16, 24),  # 2D, frame by frame
         "layer1": (256, 3, 16, 24),
         "layer2": (512, 3, 8, 12),
         "layer3": (1024, 3, 4, 6),

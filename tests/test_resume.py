@@ -176,6 +176,7 @@ def test_file_system_without_locks(root, tmp_path, monkeypatch):
 # Checkpoints that are damaged or cannot be written
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_falls_back(root, alone, tmp_path):
     start(root, tmp_path).kill()
     content = bytearray(checkpoint_of(tmp_path).read_bytes())
@@ -211,6 +212,7 @@ def fill_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
 
+@pytest.mark.slow
 def test_full_disk_stops_the_run_and_keeps_the_checkpoint(root, tmp_path):
     assert resume(root, tmp_path, "--epochs", 1).returncode == 0
     before = checkpoint_of(tmp_path).read_bytes()

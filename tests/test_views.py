@@ -1,4 +1,4 @@
-"""Several crops and clips of a video, and what an evaluation writes and says of videos without labels."""
+"""Several crops and clips of a video; outputs of `test_models.py`; videos without labels."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,24 +16,20 @@ from video_files import write_video as write_video_file
 
 from classes import NEVER, mirrored_labels
 from dataset import VideoDataSet, clip_fractions
-from engine import evaluate
 from frames.sources import VideoFiles
 from inference.fuse import fuse
-from loader import ClipLoader
 from models import TemporalModel
 from transforms import GroupOverSample, evaluation_transform
-from utils.distributed import World
 
-WORLD = World(0, 1, [torch.device("cpu")])
 # The last class has a direction and no partner: its clips are never mirrored.
 NAMES = (*CATEGORIES, "Turning the camera left while filming something")
 MIRRORED = [2, 1, 0, 3, NEVER]
 SCALE, SIZE, SEGMENTS = 36, 32, 4
-# Of the videos: the first is shorter than its segments, the last is higher than wide.
+# Lengths of the videos: the first is shorter than its segments, the last is higher than wide.
 LENGTHS = (3, 12, 21)
-# For each number of clips: fractions of a segment.
+# Number of clips -> their positions, as fractions of a segment.
 FRACTIONS = {1: [1 / 2], 2: [1 / 2, 0], 3: [1 / 2, 0, 1 / 4], 4: [1 / 2, 0, 1 / 6, 2 / 6]}
-# In quarters of the room that is left.
+# In quarters of the free space.
 CORNERS = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
 
 
@@ -110,7 +106,7 @@ def crops_by_hand(frame: Image.Image, places: Sequence[tuple[int, int]], size: i
 def views_by_hand(
     model: TemporalModel, root: Path, num_crops: int, num_clips: int, size: int = SIZE
 ) -> list[dict]:
-    """For each video the logits of each view, evaluated alone: `{(crop, clip, is mirrored): logits}`."""
+    """For each video the logits of each view computed alone: `{(crop, clip, is mirrored): logits}`."""
     model = fuse(model, torch.device("cpu"))
     folder = root / "somethingv1" / FRAMES["somethingv1"][0]
     videos = []
@@ -122,7 +118,7 @@ def views_by_hand(
             is_tall = frames[0].height > frames[0].width
             three = [(2, 0), (2, 2), (2, 4)] if is_tall else [(0, 2), (2, 2), (4, 2)]
             places = three if num_crops == 3 else CORNERS
-            if num_crops == 1:  # the published crop, not the grid's centre, which is rounded down
+            if num_crops == 1:  # the published crop; the grid's centre is rounded down
                 by_frame = [[center_crop(resize(frame, SCALE), size)] for frame in frames]
             else:
                 by_frame = [crops_by_hand(frame, places, size) for frame in frames]
@@ -135,8 +131,8 @@ def views_by_hand(
 
 
 def average(views: list[dict], mirrored: Sequence[int] | None = None) -> np.ndarray:
-    """Scores of videos, where `mirrored` says that mirrored views count, too."""
-    found = []
+    """Scores of videos; mirrored views count if `mirrored` is given."""
+    videos = []
     for logits in views:
         scores = []
         for (crop, clip, flipped), own in logits.items():
@@ -146,16 +142,17 @@ def average(views: list[dict], mirrored: Sequence[int] | None = None) -> np.ndar
                 as_is = logits[crop, clip, False]
                 pairs = enumerate(mirrored)
                 scores.append([float(as_is[c] if other == NEVER else own[other]) for c, other in pairs])
-        found.append(np.mean(scores, axis=0, dtype=np.float64))
-    return np.stack(found)
+        videos.append(np.mean(scores, axis=0, dtype=np.float64))
+    return np.stack(videos)
 
 
-# Which pixels, which frames.
+# ---------------------------------------------------------------------------------------------------------
+# Pixels and frames
 
 
 @pytest.mark.parametrize("size", [(57, 40), (40, 57), (36, 36), (36, 39), (80, 32)], ids=str)
 @pytest.mark.parametrize("num_crops", [3, 5, 10])
-def test_crops_lie_on_the_grid_of_tsm(size, num_crops):
+def test_crops_on_the_grid_of_tsm(size, num_crops):
     width, height = size
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     frames = [Image.fromarray(np.stack([x, y, x * 0 + time], -1).astype(np.uint8)) for time in (0, 1)]
@@ -171,15 +168,15 @@ def test_crops_lie_on_the_grid_of_tsm(size, num_crops):
     assert [crop.getpixel((0, 0)) for crop in crops[len(expected) :]] == mirrored
 
 
-def test_clips_take_the_middle_the_beginning_and_what_lies_between():
+def test_positions_of_clips():
     for num_clips, fractions in FRACTIONS.items():
         np.testing.assert_allclose(clip_fractions(num_clips), fractions, rtol=1e-12)
     assert expected_frames(40, 0.5) == [6, 16, 26, 36]
     assert expected_frames(3, 0) == [1, 1, 2, 3]
 
 
-def test_an_item_has_a_view_for_each_crop_and_clip_and_decodes_each_frame_once(tmp_path):
-    """The frames of a video file and those of a folder are the same."""
+def test_views_of_an_item(tmp_path, monkeypatch):
+    """Views have an order, each frame is decoded once, and video files and frame folders give the same."""
     (tmp_path / "videos").mkdir()
     write_video_file(tmp_path / "videos" / "a.mkv", 9, width=60, height=40)
     folder = tmp_path / "frames" / "a"
@@ -187,73 +184,66 @@ def test_an_item_has_a_view_for_each_crop_and_clip_and_decodes_each_frame_once(t
     for number, frame in VideoFiles(str(tmp_path / "videos")).read("a", range(1, 10)).items():
         frame.image().save(folder / f"{number:05d}.png")
     (tmp_path / "list.txt").write_text("a 9 1\n")
+    decoded: list[int] = []
+    read = VideoFiles.read
+    monkeypatch.setattr(
+        VideoFiles, "read", lambda self, name, numbers: decoded.extend(numbers) or read(self, name, numbers)
+    )
 
-    read: list[int] = []
-
-    class Recording(VideoFiles):
-        def read(self, name, numbers):
-            read.extend(numbers)
-            return super().read(name, numbers)
-
-    def item(source: str, num_crops: int, num_clips: int) -> np.ndarray:
+    def views_from(source: str) -> np.ndarray:
         template = None if source == "videos" else "{:05d}.png"
-        transform = evaluation_transform(SIZE, num_crops)
+        transform = evaluation_transform(SIZE, 10)
         videos = VideoDataSet(
             *(tmp_path / source, tmp_path / "list.txt", SEGMENTS, template, 1, transform, False, True),
             num_class=2,
-            num_clips=num_clips,
+            num_clips=3,
         )
-        if source == "videos":
-            videos.source = Recording(str(tmp_path / source))
         return videos[0][0]
 
-    clip = item("videos", 1, 1)
-    assert clip.shape == (SEGMENTS, SIZE, SIZE, 3)
-    read.clear()
-    views = item("videos", 10, 3)
+    views = views_from("videos")
     # Nine frames: some are in several clips.
-    assert sorted(read) == sorted({n for fraction in FRACTIONS[3] for n in expected_frames(9, fraction)})
+    assert sorted(decoded) == sorted({n for fraction in FRACTIONS[3] for n in expected_frames(9, fraction)})
     assert views.shape == (30, SEGMENTS, SIZE, SIZE, 3)
-    np.testing.assert_array_equal(views, item("frames", 10, 3))
-    # All clips of a crop, then those of the next; the mirrored crops last.
+    np.testing.assert_array_equal(views, views_from("frames"))
+    # All clips of a crop, then those of the next crop; the mirrored crops last.
     np.testing.assert_array_equal(views[15:], views[:15, ..., ::-1, :])
     for number, fraction in enumerate(FRACTIONS[3]):
-        for place, frame in enumerate(expected_frames(9, fraction)):
+        for position, frame in enumerate(expected_frames(9, fraction)):
             image = Image.open(folder / f"{frame:05d}.png")
             for crop, expected in enumerate(crops_by_hand(image, CORNERS, SIZE)):
-                np.testing.assert_array_equal(views[3 * crop + number, place], np.asarray(expected))
+                np.testing.assert_array_equal(views[3 * crop + number, position], np.asarray(expected))
 
 
-# Scores.
+# ---------------------------------------------------------------------------------------------------------
+# Scores
 
 
 @pytest.mark.parametrize(
     ("num_crops", "num_clips", "full_res"),
     [(3, 1, False), (1, 4, False), (5, 2, True), (10, 3, False), (1, 1, True)],
 )
-def test_scores_are_the_mean_of_the_views_evaluated_alone(
-    scores, succeed, model, root, num_crops, num_clips, full_res
-):
+def test_scores_are_the_mean_of_the_views(scores, model, root, num_crops, num_clips, full_res):
     options = ("--test_crops", num_crops, "--num_clips", num_clips, *["--full_res"] * full_res)
-    found = scores(*options)
+    # At most four views are computed at once.
+    values = scores(*options, "-b", 4)
     views = views_by_hand(model, root, num_crops, num_clips, SCALE if full_res else SIZE)
     expected = average(views, MIRRORED if num_crops == 10 else None)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    assert np.abs(found - scores()).max() > 0.01, "views that are all alike would prove nothing"
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert np.abs(values - scores()).max() > 0.01, "views that are all alike would prove nothing"
 
 
-def test_the_log_says_which_views_and_the_result_what_they_give(succeed):
+def test_log_of_views(succeed):
     lines = succeed("--test_crops", 10, "--num_clips", 2, "--full_res")
     assert "somethingv1: 3 videos from frames, 10 crops x 2 clips of 36 x 36 each" in lines
-    assert "mirrored crops: swap the scores of 2 classes, do not count for 1" in lines
+    assert any(line.startswith("mirrored crops: 2 classes swap") for line in lines)
     assert lines[-2].startswith("3 videos, ")
     lines = succeed("--num_clips", 3, "-b", 6, "-p", 1)
     assert sum(line.startswith("Test: [") and "/2]" in line for line in lines) == 2, "6 views are 2 videos"
-    assert "somethingv1: 3 videos from frames, 1 crop x 3 clips of 32 x 32 each" in lines
     assert not any("mirrored" in line for line in lines)
 
 
-def test_ten_crops_of_symmetric_frames_agree_with_five(scores, tmp_path, model):
+def test_ten_crops_of_symmetric_frames(scores, tmp_path):
+    """They agree with five crops."""
     root = make_dataset(tmp_path / "data", train=0, val=2, frames=4, size=(72, 36), categories=NAMES)
     for path in (root / "somethingv1").glob("*/*/*.jpg"):
         pixels = np.asarray(Image.open(path)).copy()
@@ -265,103 +255,61 @@ def test_ten_crops_of_symmetric_frames_agree_with_five(scores, tmp_path, model):
     ten = scores(*data, "--test_crops", 10, root=root)
     tolerance = {"rtol": 0, "atol": 2e-6 * np.abs(five).max()}
     np.testing.assert_allclose(ten[:, [1, 3, 4]], five[:, [1, 3, 4]], **tolerance)
-    for label in (0, 2):  # of each other's mirror images, which a symmetric clip shows equally
+    for label in (0, 2):  # these are each other's mirror image, and a symmetric clip shows both equally
         np.testing.assert_allclose(ten[:, label], (five[:, 0] + five[:, 2]) / 2, **tolerance)
     assert np.abs(five[:, 0] - five[:, 2]).min() > 0.01
 
 
-def test_mirrored_classes_are_those_of_the_checkpoint_in_its_order(scores, tmp_path, model, root, weights):
+def test_mirrored_classes_of_the_checkpoint(scores, tmp_path, model, root):
     ten = ("--test_crops", 10)
-    own = scores(*ten)
     views = views_by_hand(model, root, 10, 1)
-    # A checkpoint without names: category.txt's.
+    # A checkpoint without names has those of category.txt.
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     bare = scores(*ten, "--input_size", SIZE, "--num_segments", SEGMENTS, weights=tmp_path / "bare.pth")
-    np.testing.assert_array_equal(bare, own)
-    # Another order than category.txt's, and pairs of its own.
+    np.testing.assert_array_equal(bare, scores(*ten))
+    # Other orders than that of category.txt, by the names or by the checkpoint's own pairs.
     names = [NAMES[label] for label in (4, 2, 1, 3, 0)]
-    torch.save(wrapped(model, categories=names), tmp_path / "other.pth")
-    found = scores(*ten, weights=tmp_path / "other.pth")
     assert mirrored_labels(names) == [NEVER, 4, 2, 3, 1]
-    expected = average(views, [NEVER, 4, 2, 3, 1])[:, [4, 2, 1, 3, 0]]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    given = [0, NEVER, 3, 2, 4]
-    torch.save(wrapped(model, categories=names, mirrored=given), tmp_path / "given.pth")
-    found = scores(*ten, weights=tmp_path / "given.pth")
-    expected = average(views, given)[:, [4, 2, 1, 3, 0]]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    for more, mirrored in (({}, [NEVER, 4, 2, 3, 1]), *(({"mirrored": m}, m) for m in [[0, NEVER, 3, 2, 4]])):
+        torch.save(wrapped(model, categories=names, **more), tmp_path / "other.pth")
+        values = scores(*ten, weights=tmp_path / "other.pth")
+        expected = average(views, mirrored)[:, [4, 2, 1, 3, 0]]
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("mirrored", [[0, 1], [0, 1, 2, 3, 5], [], [1, 2, 0, 3, 4], [0, 0, 2, 3, 4]])
-def test_mirrored_classes_that_cannot_be_are_refused(run, tmp_path, model, mirrored):
+@pytest.mark.parametrize("mirrored", [[0, 1], [0, 1, 2, 3, 5], [1, 2, 0, 3, 4]])
+def test_impossible_mirrored_classes(run, tmp_path, model, mirrored):
     torch.save(wrapped(model, categories=list(NAMES), mirrored=mirrored), tmp_path / "a.pth")
-    done = run("--test_crops", 10, weights=tmp_path / "a.pth")
-    assert_one_line_error(done, tmp_path / "a.pth", "'mirrored'", "5 classes")
+    assert_one_line_error(run("--test_crops", 10, weights=tmp_path / "a.pth"), tmp_path / "a.pth", "mirrored")
 
 
-def test_no_more_views_are_computed_together_than_clips_in_a_batch(model, root):
-    videos = VideoDataSet(
-        root / "somethingv1" / FRAMES["somethingv1"][0],
-        root / "somethingv1" / "val_videofolder.txt",
-        SEGMENTS,
-        "{:05d}.jpg",
-        transform=evaluation_transform(SIZE),
-        random_shift=False,
-        test_mode=True,
-        num_class=5,
-        num_clips=3,
-    )
-    sizes = []
-    hook = model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    try:
-        found = evaluate(ClipLoader(videos, [[0], [1], [2]], 0), model, WORLD, "off", 20, max_clips=2)
-    finally:
-        hook.remove()
-    assert max(sizes) == 2
-    expected = average(views_by_hand(model, root, 1, 3))
-    np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+# ---------------------------------------------------------------------------------------------------------
+# Outputs
 
 
-@pytest.mark.parametrize(
-    "args", [("--test_crops", 2), ("--num_clips", 0), ("--num_clips", 101), ("--num_clips", "all")], ids=str
-)
-def test_unknown_views_are_refused(run, args):
-    assert_one_line_error(run(*args), args[0].lstrip("-"), args[1])
+@pytest.mark.parametrize("views", [(), ("--test_crops", 3, "--num_clips", 2, "-b", 4)])
+def test_features_are_the_classifiers_input(succeed, tmp_path, model, views):
+    alone, both, features = (tmp_path / f"{name}.npz" for name in ("alone", "both", "features"))
+    succeed(*views, "--save_scores", alone)
+    lines = succeed(*views, "--save_scores", both, "--save_features", features)
+    assert f"features: {features}" in lines
+    with np.load(alone) as one, np.load(both) as other, np.load(features) as content:
+        assert sorted(content) == ["classes", "features", "labels", "videos"]
+        np.testing.assert_array_equal(other["scores"], one["scores"])
+        for array in ("labels", "videos", "classes"):
+            np.testing.assert_array_equal(content[array], one[array])
+        assert (content["features"].shape, content["features"].dtype) == ((3, 2048), np.float32)
+        # The classifier is linear: the mean of features gives the mean of logits.
+        logits = functional.linear(torch.from_numpy(content["features"]), *model.classifier.parameters())
+        np.testing.assert_allclose(logits.detach(), one["scores"], rtol=0, atol=1e-5)
 
 
-# Features.
-
-
-def test_features_are_what_the_classifier_gets_and_change_no_score(succeed, tmp_path, model, root):
-    views = ("--test_crops", 3, "--num_clips", 2)
-    for name, options in (("one", ()), ("views", views)):
-        alone, both = tmp_path / f"{name}_alone.npz", tmp_path / f"{name}.npz"
-        features = tmp_path / f"{name}_features.npz"
-        succeed(*options, "--save_scores", alone)
-        lines = succeed(*options, "--save_scores", both, "--save_features", features)
-        assert f"features: {features}" in lines
-        with np.load(alone) as one, np.load(both) as other, np.load(features) as content:
-            assert sorted(content) == ["classes", "features", "labels", "videos"]
-            np.testing.assert_array_equal(other["scores"], one["scores"])
-            for array in ("labels", "videos", "classes"):
-                np.testing.assert_array_equal(content[array], one[array])
-            assert content["classes"].tolist() == list(NAMES)
-            assert (content["features"].shape, content["features"].dtype) == ((3, 2048), np.float32)
-            # The classifier is linear: of the mean of features it makes the mean of the logits.
-            again = functional.linear(torch.from_numpy(content["features"]), *model.classifier.parameters())
-            np.testing.assert_allclose(again.detach(), one["scores"], rtol=0, atol=1e-5)
-
-
-# Predictions and submissions.
-
-
-def test_videos_without_labels_get_predictions(succeed, tmp_path, root):
+def test_predictions_without_labels(succeed, tmp_path):
     labelled, unlabelled = tmp_path / "labelled.npz", tmp_path / "unlabelled.npz"
     succeed("--save_scores", labelled)
     (tmp_path / "list.txt").write_text("1 3\n2 12\n3 21\n" * 4)
     lines = succeed("--val_list", tmp_path / "list.txt", "--save_scores", unlabelled)
-    expected = torch.from_numpy(np.load(labelled)["scores"])
-    best = expected.softmax(1).max(1)
+    best = torch.from_numpy(np.load(labelled)["scores"]).softmax(1).max(1)
     predictions = [
         f"{probability:.3f} -> {NAMES[label]}  ({video})"
         for video, probability, label in zip((1, 2, 3), best.values, best.indices, strict=True)
@@ -373,47 +321,44 @@ def test_videos_without_labels_get_predictions(succeed, tmp_path, root):
         assert content["labels"].tolist() == [-1] * 12
 
 
-def test_a_submission_has_the_five_best_labels_of_category_txt(succeed, tmp_path, model, root):
-    """In another order than the checkpoint's; of the name of a video, its last part is the id."""
+def test_submission(succeed, tmp_path):
+    """The classes have the order of category.txt, and a video's id is the last part of its name."""
     other = make_dataset(tmp_path / "data", train=0, val=3, folder="a;b/{}", categories=NAMES[::-1])
-    paths = tmp_path / "scores.npz", tmp_path / "out.csv"
-    for form in ("labelled", "unlabelled"):
-        lines = "".join(f"a;b/{number} 10{' 1' * (form == 'labelled')}\n" for number in (1, 2, 3))
-        (other / "somethingv1" / "val_videofolder.txt").write_text(lines)
-        said = succeed("--save_scores", paths[0], "--submission", paths[1], root=other)
-        assert f"submission: {paths[1]}" in said
-        with np.load(paths[0]) as content:
-            assert content["classes"].tolist() == list(NAMES[::-1])
-            best = (-content["scores"]).argsort(1)
-        rows = [line.split(";") for line in paths[1].read_text().splitlines()]
-        assert [row[0] for row in rows] == ["1", "2", "3"]
-        assert [list(map(int, row[1:])) for row in rows] == best.tolist()
-        for path in paths:
-            path.unlink()
+    scores, file = tmp_path / "scores.npz", tmp_path / "out.csv"
+    (other / "somethingv1" / "val_videofolder.txt").write_text("".join(f"a;b/{n} 10\n" for n in (1, 2, 3)))
+    succeed("--save_scores", scores, "--submission", file, root=other)
+    with np.load(scores) as content:
+        assert content["classes"].tolist() == list(NAMES[::-1])
+        best = (-content["scores"]).argsort(1)
+    rows = [line.split(";") for line in file.read_text().splitlines()]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [list(map(int, row[1:])) for row in rows] == best.tolist()
 
 
-def test_videos_with_the_same_id_cannot_be_submitted(run, tmp_path, root):
-    for other in ("./1", "1"):
-        (tmp_path / "list.txt").write_text(f"1 3\n{other} 3\n")
-        done = run("--val_list", tmp_path / "list.txt", "--submission", tmp_path / "out.csv")
-        assert_one_line_error(done, "--submission", "'1'", f"'{other}'", "same id")
+def test_submission_refuses_equal_ids(run, tmp_path):
+    (tmp_path / "list.txt").write_text("1 3\n./1 3\n")
+    done = run("--val_list", tmp_path / "list.txt", "--submission", tmp_path / "out.csv")
+    assert_one_line_error(done, "--submission", "'1'", "'./1'")
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_outputs_are_refused_before_anything_else(run, tmp_path):
-    there = tmp_path / "there.npz"
-    there.write_text("precious")
-    (tmp_path / "there.csv").write_text("precious")
-    for option, file, word in (
-        ("--save_features", there, "already exists"),
-        ("--submission", tmp_path / "there.csv", "already exists"),
-        ("--submission", tmp_path / "out.npz", ".csv"),
-        ("--save_features", tmp_path / "out.csv", ".npz"),
-        ("--save_features", tmp_path / "none" / "out.npz", "is not a folder"),
-    ):
-        done = run(option, file, weights=tmp_path / "no checkpoint")
-        assert_one_line_error(done, f"{option} {file}", word)
-    new, same = tmp_path / "new.npz", tmp_path / "." / "new.npz"
-    done = run("--save_scores", new, "--save_features", same, weights=tmp_path / "no checkpoint")
-    assert_one_line_error(done, "--save_features", "--save_scores")
-    assert there.read_text() == (tmp_path / "there.csv").read_text() == "precious"
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        (["--save_features", "there.npz"], "there.npz"),
+        (["--submission", "there.csv"], "there.csv"),
+        (["--submission", "out.npz"], ".csv"),
+        (["--save_features", "none/out.npz"], "none"),
+        (["--save_scores", "new.npz", "--save_features", "./new.npz"], "--save_scores"),
+        (["--test_crops", 2], "--test_crops"),
+        (["--num_clips", 0], "--num_clips"),
+        (["--num_clips", "all"], "--num_clips"),
+    ],
+)
+def test_wrong_options(run, tmp_path, monkeypatch, options, culprit):
+    monkeypatch.chdir(tmp_path)
+    for name in ("there.npz", "there.csv"):
+        (tmp_path / name).write_text("precious")
+    # Before the checkpoint is read, so before an evaluation that may take hours.
+    assert_one_line_error(run(*options, weights=tmp_path / "none.pth"), options[-2], culprit)
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"precious"}

@@ -100,7 +100,6 @@ def remux(
     *,
     shift: int = 0,
     hides_key_frames: bool = False,
-    all_keys: bool = False,
     first: int = 0,
 ) -> None:
     """Copy the encoded frames of a video into another container.
@@ -110,7 +109,6 @@ def remux(
         target: the copy.
         shift: seconds by which all times become earlier; an mp4 then starts in the middle, by its edit list.
         hides_key_frames: for VP8 and VP9, mark key frames as invisible, as encoders do with reference frames.
-        all_keys: mark all packets as key frames.
         first: number of packets to leave out at the start, as in a stream that was joined midway.
     """
     with av.open(str(source)) as container, av.open(str(target), "w") as copy:
@@ -124,7 +122,7 @@ def remux(
             if hides_key_frames and packet.is_keyframe:
                 content[0] &= ~show_frame
             changed = av.Packet(bytes(content))
-            changed.is_keyframe, changed.time_base = packet.is_keyframe or all_keys, packet.time_base
+            changed.is_keyframe, changed.time_base = packet.is_keyframe, packet.time_base
             changed.pts, changed.dts = (int(at - shift / packet.time_base) for at in (packet.pts, packet.dts))
             changed.stream = copied
             copy.mux(changed)

@@ -1,10 +1,10 @@
-"""Average the scores of several models, as of one with 8 frames and one with 16.
+"""Average the scores of several models, for example one with 8 frames and one with 16.
 
     python tools/average_scores.py gst8.npz gst16.npz
     python tools/average_scores.py gst8.npz gst16.npz gst_large8.npz --weights 1 2 1 --save_scores all.npz
 
-The files are those of `test_models.py --save_scores`. Videos are matched by their names, in whatever order.
-Prints the accuracies of each file and of the average.
+The files are written by `test_models.py --save_scores`. Videos are matched by name, in any order. Prints the
+accuracies of each file and of the average.
 """
 
 import argparse
@@ -18,17 +18,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import Parser, UserError, non_negative_float, printable, run_program
-from utils.files import check_new_file, npz, open_regular, write_atomically, writing
+from utils.files import check_new_file, npz, write_atomically, writing
 
 
 class Scores(NamedTuple):
-    """An evaluation's scores, as `test_models.py --save_scores` writes them.
+    """The arrays of a file of `test_models.py --save_scores`.
 
     Attributes:
         scores: videos x classes, float.
-        labels: of the videos, whole numbers; -1 for all of them if they are not known.
-        videos: their names.
-        classes: the names of the classes.
+        labels: of the videos, int; all -1 if unknown.
+        videos: names of the videos.
+        classes: names of the classes.
     """
 
     scores: np.ndarray
@@ -37,7 +37,7 @@ class Scores(NamedTuple):
     classes: np.ndarray
 
     def accuracies(self) -> str:
-        """Top-1, top-5 and mean class accuracy, in percent; or why there are none."""
+        """Top-1, top-5 and mean class accuracy in percent."""
         if (self.labels < 0).any():
             return "no accuracy, because the videos have no labels"
         best = np.argsort(-self.scores, axis=1, kind="stable")[:, :5]
@@ -48,31 +48,30 @@ class Scores(NamedTuple):
 
 
 def main() -> None:
-    """Average the files' scores, and print what they and the average give.
+    """Average the scores of files.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: a file cannot be used, or the files do not have the same videos, classes and labels.
     """
     args = parse_args()
     if args.save_scores:
         check_new_file(args.save_scores, "--save_scores", ".npz")
-    weights = args.weights or [1.0] * len(args.files)
+    weights = np.array(args.weights or [1.0] * len(args.files))
     if len(weights) != len(args.files):
         raise UserError(f"--weights: has {len(weights)} numbers for {len(args.files)} files")
-    if not 0 < sum(weights) < np.inf:
+    if not 0 < weights.sum() < np.inf:
         raise UserError("--weights: their sum must be above 0 and finite")
 
-    files = [read_scores(file) for file in args.files]
-    first = files[0]
-    total = np.zeros(first.scores.shape)
-    for path, own, weight in zip(args.files, files, weights, strict=True):
-        scores = match(own, first, path, args.files[0])
-        total += weight / sum(weights) * (softmax(scores) if args.softmax else scores)
-    average = first._replace(scores=total.astype(np.float32))
+    first, *others = [read_scores(file) for file in args.files]
+    files = [first]
+    for file, path in zip(others, args.files[1:], strict=True):
+        files.append(reorder_videos(file, first, path, args.files[0]))
+    scores = [softmax(file.scores) if args.softmax else file.scores for file in files]
+    average = first._replace(scores=np.average(scores, axis=0, weights=weights).astype(np.float32))
 
     names = [*map(printable, args.files), "average" + (" of probabilities" if args.softmax else "")]
-    for name, own in zip(names, [*files, average], strict=True):
-        print(f"{name}: {own.accuracies()}")
+    for name, file in zip(names, [*files, average], strict=True):
+        print(f"{name}: {file.accuracies()}")
     if args.save_scores:
         with writing("--save_scores", args.save_scores):
             write_atomically(Path(args.save_scores), npz(**average._asdict()))
@@ -81,18 +80,18 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE.npz", help="of test_models.py --save_scores")
+    parser.add_argument("files", nargs="+", metavar="FILE.npz", help="from test_models.py --save_scores")
     parser.add_argument(
         "--weights",
         type=non_negative_float,
         nargs="+",
         metavar="W",
-        help="of the files, in their order; only the ratios count (default: all the same)",
+        help="weights of the files in their order; only the ratios matter (default: equal weights)",
     )
     parser.add_argument(
         "--softmax", action="store_true", help="average the probabilities, not the scores before softmax"
     )
-    parser.add_argument("--save_scores", metavar="FILE.npz", help="write the average, in the files' own form")
+    parser.add_argument("--save_scores", metavar="FILE.npz", help="write the average in the same format")
     return parser.parse_args()
 
 
@@ -100,87 +99,53 @@ def read_scores(path: str) -> Scores:
     """Read a file of `test_models.py --save_scores`.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it is not such a file.
+        OSError: it cannot be read.
     """
     try:
-        with open_regular(path) as file, np.load(file, allow_pickle=False) as content:
-            missing = set(Scores._fields) - set(content)
-            if missing:
-                raise UserError(
-                    f"{path}: has no array '{min(missing)}'; is it from test_models.py --save_scores?"
-                )
-            found = Scores(**{name: np.asarray(content[name]) for name in Scores._fields})
-            found.videos.tolist(), found.classes.tolist()  # fail if a character of a name cannot be one
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({printable(error.strerror or error)})") from None
-    except UserError:
+        with np.load(path, allow_pickle=False) as content:
+            file = Scores(**{name: content[name] for name in Scores._fields})
+    except OSError:
         raise
-    except Exception:  # whatever bytes can make np.load raise; its own text advises to unpickle the file
-        raise UserError(f"{path}: is not an npz file, or is damaged") from None
-    scores, labels, videos, classes = found
-    kinds = "".join(array.dtype.kind for array in found)
-    is_matrix = scores.shape == (videos.size, classes.size) and scores.size > 0
-    has_lists = labels.shape == videos.shape == (videos.size,) and classes.ndim == 1
-    if kinds != "fiUU" or not is_matrix or not has_lists:
-        told = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in found._asdict().items())
-        raise UserError(f"{path}: its arrays do not fit each other ({told})")
-    with np.errstate(over="ignore"):
-        scores = scores.astype(np.float32)
-    if not np.isfinite(scores).all():
-        video = videos[np.flatnonzero(~np.isfinite(scores).all(axis=1))[0]]
-        raise UserError(f"{path}: the scores of video '{printable(video)}' are not finite")
-    is_labelled = labels[0] >= 0
-    if labels.max() >= len(classes) or labels.min() < -1 or ((labels >= 0) != is_labelled).any():
-        raise UserError(f"{path}: its labels are not those of {len(classes)} classes")
-    doubled = [video for video, count in Counter(videos.tolist()).items() if count > 1]
-    if doubled:
-        raise UserError(f"{path}: has video '{printable(doubled[0])}' more than once")
-    return found._replace(scores=scores)
+    except Exception:  # np.load has many types of exceptions for a damaged file
+        raise UserError(f"{path}: is not a file of test_models.py --save_scores, or is damaged") from None
+    shapes = tuple(array.shape for array in file)
+    num_videos, num_classes = file.videos.size, file.classes.size
+    if shapes != ((num_videos, num_classes), (num_videos,), (num_videos,), (num_classes,)):
+        raise UserError(f"{path}: the shapes of its arrays do not match: {shapes}")
+    if not num_videos or not np.isfinite(file.scores).all():
+        raise UserError(f"{path}: has no scores, or scores that are not finite")
+    video, count = Counter(file.videos.tolist()).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{path}: has video '{printable(video)}' more than once")
+    return file
 
 
-def match(own: Scores, first: Scores, path: str, first_path: str) -> np.ndarray:
-    """Put a file's scores into the order of another file's videos.
-
-    Args:
-        own: of the file.
-        first: of the other one.
-        path: the file, for messages.
-        first_path: the other one, likewise.
-
-    Returns:
-        Videos x classes.
+def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> Scores:
+    """Put a file's videos into the order of the first file.
 
     Raises:
-        UserError: they are not of the same videos, classes and labels; it names what differs.
+        UserError: the files do not have the same videos, classes and labels.
     """
-    if len(own.classes) != len(first.classes):
-        raise UserError(f"{path}: has {len(own.classes)} classes, but {first_path} has {len(first.classes)}")
-    for label, (name, other) in enumerate(zip(own.classes, first.classes, strict=True)):
-        if name != other:
-            raise UserError(
-                f"{path}: class {label} is '{printable(name)}', in {first_path} it is '{printable(other)}'"
-            )
-    row = {video: number for number, video in enumerate(own.videos.tolist())}
-    for video, label in zip(first.videos.tolist(), first.labels, strict=True):
-        if video not in row:
-            raise UserError(f"{path}: has no video '{printable(video)}', which {first_path} has")
-        if own.labels[row[video]] != label:
-            raise UserError(
-                f"{path}: the label of video '{printable(video)}' is {own.labels[row[video]]}, but in "
-                f"{first_path} it is {label}"
-            )
-    more = sorted(row.keys() - set(first.videos.tolist()))
-    if more:
-        raise UserError(f"{first_path}: has no video '{printable(more[0])}', which {path} has")
-    return own.scores[[row[video] for video in first.videos.tolist()]]
+    if file.classes.tolist() != first.classes.tolist():
+        raise UserError(f"{path}: its classes are not those of {first_path}, or have another order")
+    rows = {video: row for row, video in enumerate(file.videos.tolist())}
+    differing = rows.keys() ^ set(first.videos.tolist())
+    if differing:
+        video = printable(min(differing))
+        raise UserError(f"{path}: does not have the videos of {first_path}: only one of them has '{video}'")
+    order = [rows[video] for video in first.videos.tolist()]
+    labels = file.labels[order]
+    if (labels != first.labels).any():
+        video = printable(first.videos[np.argmax(labels != first.labels)])
+        raise UserError(f"{path}: video '{video}' has another label in {first_path}")
+    return first._replace(scores=file.scores[order])
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, in float64."""
-    exponents = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
+    """Probabilities of the classes, float64."""
+    exponentials = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 if __name__ == "__main__":

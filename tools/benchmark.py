@@ -7,13 +7,12 @@ The results are Markdown tables. The published model is float32, eager, NCTHW, w
 convolutions on GPUs). The published loader is that of TSN-pytorch: PIL images, whole frames resized, stacked
 to an array, converted to a float tensor, normalised.
 
-The forms of a comparison take turns in one process: in every round each runs once, in alternating order. The
-speed-up is published / form: the ratio of the fastest calls, and the median of the ratios within a round.
-Multiply-adds (MAC) are those of the convolutions and the classifier, three times as many in a training step.
-The matmul rate is that of square matrices in the form's precision, measured in the same rounds.
-
-bf16 is measured where the device has instructions for it. Inference on a CPU also measures the exported ONNX
-file, which takes half a minute, if there is OpenVINO (pip install openvino onnx onnxruntime onnxscript).
+The forms of a comparison take turns in one process: each runs once per round, in alternating order. The
+speed-up is published / form: of the fastest calls, and the median within the rounds. Multiply-adds are those
+of convolutions and classifier, times three in training. The matmul rate is that of square matrices in the
+same precision and rounds. bf16 is measured where the device has instructions for it. If OpenVINO is
+installed, inference on a CPU also measures the exported ONNX file, which takes a minute (pip install openvino
+onnx onnxruntime onnxscript).
 """
 
 import argparse

@@ -19,6 +19,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
@@ -43,6 +45,7 @@ CONTROLS = {
     "GST, frames shuffled": "GST_seed{}_shuffled",
     "GST, trained without the label swap": "GST_unswapped_seed{}",
 }
+SIGNALS: list[int] = []  # that ask this program to stop
 GROUPS = ("all", "reversed pairs", "mirrored pairs", "static")
 
 
@@ -57,8 +60,7 @@ def main() -> None:
     add("-j", "--workers", type=non_negative_int, default=0, metavar="N", help="loader processes")
     add("options", nargs="*", metavar="OPTION", help="options of main.py, after --")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the child process, too
-
+    signal.signal(signal.SIGTERM, lambda number, frame: SIGNALS.append(number))
     out = args.out
     check_writable_folder(out, "--out")
     paths = return_dataset(args.dataset, args.root_path, source="frames")
@@ -142,18 +144,29 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def run(name: str, program: str, *words: object) -> None:
-    """Run a program of the repository on one GPU.
+    """Run a program of the repository on one GPU; stop it if this program is stopped.
 
     Raises:
         UserError: the program failed.
+        SystemExit: SIGTERM stopped this program.
     """
     print(f"{name}: {program}", flush=True)
     command = [sys.executable, str(REPOSITORY / program), *map(str, words)]
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.run(command, **streams, env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu}, check=False)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        try:
+            while process.poll() is None and not SIGNALS:
+                time.sleep(0.05)
+        finally:
+            process.terminate()  # a training saves, and continues from there
+            process.wait()
+        if SIGNALS:
+            sys.exit(128 + SIGNALS[0])
+        errors.seek(0)
+        lines = errors.read().splitlines() or [f"status {process.returncode}"]
     if process.returncode:
-        lines = process.stderr.splitlines() or [f"status {process.returncode}"]
         raise UserError(f"{name}: {lines[-1].removeprefix('error: ')}")
 
 

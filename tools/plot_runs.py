@@ -29,6 +29,11 @@ def main() -> None:
     args = parser.parse_args()
     check_new_file(args.out, "--out", ".png")
     runs = {name: read_log(path) for name, path in zip(name_runs(args.logs), args.logs, strict=True)}
+    for name in [name for name, rows in runs.items() if not rows]:
+        print(f"{printable(name)}: left out, no epoch has finished yet")
+        del runs[name]
+    if not runs:
+        raise UserError("no run has finished an epoch yet")
     picture = figure_png(lambda: draw_curves(runs))
     with writing("--out", args.out):
         write_atomically(Path(args.out), picture)
@@ -45,10 +50,10 @@ def read_log(path: str) -> list[dict[str, float]]:
     """Read the CSV file of a run.
 
     Returns:
-        For each epoch the values of `COLUMNS`; values that were not measured are missing.
+        For each finished epoch the values of `COLUMNS`; values that were not measured are missing.
 
     Raises:
-        UserError: the file cannot be read, is not the log of a run, or has no epoch yet.
+        UserError: the file cannot be read, or is not the log of a run.
     """
     table = csv.DictReader(io.StringIO(read_text(path)))
     rows = []
@@ -63,8 +68,6 @@ def read_log(path: str) -> list[dict[str, float]]:
                 raise ValueError("a value is not finite")
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path}, line {table.line_num}: {printable(error)}") from None
-    if not rows:
-        raise UserError(f"{path}: has no epoch yet; try again when the run has finished its first one")
     return rows
 
 

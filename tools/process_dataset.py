@@ -15,17 +15,20 @@ Before a long training, decode every frame, and list the videos to leave out:
   grep '^problem' check.txt | cut -f3 | sort -u > exclude.txt
 
 Files in <root_path>/<dataset>:
-  category.txt            a class name per line: for v2 and Diving48 in the official order, for own data as in
-                          an existing category.txt, otherwise sorted
-  train_videofolder.txt   name  frames  label
-  val_videofolder.txt     name  frames  label
-  test_videofolder.txt    name  frames  (the official labels are not public)
-  process_report.txt      kind <tab> list <tab> name <tab> what: problems and notes; --check prints them
+  category.txt                  a class name per line: v2 and Diving48 in the official order, others sorted
+                                (own data: as in an existing category.txt)
+  {train,val}_videofolder.txt   name  frames  label
+  test_videofolder.txt          name  frames  (the official labels are not public)
+  dataset.json                  the names of the frames, if they are unusual
+  process_report.txt            problems and notes: kind <tab> list <tab> name <tab> what; --check prints them
 """
 
 import argparse
+import json
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -34,9 +37,22 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from annotations import TEST_LIST, Lists, OwnData, make_lists, read_annotations, read_class_folders, read_csv
+from annotations import (
+    TEST_LIST,
+    TRAIN_LIST,
+    VAL_LIST,
+    Lists,
+    OwnData,
+    describe_split,
+    group_by_name,
+    make_lists,
+    read_annotations,
+    read_class_folders,
+    read_csv,
+)
 from classes import describe_order, read_categories
 from datasets_video import (
+    FRAME_NAMES,
     LAYOUTS,
     MIN_FRAMES,
     SOURCES,
@@ -48,10 +64,12 @@ from datasets_video import (
     find_dataset,
     find_source,
     layout,
+    link_videos,
+    read_frame_names,
     return_dataset,
 )
 from frames.images import ImageError, read_image
-from frames.sources import FILE_SUFFIXES
+from frames.sources import FILE_SUFFIXES, FrameFolder
 from frames.video import SUFFIXES, VideoError, count_frames, decode, is_video
 from utils.cli import (
     Parser,
@@ -106,8 +124,8 @@ def parse_args() -> argparse.Namespace:
     data.add_argument(
         "--annotations",
         metavar="DIR|FILE",
-        help="the folder of the downloaded annotation files; for own data, a CSV with the header video,label "
-        "or video,label,split (train, val or test)",
+        help="the folder of the downloaded annotation files; for own data, a CSV with the columns video, "
+        "label and, optionally, split (train, val or test) and group",
     )
     data.add_argument(
         "--source", choices=SOURCES, help="what to count the frames of (default: frames if both exist)"
@@ -117,6 +135,15 @@ def parse_args() -> argparse.Namespace:
         metavar="F",
         type=number_type(float, 0, 1, above=True, below=True),
         help="own data without a split: share of each class to draw for validation (default: 0.2)",
+    )
+    data.add_argument(
+        "--group_column", metavar="NAME", help="CSV: videos of one group share a list (default: group)"
+    )
+    data.add_argument(
+        "--group",
+        metavar="REGEX",
+        type=_regex,
+        help="the group of a video from its name: what REGEX, or its first (...), matches",
     )
     data.add_argument(
         "--seed", metavar="N", type=non_negative_int, help="own data without a split: seed (default: 0)"
@@ -144,16 +171,24 @@ def parse_args() -> argparse.Namespace:
         help="number of processes (default: one per core, here %(default)s)",
     )
     args = parser.parse_args()
-    options = ("annotations", "videos", "skip_missing", "val_fraction", "seed")
+    own = ("val_fraction", "seed", "group", "group_column")
+    options = ("annotations", "videos", "skip_missing", *own)
     unused = [f"--{name}" for name in options if getattr(args, name) is not parser.get_default(name)]
     if args.check and unused:
         raise UserError(f"--check: checks existing lists; leave out {' and '.join(unused)}")
     if args.dataset in LAYOUTS and not args.check:
         if not args.annotations:
             raise UserError("--annotations: required to make lists (to check existing ones: --check)")
-        if args.val_fraction is not None or args.seed is not None:
-            raise UserError(f"--val_fraction, --seed: {args.dataset} has an official split")
+        if set(own).intersection(name.removeprefix("--") for name in unused):
+            raise UserError(f"{unused[-1]}: {args.dataset} has an official split")
     return args
+
+
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a regular expression ({error})") from None
 
 
 def write_lists(args: argparse.Namespace, folder: Path) -> int:
@@ -164,20 +199,23 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     if args.videos and not Path(args.videos).is_dir():
         raise UserError(f"--videos {args.videos}: is not a folder")
     source, place = _find_place(args, folder)
-    others: list[str] = []
+    notes = []
     if args.dataset in LAYOUTS:
         categories, annotated = read_annotations(args.dataset, Path(args.annotations))
     else:
         data = read_own_data(args, folder, source, place)
-        categories, others = data.categories, data.others
+        categories = data.categories
         annotated = make_lists(data, args.val_fraction or 0.2, args.seed or 0)
+        notes = [Finding("note", "-", "-", what) for what in describe_split(data, annotated)]
     check_writable_folder(folder)
     if args.videos:
         link_videos(Path(args.videos), folder)
 
-    lists, findings = examine(args, annotated, source, place)
-    findings += [Finding("note", "-", name, "is not a video") for name in others]
-    notes = _order_notes(folder / "category.txt")  # on the old file
+    frame_names = find_frame_names(folder, place, annotated) if source == "frames" else ("", 1)
+    lists, findings = examine(args, annotated, source, place, *frame_names)
+    if args.dataset not in LAYOUTS:
+        findings += [Finding("note", "-", name, "is not a video") for name in data.others]
+    notes += _order_notes(folder / "category.txt")  # on the old file
     findings += notes
     problems = [finding for finding in findings if finding.kind == "problem"]
     texts = {folder / REPORT_FILE: "".join(f"{finding}\n" for finding in findings)}
@@ -191,6 +229,9 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     for name, records in lists.items():
         if not any(record.num_frames >= MIN_FRAMES for record in records):
             raise UserError(f"{folder / name}: not written; no usable video has {MIN_FRAMES} frames")
+    if source == "frames" and frame_names != read_frame_names(folder):
+        content = dict(zip(("image_tmpl", "first_frame"), frame_names, strict=True))
+        texts[folder / FRAME_NAMES] = json.dumps(content) + "\n"
     texts[folder / "category.txt"] = "".join(f"{name}\n" for name in categories)
     for name, records in lists.items():
         texts[folder / name] = "".join(map(_line, records))
@@ -203,6 +244,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     for name, records in lists.items():
         of = f"{len(records)} of " if len(records) < len(annotated[name]) else ""
         print(f"{folder / name}: {of}{pluralize(len(annotated[name]), 'video')}")
+    print_counts(categories, lists)
     count = pluralize(len(findings) - len(problems), "note")
     print(f"{folder / REPORT_FILE}: {pluralize(len(problems), 'problem')}, {count}")
     return 0
@@ -211,15 +253,17 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
 def read_own_data(args: argparse.Namespace, folder: Path, source: str, place: Path) -> OwnData:
     """Read the class folders or the CSV of own data."""
     category_file = folder / "category.txt"
+    top = Path(args.videos or place)
     if args.annotations:
-        data = read_csv(Path(args.annotations), SUFFIXES, category_file)
+        data = read_csv(Path(args.annotations), top, SUFFIXES, category_file, args.group_column)
         if data.list_of and not (args.val_fraction is None and args.seed is None):
             raise UserError(f"--val_fraction, --seed: {args.annotations} already has a split")
-        return data
-    if args.videos:
-        return read_class_folders(Path(args.videos), _is_video_file, category_file)
-    is_clip = Path.is_dir if source == "frames" else _is_video_file
-    return read_class_folders(place, is_clip, category_file)
+    else:
+        is_clip = Path.is_dir if source == "frames" and not args.videos else _is_video_file
+        data = read_class_folders(top, is_clip, category_file)
+        if args.group_column:
+            raise UserError(f"--group_column {args.group_column}: needs a CSV (--annotations)")
+    return data._replace(group_of=group_by_name(data.records, args.group)) if args.group else data
 
 
 def _is_video_file(path: Path) -> bool:
@@ -234,21 +278,6 @@ def _find_place(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
     return find_source(find_dataset(args.dataset, args.root_path), args.source)
 
 
-def link_videos(videos: Path, folder: Path) -> None:
-    """Make the data set's folder of videos a link to `videos`.
-
-    Raises:
-        UserError: another folder already has its name.
-    """
-    link = folder / layout(folder.name).videos
-    if os.path.lexists(link):
-        if not link.exists() or not link.samefile(videos):
-            raise UserError(f"{link}: is not {videos}; move it away, or leave out --videos")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(videos.resolve())
-
-
 def check_lists(args: argparse.Namespace, folder: Path) -> int:
     """Compare existing lists with the frames or videos, and print problems and notes."""
     from dataset import read_list  # imports torch, which takes seconds
@@ -260,7 +289,7 @@ def check_lists(args: argparse.Namespace, folder: Path) -> int:
     lists = {path.name: read_list(path, len(paths.categories)) for path in files}
     if (folder / TEST_LIST).exists():
         lists[TEST_LIST] = read_list(folder / TEST_LIST, len(paths.categories), may_lack_labels=True)
-    _, findings = examine(args, lists, source, place)
+    _, findings = examine(args, lists, source, place, paths.prefix or "", paths.first_frame)
     findings += _order_notes(folder / "category.txt")
     for finding in findings:
         print(finding)
@@ -272,7 +301,35 @@ def check_lists(args: argparse.Namespace, folder: Path) -> int:
     return 1 if problems else 0
 
 
-def examine(args: argparse.Namespace, lists: Lists, source: str, place: Path) -> tuple[Lists, list[Finding]]:
+def find_frame_names(folder: Path, place: Path, lists: Lists) -> tuple[str, int]:
+    """Find out how the frames are named; see `read_frame_names`."""
+    template, first = read_frame_names(folder)
+    paths = (place / record.path for records in lists.values() for record in records)
+    path = next((path for path in paths if path.is_dir() and any(path.iterdir())), None)
+    if path is None or (path / template.format(first)).exists():
+        return template, first
+    try:
+        frames = FrameFolder(path)
+    except UserError:  # examining the folders says what is wrong
+        return template, first
+    return frames.template, frames.first
+
+
+def print_counts(categories: list[str], lists: Lists) -> None:
+    """Print the numbers of clips of each class, or only of the largest and the smallest classes."""
+    counts = [Counter(record.label for record in lists.get(name, [])) for name in (TRAIN_LIST, VAL_LIST)]
+    order = sorted(range(len(categories)), key=lambda label: -counts[0][label])
+    print("clips per class (training, validation):")
+    for label in order if len(order) <= 30 else [*order[:5], None, *order[-5:]]:
+        if label is None:
+            print("  ...")
+        else:
+            print(f"  {printable(categories[label])}: {counts[0][label]}, {counts[1][label]}")
+
+
+def examine(
+    args: argparse.Namespace, lists: Lists, source: str, place: Path, template: str, first: int
+) -> tuple[Lists, list[Finding]]:
     """Look into the frame folder or file of every video.
 
     Returns:
@@ -282,7 +339,7 @@ def examine(args: argparse.Namespace, lists: Lists, source: str, place: Path) ->
     if not args.check:  # an annotation does not say how many frames there are
         records = {name: record._replace(num_frames=0) for name, record in records.items()}
     if source == "frames":
-        look = partial(look_into_folder, place, layout(args.dataset).template, args.decode_all)
+        look = partial(look_into_folder, place, template, first, args.decode_all)
     else:
         look = partial(look_into_video, place, args.decode_all)
     looked = look_into(look, list(records.values()), args.workers)
@@ -347,13 +404,14 @@ def look_into_video(place: Path, decode_all: bool, record: VideoRecord) -> tuple
 
 
 def look_into_folder(
-    place: Path, template: str, decode_all: bool, record: VideoRecord
+    place: Path, template: str, first: int, decode_all: bool, record: VideoRecord
 ) -> tuple[int, list[str]]:
-    """Count the frames of a folder, and check that they are numbered 1, 2, 3 and so on without a gap.
+    """Count the frames of a folder, and check that they are numbered without a gap.
 
     Args:
         place: the folder of the frame folders.
         template: file name of a frame.
+        first: number of the first frame.
         decode_all: decode all frames that are used; otherwise the first and the last.
         record: the video. Its `num_frames` are used; 0 for all.
 
@@ -367,7 +425,7 @@ def look_into_folder(
         return 0, [f"no folder ({error.strerror})"]
     if not files:
         return 0, ["empty folder"]
-    expected = [template.format(number) for number in range(1, len(files) + 1)]
+    expected = [template.format(number) for number in range(first, first + len(files))]
     missing = next((frame for frame in expected if frame not in files), None)
     if missing:
         other = printable(min(files.difference(expected)))
@@ -381,10 +439,10 @@ def look_into_folder(
         except ImageError as error:
             problems.append(f"{frame} cannot be decoded ({printable(error.reason)})")
             continue
-        first = next(iter(sizes))
-        if sizes[frame] != sizes[first]:
-            size, other = ("{} x {}".format(*sizes[key]) for key in (frame, first))
-            problems.append(f"{frame} is {size}, not {other} like {first}")
+        reference = next(iter(sizes))
+        if sizes[frame] != sizes[reference]:
+            size, other = ("{} x {}".format(*sizes[key]) for key in (frame, reference))
+            problems.append(f"{frame} is {size}, not {other} like {reference}")
     return len(files), problems
 
 
@@ -403,7 +461,6 @@ def _unlisted(source: str, place: Path, listed: dict[str, str]) -> list[Finding]
 
 
 def _order_notes(path: Path) -> list[Finding]:
-    """A note if an existing category.txt has well-known classes in an unusual order."""
     what = describe_order(read_categories(path)) if path.exists() else ""
     return [Finding("note", path.name, "-", what)] if what else []
 

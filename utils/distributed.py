@@ -78,6 +78,8 @@ class World:
         if for_training and self.size > 1:
             # Channels last and NCTHW differ in the strides of 1x1x1 kernels by name only.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.14's new name
+            self.broadcast_buffers(model)  # the main process alone has read the initial weights
             with self.lost_process():
                 # Each process keeps running statistics of its own; `broadcast_buffers` makes them equal
                 # before an evaluation. The main process's are saved.
