@@ -6,11 +6,11 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets_video import LAYOUTS, SOURCES, dataset_name
 from gst import ALPHAS, BETAS
+from inference.options import add_answer_options
 from models import BLOCKS, CONSENSUS, MAX_INPUT_SIZE, MAX_SEGMENTS, PARTS, PUBLISHED_NAMES, block_kwargs
 from resnet_gst import DEPTHS
 from utils.cli import (
@@ -48,12 +48,6 @@ examples:
   python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
   torchrun --nproc_per_node=8 test_models.py --weights FILE --dataset somethingv2 --root_path DATA
 """
-VIDEO_EXAMPLES = """\
-examples:
-  python test_video.py --weights FILE clip.webm
-  python test_video.py --weights FILE clips/ --json answers.json
-  python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
-"""
 FROM_CHECKPOINT = "The model configuration is read from the checkpoint; a contradicting option is refused."
 
 # Backbones without ImageNet weights.
@@ -86,6 +80,7 @@ NUM_SEGMENTS: dict[str, Any] = {"type": number_type(int, 1, MAX_SEGMENTS)}
 INPUT_SIZE: dict[str, Any] = {"type": number_type(int, 32, MAX_INPUT_SIZE)}
 FRACTION = number_type(float, 0, 1, below=True)
 EVALUATION_AMP = "the default is the precision of training if the device has instructions for it"
+FAST = "compile the model, and --amp auto unless --amp is given"
 COMPILE = "with torch.compile; the first batch takes up to minutes, and a C++ compiler is needed"
 
 
@@ -365,7 +360,7 @@ def testing_parser() -> argparse.ArgumentParser:
     _add_checkpoint_options(parser)
     _add_data_options(parser)
     run = _add_run_options(parser, amp=EVALUATION_AMP, compiled=f"compile the model {COMPILE}")
-    run.add_argument("--fast", action="store_true", help="--compile, and --amp auto unless --amp is given")
+    run.add_argument("--fast", action="store_true", help=FAST)
     _add_evaluation_batch_option(run)
     run.add_argument("--max_num", type=positive_int, help="number of videos to evaluate (default: all)")
     _add_view_options(parser)
@@ -394,13 +389,15 @@ def testing_parser() -> argparse.ArgumentParser:
 
 def video_parser() -> argparse.ArgumentParser:
     """Make the parser of `test_video.py`."""
-    parser = Parser(f"Classify videos: the five best classes of each.\n{FROM_CHECKPOINT}", VIDEO_EXAMPLES)
+    parser = Parser(
+        f"Classify videos, parts of them, or a live stream; see docs/VIDEOS.md.\n{FROM_CHECKPOINT}"
+    )
     parser.add_argument(
         "videos",
-        nargs="+",
-        type=Path,
+        nargs="*",
         metavar="VIDEO",
-        help="a video file, a folder of numbered images, or a folder with any of these at any depth",
+        help="a video file, a folder of numbered images, a folder with any of these at any depth, or a "
+        "stream, see --camera",
     )
     checkpoint = _add_checkpoint_options(parser)
     checkpoint.add_argument(
@@ -410,18 +407,10 @@ def video_parser() -> argparse.ArgumentParser:
         "Something-Something's for a released checkpoint with 174 classes)",
     )
     _add_view_options(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--json", metavar="FILE|-", help="write the answers as JSON; - writes nothing else to stdout"
-    )
-    output.add_argument(
-        "--rendered_output",
-        metavar="FILE",
-        help="for a single video: the video with its best class (.mp4 or .gif), or the frames that the model "
-        "saw with the five best classes (.png)",
-    )
+    add_answer_options(parser)
     run = parser.add_argument_group("run")
     _add_device_options(run, EVALUATION_AMP)
+    run.add_argument("--fast", action="store_true", help=FAST)
     _add_evaluation_batch_option(run)
     return parser
 

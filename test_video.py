@@ -1,8 +1,9 @@
-"""Classify videos; `python test_video.py -h` lists the options.
+"""Classify videos; `python test_video.py -h` lists the options, docs/VIDEOS.md shows what they give.
 
 python test_video.py --weights FILE clip.webm
 python test_video.py --weights FILE clips/ --json answers.json
-python test_video.py --weights FILE clip.webm --rendered_output clip_answer.mp4
+python test_video.py --weights FILE film.mp4 --window 4 --csv answers.csv
+python test_video.py --weights FILE --camera 0
 """
 
 import json
@@ -10,9 +11,10 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # torch reads this when it is imported. While other programs use the cores, OpenMP's threads would otherwise
 # spin when they wait for each other, and an answer would take four times as long.
@@ -23,40 +25,36 @@ import torch
 from tqdm import tqdm
 
 from classes import CATEGORIES, read_categories
-from dataset import clip_fractions, spread_frames
 from engine import Predictor
-from frames.sources import FrameFolder, VideoFile, find_videos, open_video
+from frames.sources import find_videos
+from frames.stream import camera_source, is_live
+from inference.answers import (
+    answers_npz,
+    csv_rows,
+    describe_video,
+    log_window,
+    make_answer,
+    merge_windows,
+    warn_about_frames,
+)
+from inference.clips import Clip, ClipFormat, Failure, load_clips, load_windows
+from inference.draw import draw_activation, draw_answers
+from inference.live import watch
 from inference.load import LoadedModel, load_fused
 from inference.onnx_model import choose_devices
+from inference.options import check_answer_options, rendered_files
 from opts import evaluation_batch_size, video_parser
-from reports.render import Answer, check_rendered_output, render
+from reports.render import check_rendered_output
 from training.describe import class_names, find_mirrored
-from transforms import Compose, evaluation_transform
+from transforms import evaluation_transform
 from utils.cli import UserError, log, printable, run_program
-from utils.distributed import init_distributed
-from utils.files import check_new_file, write_atomically, writing
-from utils.pool import cores
-from utils.precision import emulation_warning
-
-NUM_ANSWERS = 5
-
-
-class Clip(NamedTuple):
-    """The part of a video that the model sees.
-
-    Attributes:
-        video: the video.
-        numbers: of the frames, from 1; those of the first clip come first.
-        pixels: uint8, views x frames x height x width x RGB, the views in the order of `VideoDataSet`.
-    """
-
-    video: FrameFolder | VideoFile
-    numbers: list[int]
-    pixels: np.ndarray
+from utils.distributed import World, init_distributed
+from utils.files import write_atomically, writing
+from utils.precision import DTYPES, emulation_warning
 
 
 def main(args: Namespace) -> int:
-    """Print the best classes of each video.
+    """Print the best classes of each video, of its windows, or of a stream.
 
     Args:
         args: options from `opts.video_parser`.
@@ -67,76 +65,79 @@ def main(args: Namespace) -> int:
     Raises:
         UserError: the checkpoint or an option cannot be used.
     """
-    world = choose_devices(args, init_distributed(args.gpus))
+    world = choose_devices(args, init_distributed(args.gpus, compiled=args.fast))
     if world.size > 1:
         raise UserError("test_video.py is one process, which can use several GPUs: start it without torchrun")
     if args.json == "-":
         log.setLevel(logging.WARNING)  # stdout has nothing but the JSON
-    elif args.json:
-        check_new_file(args.json, "--json")
 
     # Videos: an error is reported for each that cannot be used, and the others are classified
-    videos: list[Path] = []
-    errors: dict[str, str] = {}
-    for path in args.videos:
+    sources = [*args.videos, *([camera_source(args.camera)] if args.camera else [])]
+    live = [source for source in sources if args.camera or is_live(source)]
+    if not sources or (live and len(sources) > 1):
+        raise UserError("needs a video or a folder, or a single stream")
+    check_answer_options(args, bool(live))
+    paths: list[Path] = []
+    errors: list[dict[str, Any]] = []
+    for source in [] if live else sources:
         try:
-            videos += find_videos(path)
+            paths += find_videos(Path(source))
         except UserError as error:
-            errors[str(path)] = report(error)
-    if args.rendered_output:
-        check_rendered_output(Path(args.rendered_output))
-        if args.json and Path(args.json).resolve() == Path(args.rendered_output).resolve():
-            raise UserError(f"--json {args.json}: is also the file of --rendered_output")
-        if len(videos) + len(errors) > 1:
-            raise UserError(f"--rendered_output: needs a single video, not {len(videos) + len(errors)}")
-    if not videos:
+            errors.append({"video": source, "error": report(error)})
+    rendered = rendered_files(args, [*paths, *(Path(error["video"]) for error in errors)])
+    for path in filter(None, rendered):
+        check_rendered_output(path)
+    if args.cam and len(paths) + len(errors) > 1:
+        raise UserError("--cam: needs a single video")
+    if not paths and not live:
         return 1
 
     # Model: its configuration, its precision and the batch size are read from the checkpoint
-    loaded, precision = load_fused(args.weights, args, world, args.amp)
+    amp = args.amp or ("auto" if args.fast else None)
+    loaded, precision = load_fused(args.weights, args, world, amp)
     model = loaded.model
+    if args.cam and loaded.spec.consensus != "mean":
+        raise UserError("--cam: needs a model with the mean as its consensus")
     names, names_source = find_names(loaded, args)
     if warning := emulation_warning(precision, world.device):
         log.warning(warning)
     log.info(loaded.describe())
     log.info(f"class names: {names_source}; {precision}")
-
-    # Answers, in the order of the videos
     mirrored = find_mirrored(loaded.checkpoint, names, args.weights) if args.test_crops == 10 else None
     batch_size = evaluation_batch_size(args.batch_size, loaded.options.get("batch_size"), len(world.devices))
-    predictor = Predictor(model, world, mirrored=mirrored, max_clips=batch_size)
-    transform = evaluation_transform(model.input_size, args.test_crops, args.full_res)
-    videos_in_batch = max(1, batch_size // (args.test_crops * args.num_clips))
-    batches = load_clips(
-        videos, model.num_segments, transform, clip_fractions(args.num_clips), videos_in_batch
-    )
-    answers: list[dict[str, Any]] = []
-    with tqdm(total=len(videos), unit="video", disable=None, leave=False) as progress:
-        for clip, logits in classify(predictor, batches):
-            progress.update()
-            if isinstance(clip, UserError):
-                path = str(videos[len(answers)])
-                errors[path] = report(clip)
-                answers.append({"video": path, "error": errors[path]})
-                continue
-            if not logits.isfinite().all():
-                raise UserError(f"{args.weights}: its scores are not finite; try --amp off")
-            answers.append(make_answer(clip, logits, names))
-            log_answer(answers[-1], clip, model.num_segments)
-            if args.rendered_output:
-                drawn = [Answer(best["class"], best["probability"]) for best in answers[-1]["top"]]
-                render(Path(args.rendered_output), clip.video, clip.numbers, drawn)
-                log.info(f"rendered: {args.rendered_output}")
+    predictor = Predictor(model, world, args.fast, mirrored, batch_size, bool(args.save_features))
 
-    if args.json:
-        answers += [
-            {"video": path, "error": error} for path, error in errors.items() if Path(path) not in videos
-        ]
-        metadata = loaded.spec._asdict()
-        metadata |= {"num_segments": model.num_segments, "input_size": model.input_size}
-        metadata |= {"weights": args.weights, "class_names": names_source, "precision": precision.amp}
-        write_json(args.json, {"model": metadata, "videos": answers})
-    return 1 if errors else 0
+    # Answers, in the order of the videos and of time
+    transform = evaluation_transform(model.input_size, args.test_crops, args.full_res)
+    clip_format = ClipFormat(model.num_segments, args.num_clips, transform)
+    videos_in_batch = max(1, batch_size // (args.test_crops * args.num_clips))
+    rows: list[list[np.ndarray]] = []
+    clips: list[tuple[str, float, float]] = []
+    if live:
+        videos, status = watch(args, live[0], predictor, clip_format, names)
+    else:
+        if args.window:
+            batches = load_windows(paths, clip_format, videos_in_batch, args.window, args.stride)
+        else:
+            batches = load_clips(paths, clip_format, videos_in_batch)
+        videos = []
+        for index, group in groupby(classify(predictor, batches), key=lambda pair: pair[0].index):
+            video, new_rows = answer_video(args, paths[index], group, loaded, world, names, rendered[index])
+            videos.append(video)
+            if args.save_scores or args.save_features:
+                rows += new_rows
+                parts = video.get("windows", [{"start": 0.0, "end": video.get("duration")}])
+                clips += [(video["video"], part["start"], part["end"]) for part in parts[: len(new_rows)]]
+        videos += errors
+        status = int(any("error" in video for video in videos))
+
+    metadata = loaded.spec._asdict()
+    del metadata["has_dropout"]
+    metadata |= {"num_segments": model.num_segments, "input_size": model.input_size}
+    metadata |= {"weights": args.weights, "class_names": names_source}
+    metadata |= {"precision": str(DTYPES[precision.amp]).removeprefix("torch.")}
+    write_outputs(args, {"model": metadata, "first_frame": 1, "videos": videos}, rows, clips, names)
+    return status
 
 
 def report(error: UserError) -> str:
@@ -174,82 +175,105 @@ def find_names(loaded: LoadedModel, args: Namespace) -> tuple[list[str], str]:
     )
 
 
-def load_clips(
-    videos: Sequence[Path], num_segments: int, transform: Compose, fractions: Sequence[float], batch_size: int
-) -> Iterator[list[Clip | UserError]]:
-    """Load the clips of videos in batches. Threads load the next batch while one is computed.
-
-    Args:
-        videos: their paths.
-        num_segments: frames in a clip.
-        transform: makes the crops.
-        fractions: positions of the clips of a video, see `dataset.clip_fractions`.
-        batch_size: videos in a batch.
-
-    Yields:
-        For each video its clip, or the error that says why it cannot be used.
-    """
-
-    def load(path: Path) -> Clip | UserError:
-        try:
-            video = open_video(path)
-            spread = [spread_frames(video.num_frames, num_segments, fraction) for fraction in fractions]
-            numbers = np.concatenate(spread).tolist()
-            frames = video.read(list(dict.fromkeys(numbers)))
-        except UserError as error:
-            return error
-        pixels, _ = transform([frames[number] for number in numbers], -1, None)
-        return Clip(video, numbers, pixels.reshape(-1, num_segments, *pixels.shape[1:]))
-
-    batches = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
-    with ThreadPoolExecutor(min(16, cores())) as pool:
-        futures = [pool.submit(load, path) for path in batches[0]]
-        for next_batch in [*batches[1:], []]:
-            clips = [future.result() for future in futures]
-            futures = [pool.submit(load, path) for path in next_batch]
-            yield clips
-
-
 def classify(
-    predictor: Predictor, batches: Iterator[list[Clip | UserError]]
-) -> Iterator[tuple[Clip | UserError, torch.Tensor | None]]:
-    """Compute the logits of clips.
-
-    Args:
-        predictor: computes the logits.
-        batches: from `load_clips`.
+    predictor: Predictor, batches: Iterator[list[Clip | Failure]]
+) -> Iterator[tuple[Clip | Failure, list[torch.Tensor]]]:
+    """Compute the outputs of a predictor for clips.
 
     Yields:
-        Each clip with its logits, or the error in its place with None.
+        Each clip with its logits and possibly its features, each failure with an empty list.
     """
-    for batch in batches:
-        pixels = [clip.pixels for clip in batch if isinstance(clip, Clip)]
-        logits = iter(predictor(torch.from_numpy(np.stack(pixels)))[0].cpu()) if pixels else iter(())
-        for clip in batch:
-            yield clip, next(logits) if isinstance(clip, Clip) else None
+    with tqdm(unit="clip", disable=None, leave=False) as progress:
+        for batch in batches:
+            pixels = [item.pixels for item in batch if isinstance(item, Clip)]
+            outputs = iter(())
+            if pixels:
+                outputs = zip(*(t.cpu() for t in predictor(torch.from_numpy(np.stack(pixels)))), strict=True)
+            for item in batch:
+                progress.update()
+                yield item, list(next(outputs)) if isinstance(item, Clip) else []
 
 
-def make_answer(clip: Clip, logits: torch.Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """The best classes of a clip, as the JSON has them."""
-    best = logits.softmax(dim=0).topk(min(NUM_ANSWERS, len(names)))
-    top = [
-        {"label": label, "class": names[label], "probability": probability}
-        for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-    return {"video": str(clip.video.path), "frames": clip.numbers, "top": top}
+def answer_video(
+    args: Namespace,
+    path: Path,
+    group: Iterator[tuple[Clip | Failure, list[torch.Tensor]]],
+    loaded: LoadedModel,
+    world: World,
+    names: Sequence[str],
+    rendered: Path | None,
+) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
+    """Print and draw the answers of a video.
+
+    Args:
+        args: options.
+        path: the video.
+        group: its clips with their outputs, see `classify`.
+        loaded: the model.
+        world: its devices.
+        names: class names.
+        rendered: file of `--rendered_output`.
+
+    Returns:
+        The video and its answers as the JSON has them, and the outputs of each clip.
+    """
+    video: dict[str, Any] = {"video": str(path)}
+    windows, rows, error = [], [], None
+    for item, outputs in group:
+        if isinstance(item, Failure):
+            error = report(item.error)
+            continue
+        clip = item
+        if not windows:
+            log.info(f"RESULT ON {printable(path)}")
+        windows.append(make_answer(clip, outputs[0], names, args.topk, args.weights))
+        rows.append([output.numpy() for output in outputs])
+        if args.window and args.threshold is None:
+            log_window(windows[-1])
+    if windows:
+        video = describe_video(clip.video)
+        if args.window:
+            video["windows"] = windows
+        else:
+            video |= {name: windows[0][name] for name in ("frames", "times", "top")}
+            for best in windows[0]["top"]:
+                log.info(f"{best['probability']:.3f} -> {printable(best['class'])}")
+            warn_about_frames(clip, loaded.model.num_segments)
+        if args.threshold is not None:
+            video["segments"] = merge_windows(windows, args.threshold)
+            for segment in video["segments"]:
+                log_window(segment | {"top": [segment]})
+        if rendered and not error:
+            draw_answers(rendered, clip, windows, rows, names, args.window, args.threshold)
+            log.info(f"rendered: {rendered}")
+        if args.cam and not error:
+            predictor = Predictor(loaded.model, replace(world, devices=world.devices[:1]))
+            draw_activation(Path(args.cam), clip, windows[0]["top"][0], loaded.model, predictor)
+            log.info(f"class activation: {args.cam}")
+    return video | ({"error": error} if error else {}), rows
 
 
-def log_answer(answer: dict[str, Any], clip: Clip, num_segments: int) -> None:
-    """Print an answer, in TRN's format."""
-    name = printable(answer["video"])
-    if clip.video.num_frames < num_segments:
-        log.warning(
-            f"warning: {name}: has {clip.video.num_frames} frames, fewer than the model's {num_segments}: "
-            "some are repeated"
-        )
-    log.info(f"RESULT ON {name}")
-    for best in answer["top"]:
-        log.info(f"{best['probability']:.3f} -> {printable(best['class'])}")
+def write_outputs(
+    args: Namespace,
+    content: dict[str, Any],
+    rows: Sequence[Sequence[np.ndarray]],
+    clips: Sequence[tuple[str, float, float]],
+    names: Sequence[str],
+) -> None:
+    """Write the files of --json, --csv, --save_scores and --save_features.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    contents: dict[str, bytes] = answers_npz(rows, clips, names) if rows else {}
+    contents["csv"] = csv_rows(content["videos"])
+    for option, data in contents.items():
+        if file := getattr(args, option):
+            with writing(f"--{option}", file):
+                write_atomically(Path(file), data)
+            log.info(f"{option.removeprefix('save_')}: {file}")
+    if args.json:
+        write_json(args.json, content)
 
 
 def write_json(file: str, content: dict[str, Any]) -> None:

@@ -210,7 +210,11 @@ def training_transform(input_size: int, mirrored: Sequence[int]) -> Compose:
         input_size: height and width of the result, in pixels.
         mirrored: see `GroupRandomHorizontalFlip`.
     """
-    return Compose(GroupMultiScaleCrop(input_size), GroupRandomHorizontalFlip(mirrored), Stack())
+    return Compose(
+        GroupMultiScaleCrop(input_size),
+        GroupRandomHorizontalFlip(mirrored),
+        Stack(),
+    )
 
 
 def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = False) -> Compose:

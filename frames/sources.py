@@ -2,13 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageSequence
 
 from datasets_video import VIDEO_SUFFIXES
 from frames.images import DecodedFrame, SourceFrame, read_frame
@@ -22,6 +24,7 @@ from frames.video import (
     is_video,
 )
 from utils.cli import UserError, log, printable
+from utils.files import open_regular
 
 # A function of a video's name and number of frames that returns the missing file or None.
 Check = Callable[[str, int], str | None]
@@ -153,6 +156,43 @@ _NUMBERED = re.compile(r"([^.].*?|)([0-9]+)(\.(?:jpe?g|png|webp|bmp))", re.IGNOR
 _FRAMES_PER_SECOND = 12  # of frame folders, as in Something-Something
 
 
+class Video(Protocol):
+    """A video to classify: a `FrameFolder`, a `VideoFile` or an `AnimatedImage`.
+
+    Attributes:
+        path: the file or folder.
+        num_frames: number of frames. They are numbered from 1 in display order.
+        fps: frames per second, on average.
+        times: time of each frame after the first one, in seconds.
+    """
+
+    path: Path
+    num_frames: int
+    fps: float
+    times: np.ndarray
+
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
+        """Yield some frames as RGB with their numbers, in display order.
+
+        Args:
+            numbers: increasing frame numbers.
+
+        Raises:
+            UserError: a frame cannot be read.
+        """
+
+    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
+        """Read frames as RGB; see `frames`."""
+
+    def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
+        """Yield every frame as RGB with its time in seconds; see `frames`."""
+
+
+def duration(video: Video) -> float:
+    """Duration of a video in seconds, including that of the last frame."""
+    return float(video.times[-1]) + 1 / video.fps
+
+
 class FrameFolder:
     """One folder of numbered images, with any names and any first number.
 
@@ -181,6 +221,25 @@ class FrameFolder:
         for number in range(self.first, self.first + self.num_frames):
             if (name := self.template.format(number)) not in names:
                 raise UserError(f"{printable(path)}: {printable(name)} is missing")
+        self.fps = float(_FRAMES_PER_SECOND)
+        self.times = np.arange(self.num_frames) / self.fps
+
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
+        """Yield frames as RGB with their numbers.
+
+        Raises:
+            UserError: a frame cannot be read, or differs in size from the first one.
+        """
+        size = None
+        for number in numbers:
+            image = self.read([number])[number]
+            size = size or image.size
+            if image.size != size:
+                raise UserError(
+                    f"{printable(self.path)}: frame {number} is {image.width} x {image.height}, not "
+                    f"{size[0]} x {size[1]}"
+                )
+            yield number, image
 
     def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
         """Read frames as RGB.
@@ -221,8 +280,11 @@ class VideoFile:
         except VideoError as error:
             raise UserError(f"{printable(path)}: {error}") from None
         self.num_frames = self._index.count
+        self.times = self._index.all_seconds()
+        is_timed = self.num_frames > 1 and self.times[-1] > 0
+        self.fps = (self.num_frames - 1) / self.times[-1] if is_timed else float(self._index.rate)
 
-    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
         """Decode frames as RGB, with the same pixels as `VideoFiles.read` but fewer decoded frames.
 
         Args:
@@ -231,8 +293,11 @@ class VideoFile:
         Raises:
             UserError: they cannot be decoded.
         """
-        frames = decode_frames(self.path, self._index, numbers)
-        return dict(self._images(frames))
+        return self._images(decode_frames(self.path, self._index, list(numbers)))
+
+    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
+        """Decode frames as RGB; see `frames`."""
+        return dict(self.frames(numbers))
 
     def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
         """Yield every frame as RGB with its time in seconds.
@@ -252,13 +317,79 @@ class VideoFile:
             raise UserError(f"{printable(self.path)}: {error}") from None
 
 
-def open_video(path: Path) -> FrameFolder | VideoFile:
-    """Open a frame folder or a video file.
+class AnimatedImage:
+    """A GIF or an animated WebP. FFmpeg decodes no animated WebP, and Pillow keeps a GIF's colours.
+
+    Args:
+        path: the file.
 
     Raises:
-        UserError: see `FrameFolder` and `VideoFile`.
+        UserError: it cannot be read.
     """
-    return FrameFolder(path) if path.is_dir() else VideoFile(path)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Browsers show a frame for 0.1 s if its duration is 10 ms or less.
+        durations = [value if value > 10 else 100 for _, value in self._decode()]
+        self.num_frames = len(durations)
+        self.times = np.concatenate([[0], np.cumsum(durations[:-1])]) / 1000
+        self.fps = 1000 * self.num_frames / sum(durations)
+
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
+        """Decode frames as RGB, up to the last of these numbers.
+
+        Raises:
+            UserError: they cannot be decoded.
+        """
+        wanted = set(numbers)
+        last = max(wanted)
+        for number, (image, _) in enumerate(self._decode(), start=1):
+            if number in wanted:
+                yield number, image.convert("RGB")
+            if number == last:
+                return
+
+    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
+        """Decode frames as RGB; see `frames`."""
+        return dict(self.frames(numbers))
+
+    def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
+        """Yield every frame as RGB with its time in seconds."""
+        for number, image in self.frames(range(1, self.num_frames + 1)):
+            yield image, Fraction(round(1000 * self.times[number - 1]), 1000)
+
+    def _decode(self) -> Iterator[tuple[Image.Image, float]]:
+        """Yield each frame with its duration in milliseconds."""
+        try:
+            with open_regular(self.path) as file, Image.open(file, formats=("GIF", "WEBP")) as image:
+                for frame in ImageSequence.Iterator(image):
+                    frame.load()
+                    yield frame, frame.info.get("duration", 0)
+        except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "damaged"
+            raise UserError(f"{printable(self.path)}: cannot be read ({printable(reason)})") from None
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a file begins like a GIF or an animated WebP."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(21)
+    except OSError:
+        return False
+    is_webp = start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X"
+    return start[:6] in (b"GIF87a", b"GIF89a") or (is_webp and bool(start[20] & 2))
+
+
+def open_video(path: Path) -> Video:
+    """Open a frame folder, a video file, a GIF or an animated WebP.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if path.is_dir():
+        return FrameFolder(path)
+    return AnimatedImage(path) if is_animated(path) else VideoFile(path)
 
 
 def find_videos(path: Path) -> list[Path]:
@@ -290,11 +421,12 @@ def find_videos(path: Path) -> list[Path]:
         searched.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [name for name in files if not name.startswith(".")]
-        if files and not folders and all(map(_NUMBERED.fullmatch, files)):
+        is_numbered = files and not folders and all(map(_NUMBERED.fullmatch, files))
+        if is_numbered and not is_animated(Path(folder, files[0])):
             videos.append(Path(folder))
             continue
         for file in (Path(folder, name) for name in files):
-            (videos if is_video(file) else skipped).append(file)
+            (videos if is_video(file) or is_animated(file) else skipped).append(file)
     names = ", ".join(printable(file.relative_to(path)) for file in sorted(skipped)[:3])
     names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     if not videos:

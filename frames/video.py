@@ -6,6 +6,7 @@ Any problem with a file raises `VideoError`, so that a program can report it and
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
@@ -90,6 +91,12 @@ class FrameIndex(NamedTuple):
         if self.times is None or number > self.count:
             return (number - 1) / self.rate
         return int(self.times[number - 1] - self.times[0]) * self.time_base
+
+    def all_seconds(self) -> np.ndarray:
+        """Times of all frames after the first one, in seconds."""
+        if self.times is None:
+            return np.arange(self.count) / float(self.rate)
+        return (self.times - self.times[0]) * float(self.time_base)
 
 
 def is_video(path: Path) -> bool:
@@ -206,12 +213,12 @@ def decode_frames(
     Raises:
         VideoError: see `decode`. Damage is only noticed in frames that are decoded.
     """
-    remaining = sorted(set(numbers))
+    remaining = deque(sorted(set(numbers)))
     if index.times is not None:
         with suppress(VideoError, av.FFmpegError):  # decoding in sequence reports what is wrong
-            for number, frame in _seek_frames(video, index, remaining):
+            for number, frame in _seek_frames(video, index, list(remaining)):
                 yield number, frame
-                remaining = remaining[1:]
+                remaining.popleft()
     if not remaining:
         return
     number = 0
@@ -219,7 +226,7 @@ def decode_frames(
         for number, frame in enumerate(frames, start=1):
             if number == remaining[0]:
                 yield number, frame
-                remaining = remaining[1:]
+                remaining.popleft()
                 if not remaining:
                     return
     raise VideoError(f"only {number} of {index.count} frames can be decoded")
@@ -230,7 +237,8 @@ def _seek_frames(video: Path, index: FrameIndex, numbers: list[int]) -> Iterator
     with _opened(video) as (container, stream):
         frames = _intact_frames(container, stream)
         for number in numbers:
-            key = int(max(index.keys[index.keys <= number], default=0))
+            before = np.searchsorted(index.keys, number, side="right")
+            key = int(index.keys[before - 1]) if before else 0
             if key - position > _WORTH_A_SEEK:
                 container.seek(int(index.times[key - 1]), stream=stream)
                 # Frames before the key frame, as in an open GOP, may refer to frames that are not decoded.

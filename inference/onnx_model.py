@@ -32,7 +32,7 @@ def choose_devices(args: Namespace, world: World) -> World:
     """
     if Path(args.weights).suffix.lower() != ".onnx":
         return world
-    for name in ("amp", "compile", "fast", "gpus", "save_features"):
+    for name in ("amp", "compile", "fast", "gpus", "save_features", "cam"):
         if getattr(args, name, None) not in (None, False, "off"):
             raise UserError(
                 f"--{name}: is not possible with {args.weights}, which computes in float32 on the CPU; "

@@ -1,9 +1,11 @@
 """Draw the answer of a model on the video, or below the frames that the model saw."""
 
+import itertools
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from frames.sources import FrameFolder, VideoFile
+from frames.sources import Video, duration
 from reports.plots import INK, LINE_HEIGHT, MARGIN, TEXT_SIZE, SheetRow, contact_sheet, font, stack
 from utils.cli import UserError, printable, uninterrupted
 from utils.files import check_new_file
@@ -27,6 +29,9 @@ MIN_WIDTH, MIN_FONT = 320, 16
 MAX_ENLARGED_HEIGHT = 4096
 GIF_FPS = 10
 SHEET_WIDTH = 1200
+# In the strip that shows which class was found when; matplotlib's colours.
+STRIP_HEIGHT = 6
+STRIP_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 BAND, WHITE, BAR = (0, 0, 0, 170), (255, 255, 255), (31, 97, 160)
 
 
@@ -48,7 +53,21 @@ def check_rendered_output(path: Path) -> None:
     check_new_file(path, "--rendered_output")
 
 
-def render(path: Path, video: FrameFolder | VideoFile, numbers: Sequence[int], top: Sequence[Answer]) -> None:
+class TimedAnswer(NamedTuple):
+    """The best class of a window; `start` and `end` are in seconds, `answer` is None if it is not drawn."""
+
+    start: float
+    end: float
+    answer: Answer | None
+
+
+def render(
+    path: Path,
+    video: Video,
+    numbers: Sequence[int],
+    top: Sequence[Answer],
+    windows: Sequence[TimedAnswer] = (),
+) -> None:
     """Draw the answers of a model; the suffix of the file decides how, see the option `--rendered_output`.
 
     The file appears under its name when it is complete. Memory does not grow with the length of the video.
@@ -58,69 +77,137 @@ def render(path: Path, video: FrameFolder | VideoFile, numbers: Sequence[int], t
         video: the input of the model.
         numbers: frames that the model saw, from 1.
         top: the best classes, the best one first.
+        windows: draw these answers, which change over time, instead of the first one of `top`.
 
     Raises:
         UserError: a frame cannot be read, or the file cannot be written.
+    """
+    with rendering(path) as part:
+        if path.suffix.lower() == ".png":
+            answer_sheet(video, numbers, top).save(part, format="PNG")
+        else:
+            answers = windows or [TimedAnswer(0.0, duration(video), top[0])]
+            frames = tqdm(
+                video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None
+            )
+            write_movie(part, frames, _Captions(answers, bool(windows)), path.suffix.lower() == ".gif")
+
+
+@contextmanager
+def rendering(path: Path, option: str = "--rendered_output") -> Iterator[Path]:
+    """Yield a hidden file to write, which gets its name when the body of the `with` ends.
+
+    Raises:
+        UserError: it cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     # The default handler would leave the partial file.
     handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        if path.suffix.lower() == ".png":
-            answer_sheet(video, numbers, top).save(part, format="PNG")
-        else:
-            _write_movie(part, video, top[0], is_gif=path.suffix.lower() == ".gif")
+        yield part
         with uninterrupted():
             part.replace(path)
     except (OSError, av.FFmpegError) as error:
-        raise UserError(f"--rendered_output {path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None
     finally:
         part.unlink(missing_ok=True)
         signal.signal(signal.SIGTERM, handler)
 
 
+class _Captions:
+    """Draws on each frame of a video the answer of its time, and a strip that shows the progress.
+
+    Args:
+        windows: the answers, in the order of time.
+        has_strip: draw the strip: a colour for each class, and the current time.
+    """
+
+    def __init__(self, windows: Sequence[TimedAnswer], has_strip: bool) -> None:
+        self.windows = windows
+        self.has_strip = has_strip
+        self.centres = np.array([(window.start + window.end) / 2 for window in windows])
+        self.caption: Caption | None = None
+        self.strip: Image.Image | None = None
+
+    def answer_at(self, time: float) -> Answer | None:
+        """The answer of the window whose centre is nearest."""
+        return self.windows[int(np.abs(self.centres - time).argmin())].answer
+
+    def __call__(self, frame: Image.Image, time: float, width: int | None) -> Image.Image:
+        if self.caption is None:
+            answers = [window.answer for window in self.windows if window.answer]
+            self.caption = Caption(frame.size, answers, width)
+        picture = self.caption.draw(frame, self.answer_at(time))
+        if self.has_strip:
+            self.strip = self.strip or self._draw_strip(picture.width)
+            picture.paste(self.strip, (0, 0))
+            x = round(picture.width * time / self.windows[-1].end)
+            ImageDraw.Draw(picture).rectangle((x - 1, 0, x + 1, STRIP_HEIGHT), WHITE)
+        return picture
+
+    def _draw_strip(self, width: int) -> Image.Image:
+        labels = {window.answer.label for window in self.windows if window.answer}
+        colours = dict(zip(sorted(labels), itertools.cycle(STRIP_COLOURS), strict=False))
+        strip = Image.new("RGB", (width, STRIP_HEIGHT))
+        for x in range(width):
+            if answer := self.answer_at(self.windows[-1].end * (x + 0.5) / width):
+                strip.paste(colours[answer.label], (x, 0, x + 1, STRIP_HEIGHT))
+        return strip
+
+
 class Caption:
-    """Draws an answer on the frames of a video; all frames get the size of the first.
+    """Draws answers on the frames of a video; all pictures have the same size.
 
     Args:
         size: width and height of the video, in pixels.
-        answer: to be drawn.
+        answers: answers that may be drawn; there is room for the longest one.
         width: of the output; None for the width of the video, but at least `MIN_WIDTH`.
     """
 
-    def __init__(self, size: tuple[int, int], answer: Answer, width: int | None = None) -> None:
+    def __init__(self, size: tuple[int, int], answers: Sequence[Answer], width: int | None = None) -> None:
         scale = (width or max(size[0], MIN_WIDTH)) / size[0]
         if scale > 1:
             scale = min(scale, max(1, MAX_ENLARGED_HEIGHT / size[1]))
         self.frame_size = tuple(max(1, round(side * scale)) for side in size)
         canvas_width = _even(max(self.frame_size[0], width or MIN_WIDTH))
         text_size = min(math.sqrt(canvas_width * self.frame_size[1]) / 25, canvas_width / 12)
-        style = font(round(max(MIN_FONT, text_size)))
-        margin = round(style.size / 2)
-        lines = _wrap(f"{100 * answer.probability:.0f} %  {answer.label}", style, canvas_width - 2 * margin)
-        line_height = round(1.2 * style.size)
-        band_height = len(lines) * line_height + margin
+        self.style = font(round(max(MIN_FONT, text_size)))
+        self.margin = round(self.style.size / 2)
+        width_for_text = canvas_width - 2 * self.margin
+        labels = dict.fromkeys(answer.label for answer in answers)
+        self.lines = {label: _wrap(f"100 %  {label}", self.style, width_for_text) for label in labels}
+        num_lines = max(map(len, self.lines.values()), default=0)
+        band_height = self._band_height(num_lines)
         # Below the frame if it would hide more than half of it.
         is_below = 2 * band_height > self.frame_size[1]
         self.size = canvas_width, _even(self.frame_size[1] + band_height * is_below)
-        self.band = Image.new("RGBA", (canvas_width, band_height), BAND)
-        draw = ImageDraw.Draw(self.band)
-        for number, line in enumerate(lines):
-            draw.text((margin, margin // 2 + number * line_height), line, WHITE, style)
 
-    def draw(self, frame: Image.Image) -> Image.Image:
-        """Draw the caption on a frame."""
+    def draw(self, frame: Image.Image, answer: Answer | None) -> Image.Image:
+        """Draw an answer on a frame; None for no caption."""
         if frame.size != self.frame_size:
             frame = frame.resize(self.frame_size, Image.Resampling.BICUBIC)
         canvas = Image.new("RGB", self.size)
         canvas.paste(frame, ((self.size[0] - frame.width) // 2, 0))
-        canvas.paste(self.band, (0, self.size[1] - self.band.height), self.band)
+        if answer:
+            lines = self.lines[answer.label]
+            band = Image.new("RGBA", (self.size[0], self._band_height(len(lines))), BAND)
+            draw = ImageDraw.Draw(band)
+            for number, line in enumerate(lines):
+                text = line if number else line.replace("100 %", f"{100 * answer.probability:.0f} %", 1)
+                place = (self.margin, self.margin // 2 + number * self.line_height)
+                draw.text(place, text, WHITE, self.style)
+            canvas.paste(band, (0, self.size[1] - band.height), band)
         return canvas
 
+    @property
+    def line_height(self) -> int:
+        return round(1.2 * self.style.size)
 
-def answer_sheet(
-    video: FrameFolder | VideoFile, numbers: Sequence[int], top: Sequence[Answer]
-) -> Image.Image:
+    def _band_height(self, num_lines: int) -> int:
+        return num_lines * self.line_height + self.margin
+
+
+def answer_sheet(video: Video, numbers: Sequence[int], top: Sequence[Answer]) -> Image.Image:
     """Draw the frames that a model saw, with their numbers, and the best classes as bars below."""
     frames = video.read(numbers)
     captions = [f"frame {number}" for number in numbers]
@@ -140,12 +227,25 @@ def answer_sheet(
     return stack(images)
 
 
-def _write_movie(part: Path, video: FrameFolder | VideoFile, answer: Answer, is_gif: bool) -> None:
-    """Write an MP4 file (H.264), or a GIF of `GIF_FPS` frames per second and `MIN_WIDTH` pixels."""
+def write_movie(
+    part: Path,
+    frames: Iterable[tuple[Image.Image, Fraction]],
+    draw: Callable[[Image.Image, float, int | None], Image.Image],
+    is_gif: bool = False,
+) -> None:
+    """Write an MP4 file (H.264), or a GIF of `GIF_FPS` frames per second and `MIN_WIDTH` pixels.
+
+    Args:
+        part: the file.
+        frames: with their times, in seconds.
+        draw: makes the picture of a frame from the frame, its time and the width of the picture, if it is
+            fixed. All pictures have the same size, with an even width and height.
+        is_gif: write a GIF.
+    """
     kind, codec, pix_fmt = ("gif", "gif", "pal8") if is_gif else ("mp4", "libx264", "yuv420p")
     # 1/90000 s is the common unit of the usual frame rates.
     time_base = Fraction(1, 100 if is_gif else 90_000)
-    caption, due, pts, duration = None, Fraction(0), 0, 0
+    due, pts, length = Fraction(0), None, 0
     with av.open(str(part), "w", format=kind) as container:
         stream = container.add_stream(codec, rate=25, pix_fmt=pix_fmt)
         stream.time_base = stream.codec_context.time_base = time_base
@@ -153,20 +253,19 @@ def _write_movie(part: Path, video: FrameFolder | VideoFile, answer: Answer, is_
             stream.options = {"preset": "veryfast", "crf": "20"}
             stream.codec_context.colorspace = Colorspace.ITU601
             stream.codec_context.color_range = ColorRange.MPEG
-        frames = tqdm(video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None)
         for image, time in frames:
             if is_gif and time < due:
                 continue
             due = max(due, time - Fraction(1, 2 * GIF_FPS)) + Fraction(1, GIF_FPS)
-            if caption is None:
-                caption = Caption(image.size, answer, MIN_WIDTH if is_gif else None)
-                stream.width, stream.height = caption.size
-            frame = (_gif_frame if is_gif else _mp4_frame)(caption.draw(image))
-            duration, pts = round(time / time_base) - pts, round(time / time_base)
+            picture = draw(image, float(time), MIN_WIDTH if is_gif else None)
+            if pts is None:
+                stream.width, stream.height = picture.size
+            frame = (_gif_frame if is_gif else _mp4_frame)(picture)
+            length, pts = round(time / time_base) - (pts or 0), round(time / time_base)
             frame.pts, frame.time_base = pts, time_base
             container.mux(stream.encode(frame))
         for packet in stream.encode():
-            packet.duration = duration  # the last frame has none
+            packet.duration = length  # the last frame has none
             container.mux(packet)
 
 

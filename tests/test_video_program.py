@@ -14,28 +14,15 @@ from helpers import ON_CPU, assert_one_line_error, call, run
 from PIL import Image
 from synthetic import CATEGORIES
 from synthetic import write_video as write_frames
-from video_files import cut, numbered_image, remux, write_audio, write_video
+from video_files import cut, damage, numbered_image, remux, write_audio, write_video
+from video_model import save_model
 
 from classes import released_categories
 from frames.sources import open_video
 from frames.video import decode, decode_frames, index_frames
-from models import TemporalModel
 from reports.render import Answer, Caption, answer_sheet
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"
-
-
-def save_model(path: Path, classes: int, own: bool = True, **more: object) -> Path:
-    """Save a model whose scores differ between clips, as an own checkpoint or as a released one."""
-    torch.manual_seed(0)
-    model = TemporalModel(classes, 8, backbone="resnet14", input_size=32)
-    torch.nn.init.normal_(model.new_fc.weight, 0, 0.3)
-    content = {"epoch": 1, "arch": "resnet14", "best_prec1": torch.tensor(50.0)}
-    content["state_dict"] = {f"module.{name}": value for name, value in model.state_dict().items()}
-    if own:
-        content["options"] = {"num_segments": 8, "input_size": 32}
-    torch.save(content | more, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +144,6 @@ def noisy_images(count: int) -> list[np.ndarray]:
         np.clip(numbered_image(number, 96, 64) + rng.integers(-27, 28, (64, 96, 3)), 0, 255).astype(np.uint8)
         for number in range(count)
     ]
-
-
-def damage(path: Path, number: int) -> None:
-    """Overwrite the content of a packet of a video."""
-    with av.open(str(path)) as container:
-        packets = [bytes(packet) for packet in container.demux(container.streams.video[0])]
-    content = path.read_bytes()
-    assert packets[number] in content
-    path.write_bytes(content.replace(packets[number], b"\xff" * len(packets[number])))
 
 
 def assert_same_frames(path: Path) -> None:
@@ -388,8 +366,9 @@ def test_rendered_output(suffix, ask, clips, tmp_path):
 )
 @pytest.mark.parametrize("label", ["Jumping", LONG, "x" * 500, "日本語 – что-то 🎉 \u202e\n"])
 def test_captions_fit_frames_of_any_size(size, label):
-    caption = Caption(size, Answer(label, 0.5))
-    image = caption.draw(Image.new("RGB", size, (0, 90, 0)))
+    answer = Answer(label, 0.5)
+    caption = Caption(size, [answer])
+    image = caption.draw(Image.new("RGB", size, (0, 90, 0)), answer)
     assert image.size == caption.size
     assert image.width >= 320
     letters = (np.asarray(image) > 128).all(axis=2)

@@ -169,6 +169,15 @@ def cut(path: Path, keep: float) -> None:
     path.write_bytes(data[: int(len(data) * keep)])
 
 
+def damage(path: Path, number: int) -> None:
+    """Overwrite the content of a packet of a video."""
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(container.streams.video[0])]
+    content = path.read_bytes()
+    assert packets[number] in content
+    path.write_bytes(content.replace(packets[number], b"\xff" * len(packets[number])))
+
+
 def make_strange(folder: Path) -> dict[str, str]:
     """Fill a folder with pipes, broken links and the like; return why each cannot be read."""
     os.mkfifo(folder / "pipe")

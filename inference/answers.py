@@ -1,0 +1,144 @@
+"""The answers of `test_video.py`: their content, segments, and the files that have them."""
+
+import csv
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from frames.sources import Video, duration
+from inference.clips import Clip
+from utils.cli import UserError, log, pluralize, printable
+from utils.files import npz
+
+# Frames of a clip that lie farther apart, in seconds, may miss an action.
+MAX_GAP = 3.0
+CSV_COLUMNS = ("video", "start", "end", "class", "probability")
+
+
+def make_answer(
+    clip: Clip, logits: torch.Tensor, names: Sequence[str], topk: int, weights: str
+) -> dict[str, Any]:
+    """The best classes of a clip, as the JSON has them.
+
+    Args:
+        clip: the clip.
+        logits: its logits.
+        names: class names.
+        topk: number of classes.
+        weights: the checkpoint, for the message.
+
+    Raises:
+        UserError: the logits are not finite.
+    """
+    if not logits.isfinite().all():
+        raise UserError(f"{weights}: its scores are not finite; try --amp off")
+    best = logits.double().softmax(dim=0).topk(min(topk, len(names)))
+    top = [
+        {"label": label, "class": names[label], "probability": probability}
+        for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    start, end = (round(time, 3) for time in (clip.window.start, clip.window.end))
+    times = [round(time, 3) for time in clip.times]
+    return {"start": start, "end": end, "frames": clip.window.numbers, "times": times, "top": top}
+
+
+def describe_video(video: Video) -> dict[str, Any]:
+    """What the JSON has about a video beside its answers."""
+    return {
+        "video": str(video.path),
+        "fps": round(float(video.fps), 3),
+        "duration": round(duration(video), 3),
+        "num_frames": video.num_frames,
+    }
+
+
+def merge_windows(windows: Sequence[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
+    """Merge consecutive windows with the same best class; leave out windows below a probability.
+
+    Args:
+        windows: from `make_answer`, in the order of time.
+        threshold: smallest probability of a window's best class.
+
+    Returns:
+        Start, end, label, class and mean probability of each segment.
+    """
+
+    def label(window: dict[str, Any]) -> int | None:
+        best = window["top"][0]
+        return best["label"] if best["probability"] >= threshold else None
+
+    segments = []
+    for best, group in itertools.groupby(windows, label):
+        if best is None:
+            continue
+        members = list(group)
+        mean = sum(window["top"][0]["probability"] for window in members) / len(members)
+        times = {"start": members[0]["start"], "end": members[-1]["end"]}
+        segments.append(times | members[0]["top"][0] | {"probability": mean})
+    return segments
+
+
+def csv_rows(videos: Sequence[dict[str, Any]]) -> bytes:
+    """A CSV with a row for each segment; or for each window, or for each video.
+
+    Args:
+        videos: the videos of the JSON. Those with an error and no answer have no row.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for video in videos:
+        whole = [{"start": 0.0, "end": video["duration"], **video}] if "top" in video else []
+        for part in video.get("segments", video.get("windows", whole)):
+            best = part["top"][0] if "top" in part else part
+            times = (f"{part['start']:.3f}", f"{part['end']:.3f}")
+            writer.writerow([video["video"], *times, best["class"], f"{best['probability']:.6f}"])
+    return text.getvalue().encode()
+
+
+def answers_npz(
+    rows: Sequence[Sequence[np.ndarray]], clips: Sequence[tuple[str, float, float]], names: Sequence[str]
+) -> dict[str, bytes]:
+    """The files of `--save_scores` and `--save_features`, in the format of `test_models.py`.
+
+    Args:
+        rows: scores, and possibly features, of each clip.
+        clips: video, start and end of each clip; saved beside the rows.
+        names: class names.
+    """
+    videos, starts, ends = zip(*clips, strict=True)
+    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    metadata = {"labels": np.full(len(videos), -1), "videos": videos, "classes": list(names)}
+    metadata |= {"start": np.array(starts), "end": np.array(ends)}
+    return {
+        option: npz(**{name: column}, **metadata)
+        for option, name, column in zip(
+            ("save_scores", "save_features"), ("scores", "features"), columns, strict=False
+        )
+    }
+
+
+def log_window(window: dict[str, Any], suffix: str = "") -> None:
+    """Print the best class of a window."""
+    best = window["top"][0]
+    times = f"{window['start']:.1f}-{window['end']:.1f} s"
+    log.info(f"{times}  {best['probability']:.2f} -> {printable(best['class'])}{suffix}")
+
+
+def warn_about_frames(clip: Clip, num_segments: int) -> None:
+    """Warn if a video is very short or long for one clip."""
+    name, count = printable(clip.video.path), clip.video.num_frames
+    if count < num_segments:
+        log.warning(
+            f"warning: {name}: has {pluralize(count, 'frame')}, fewer than the model's {num_segments}: "
+            "some are repeated"
+        )
+    if (gap := clip.window.end / num_segments) > MAX_GAP:
+        log.warning(
+            f"warning: {name}: {clip.window.end:.0f} s long, its {num_segments} frames are {gap:.1f} s "
+            "apart; --window SECONDS gives answers over time"
+        )

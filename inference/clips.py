@@ -1,0 +1,210 @@
+"""From videos to clips for a model: one clip for a video, windows over its time, windows of a live stream."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dataset import clip_fractions, spread_frames
+from frames.sources import Video, duration, open_video
+from frames.stream import LiveStream
+from transforms import Compose
+from utils.cli import UserError
+from utils.pool import cores
+
+EPSILON = 1e-6  # seconds; rounding of times
+
+
+class Window(NamedTuple):
+    """A part of a video.
+
+    Attributes:
+        start, end: in seconds after the first frame of the video.
+        numbers: frames that the model sees, from 1; those of the first clip come first.
+    """
+
+    start: float
+    end: float
+    numbers: list[int]
+
+
+class Clip(NamedTuple):
+    """The frames of a window.
+
+    Attributes:
+        index: number of the video in the command line, from 0.
+        video: the video.
+        window: the part of the video.
+        times: time of each frame of the window, in seconds.
+        pixels: uint8, views x frames x height x width x RGB, the views in the order of `VideoDataSet`.
+    """
+
+    index: int
+    video: Video | LiveStream
+    window: Window
+    times: list[float]
+    pixels: np.ndarray
+
+
+class Failure(NamedTuple):
+    """Why a video, or the rest of it, cannot be used. `index` is its number in the command line."""
+
+    index: int
+    error: UserError
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """How a model samples and crops the frames of a clip.
+
+    Args:
+        num_segments: frames in a clip.
+        num_clips: clips of a window, see `dataset.clip_fractions`.
+        transform: makes the crops, see `transforms.evaluation_transform`.
+    """
+
+    num_segments: int
+    num_clips: int
+    transform: Compose
+
+    def sample(self, first: int, count: int) -> list[int]:
+        """Sample frames from `count` frames that begin at number `first`, as `test_models.py` does."""
+        fractions = clip_fractions(self.num_clips)
+        spread = [spread_frames(count, self.num_segments, fraction) for fraction in fractions]
+        return (np.concatenate(spread) + first - 1).tolist()
+
+    def crop(self, image: Image.Image) -> np.ndarray:
+        """Cut the crops out of a frame: uint8, crops x height x width x RGB."""
+        return self.transform([image], -1, None)[0]
+
+    def stack(self, crops: Sequence[np.ndarray]) -> np.ndarray:
+        """Make the pixels of a `Clip` from the crops of its frames."""
+        views = np.stack(crops, axis=1)
+        return views.reshape(-1, self.num_segments, *views.shape[2:])
+
+
+def load_clips(
+    paths: Sequence[Path], clip_format: ClipFormat, batch_size: int
+) -> Iterator[list[Clip | Failure]]:
+    """Load one clip of each video, in batches. Threads load the next batch while one is computed.
+
+    Args:
+        paths: the videos.
+        clip_format: sampling and crops.
+        batch_size: videos in a batch.
+    """
+
+    def load(index: int, path: Path) -> Clip | Failure:
+        try:
+            video = open_video(path)
+            numbers = clip_format.sample(1, video.num_frames)
+            crops = {n: clip_format.crop(image) for n, image in video.frames(sorted(set(numbers)))}
+        except UserError as error:
+            return Failure(index, error)
+        window = Window(0.0, duration(video), numbers)
+        return _make_clip(index, video, window, video.times, crops, clip_format)
+
+    batches = _batched(enumerate(paths), batch_size)
+    with ThreadPoolExecutor(min(16, cores())) as pool:
+        futures = [pool.submit(load, *item) for item in next(batches)]
+        while futures:
+            clips = [future.result() for future in futures]
+            futures = [pool.submit(load, *item) for item in next(batches, ())]
+            yield clips
+
+
+def load_windows(
+    paths: Sequence[Path], clip_format: ClipFormat, batch_size: int, seconds: float, stride: float
+) -> Iterator[list[Clip | Failure]]:
+    """Load windows over the time of each video, in batches. A thread loads the next batch.
+
+    Every sampled frame is decoded once, and kept as long as a window needs it.
+
+    Args:
+        paths: the videos.
+        clip_format: sampling and crops.
+        batch_size: windows in a batch.
+        seconds: length of a window.
+        stride: seconds from the start of a window to that of the next.
+    """
+
+    def load() -> Iterator[list[Clip | Failure]]:
+        for index, path in enumerate(paths):
+            clips = _windows_of(index, path, clip_format, seconds, stride)
+            yield from _batched(clips, batch_size)
+
+    batches = load()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, batches, None)
+        while batch := future.result():
+            future = pool.submit(next, batches, None)
+            yield batch
+
+
+def _windows_of(
+    index: int, path: Path, clip_format: ClipFormat, seconds: float, stride: float
+) -> Iterator[Clip | Failure]:
+    try:
+        video = open_video(path)
+        windows = plan_windows(video.times, 1 / video.fps, clip_format, seconds, stride)
+        frames = video.frames(sorted({number for window in windows for number in window.numbers}))
+        crops: dict[int, np.ndarray] = {}
+        for window in windows:
+            first, last = min(window.numbers), max(window.numbers)
+            crops = {number: array for number, array in crops.items() if number >= first}
+            while last not in crops:
+                number, image = next(frames)
+                crops[number] = clip_format.crop(image)
+            yield _make_clip(index, video, window, video.times, crops, clip_format)
+    except UserError as error:
+        yield Failure(index, error)
+
+
+def plan_windows(
+    times: np.ndarray, frame_duration: float, clip_format: ClipFormat, seconds: float, stride: float
+) -> list[Window]:
+    """Divide a video into windows. The last one ends with the video.
+
+    Args:
+        times: times of the video's frames, in seconds.
+        frame_duration: duration of the last frame, in seconds.
+        clip_format: samples the frames of a window.
+        seconds: length of a window; a shorter video has one window.
+        stride: seconds from the start of a window to that of the next.
+    """
+    length, tolerance = float(times[-1]) + frame_duration, frame_duration / 2
+    count = int((length - seconds + tolerance) / stride) + 1 if length + tolerance >= seconds else 0
+    spans = [(number * stride, number * stride + seconds) for number in range(count)]
+    if not spans or spans[-1][1] < length - tolerance:
+        spans.append((max(0.0, length - seconds), length))
+    starts = np.searchsorted(times, [start - EPSILON for start, _ in spans])
+    ends = np.searchsorted(times, [end - EPSILON for _, end in spans])
+    windows = []
+    for (start, end), first, last in zip(spans, starts.tolist(), ends.tolist(), strict=True):
+        first = min(first, max(0, last - 1))  # without a frame of its own: the frame on the screen
+        windows.append(Window(start, end, clip_format.sample(first + 1, max(1, last - first))))
+    return windows
+
+
+def _batched(items: Iterable, size: int) -> Iterator[list]:
+    """Divide items into lists of `size`; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _make_clip(
+    index: int,
+    video: Video,
+    window: Window,
+    times: np.ndarray,
+    crops: dict[int, np.ndarray],
+    clip_format: ClipFormat,
+) -> Clip:
+    pixels = clip_format.stack([crops[number] for number in window.numbers])
+    return Clip(index, video, window, [float(times[number - 1]) for number in window.numbers], pixels)

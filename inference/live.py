@@ -1,0 +1,125 @@
+"""Answer for a live stream: windows of its newest frames."""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from frames.stream import LiveFrame, LiveStream
+from inference.answers import log_window, make_answer, merge_windows
+from inference.clips import EPSILON, Clip, ClipFormat, Window
+from utils.cli import UserError, log, pluralize, printable
+
+RECONNECT_SECONDS = 2.0
+
+
+def watch(
+    args: Namespace,
+    source: str,
+    predict: Callable[[torch.Tensor], list[torch.Tensor]],
+    clip_format: ClipFormat,
+    names: Sequence[str],
+) -> tuple[list[dict[str, Any]], int]:
+    """Answer for the newest window of a stream until it ends or Ctrl-C.
+
+    Args:
+        args: options of `test_video.py`.
+        source: the stream, see `LiveStream`.
+        predict: computes the logits of a batch of clips.
+        clip_format: sampling and crops.
+        names: class names.
+
+    Returns:
+        The stream as the JSON has it, and the exit status: 1 if the stream was lost.
+
+    Raises:
+        UserError: the stream cannot be opened.
+    """
+    windows: list[dict[str, Any]] = []
+    streams: list[LiveStream] = []  # one for each connection
+    count, error, began = 0, "", time.monotonic()
+    try:
+        while True:
+            try:
+                num_frames = sum(stream.num_frames for stream in streams)
+                moment = time.monotonic() - began if streams else 0.0
+                kept_seconds = args.window + args.stride
+                stream = LiveStream(source, clip_format.crop, kept_seconds, num_frames + 1, moment)
+                streams.append(stream)
+                for clip, arrival in live_clips(stream, clip_format, args.window, args.stride):
+                    logits = predict(torch.from_numpy(clip.pixels[None]))[0][0].cpu()
+                    answer = make_answer(clip, logits, names, args.topk, args.weights)
+                    count += 1
+                    if answer["top"][0]["probability"] >= (args.threshold or 0):
+                        log_window(answer, f"  ({1000 * (time.monotonic() - arrival):.0f} ms)")
+                    if args.json or args.csv:
+                        windows.append(answer)
+                error = f"{printable(source)}: lost ({stream.error})" if stream.error else ""
+            except UserError as failure:
+                if not streams:
+                    raise
+                error = str(failure)
+            if error:
+                log.error(f"error: {error}")
+            is_over = streams[-1].is_recording and not error
+            if is_over or not args.reconnect or source == "-":
+                break
+            time.sleep(RECONNECT_SECONDS)
+    except KeyboardInterrupt:
+        error = ""
+    for stream in streams:
+        stream.close()
+    num_frames = sum(stream.num_frames for stream in streams)
+    num_dropped = sum(stream.num_dropped for stream in streams)
+    log.info(
+        f"{pluralize(count, 'answer')}, {pluralize(num_frames, 'frame')} in "
+        f"{time.monotonic() - began:.1f} s, {num_dropped} dropped"
+    )
+    video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
+    if args.threshold is not None:
+        video["segments"] = merge_windows(windows, args.threshold)
+    return [video | ({"error": error} if error else {})], int(bool(error))
+
+
+def live_clips(
+    stream: LiveStream, clip_format: ClipFormat, seconds: float, stride: float
+) -> Iterator[tuple[Clip, float]]:
+    """Make windows of a live stream while it runs: always the newest window, older ones are skipped.
+
+    The windows are those of `plan_windows` for the recorded stream, unless some are skipped.
+
+    Args:
+        stream: its frames are prepared by `clip_format.crop`.
+        clip_format: sampling and crops.
+        seconds: length of a window.
+        stride: seconds from the start of a window to that of the next.
+
+    Yields:
+        Each window with the arrival of its newest frame, by `time.monotonic`.
+    """
+    covered = stream.first_time
+    end = covered + seconds
+    while stream.wait(end):
+        end += int((stream.newest + EPSILON - end) // stride) * stride if stream.newest > end else 0
+        if frames := stream.take(end - seconds - EPSILON, end - EPSILON):
+            covered = end
+            yield _live_clip(stream, end - seconds, end, frames, clip_format)
+        end += stride
+    if (stream.newest + stream.end) / 2 > covered:  # the rest, after the last window
+        start = max(stream.first_time, stream.end - seconds)
+        if frames := stream.take(start - EPSILON, stream.end):
+            yield _live_clip(stream, start, stream.end, frames, clip_format)
+
+
+def _live_clip(
+    stream: LiveStream, start: float, end: float, frames: Sequence[LiveFrame], clip_format: ClipFormat
+) -> tuple[Clip, float]:
+    numbers = clip_format.sample(frames[0].number, len(frames))
+    times = {frame.number: frame.time for frame in frames}
+    crops = {frame.number: frame.content for frame in frames}
+    window = Window(start, end, numbers)
+    pixels = clip_format.stack([crops[number] for number in numbers])
+    clip = Clip(0, stream, window, [times[number] for number in numbers], pixels)
+    return clip, frames[-1].arrival

@@ -1,0 +1,333 @@
+"""`test_video.py` over time: windows, segments, scores, features, timelines, class activation."""
+
+import csv
+import json
+import re
+import tracemalloc
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from helpers import assert_one_line_error, call
+from PIL import Image
+from synthetic import CATEGORIES
+from video_files import damage, numbered_image, write_video
+from video_model import save_model
+
+from engine import PixelModel
+from frames.sources import open_video
+from inference.activation import class_activation
+from inference.answers import merge_windows
+from inference.clips import ClipFormat, load_windows, plan_windows
+from inference.load import ModelOptions, load_model
+from models import TemporalModel
+from reports.timeline import heat
+from transforms import evaluation_transform
+
+FORMAT = ClipFormat(8, 1, evaluation_transform(32))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "own.pth.tar"
+    return save_model(path, len(CATEGORIES), categories=list(CATEGORIES))
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
+    """Five seconds, 60 frames. Read only: it is shared."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(path, 60)
+    return path
+
+
+@pytest.fixture
+def ask(weights):
+    def ask(*args, weights=weights):
+        process = call("test_video.py", "--weights", weights, *args)
+        assert process.returncode == 0, process.stderr
+        return process
+
+    return ask
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Windows
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "stride", "spans"),
+    [
+        (60, 2, 1, [(0, 2), (1, 3), (2, 4), (3, 5)]),
+        (60, 2, 2, [(0, 2), (2, 4), (3, 5)]),  # the last window ends with the video
+        (60, 5, 1, [(0, 5)]),
+        (12, 2, 1, [(0, 1)]),
+        (60, 1, 3, [(0, 1), (3, 4), (4, 5)]),
+    ],
+)
+def test_plan_windows(count, seconds, stride, spans):
+    windows = plan_windows(np.arange(count) / 12, 1 / 12, FORMAT, seconds, stride)
+    np.testing.assert_allclose([(window.start, window.end) for window in windows], spans)
+    for window in windows:
+        first, last = window.start * 12 + 1, window.end * 12
+        assert first <= min(window.numbers)
+        assert max(window.numbers) <= last
+
+
+def test_window_without_frames_has_the_frame_on_the_screen():
+    times = np.array([0, 0.5, 9.0, 9.5])
+    windows = plan_windows(times, 0.5, FORMAT, 2, 2)
+    assert [window.numbers[0] for window in windows] == [1, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("views", [[], ["--test_crops", 3, "--num_clips", 2]])
+def test_windows_have_the_logits_of_cut_clips(views, ask, weights, film, tmp_path):
+    home = tmp_path / "own"
+    spans = [(0, 2), (1, 3), (2, 4), (3, 5)]
+    video = open_video(film)
+    for number, (start, end) in enumerate(spans):
+        folder = home / "frames" / str(number)
+        folder.mkdir(parents=True)
+        frames = video.read(range(start * 12 + 1, end * 12 + 1))
+        for place, image in enumerate(frames.values(), start=1):
+            image.save(folder / f"{place:05d}.png")
+    (home / "category.txt").write_text("".join(f"{name}\n" for name in CATEGORIES))
+    (home / "val_videofolder.txt").write_text("".join(f"{number} 24\n" for number in range(4)))
+    data = ("--dataset", "own", "--root_path", tmp_path, "-j", 0, "--image_tmpl", "{:05d}.png")
+    evaluated = tmp_path / "evaluated.npz"
+    process = call("test_models.py", "--weights", weights, *data, *views, "--save_scores", evaluated)
+    assert process.returncode == 0, process.stderr
+
+    scores, answers = tmp_path / "scores.npz", tmp_path / "answers.json"
+    options = ["--window", 2, *views, "-b", 6, "--save_scores", scores, "--json", answers]
+    process = ask(film, *options)
+    saved = np.load(scores)
+    np.testing.assert_allclose(saved["scores"], np.load(evaluated)["scores"], rtol=0, atol=1e-5)
+    assert list(zip(saved["start"], saved["end"], strict=True)) == spans
+    assert saved["videos"].tolist() == [str(film)] * 4
+
+    # Lines and JSON
+    lines = [line for line in process.stdout.splitlines() if " -> " in line]
+    (answer,) = json.loads(answers.read_text())["videos"]
+    assert (answer["fps"], answer["duration"], answer["num_frames"]) == (12, 5, 60)
+    for line, window, span in zip(lines, answer["windows"], spans, strict=True):
+        assert (window["start"], window["end"]) == span
+        np.testing.assert_allclose(window["times"], (np.array(window["frames"]) - 1) / 12, atol=1e-3)
+        best = window["top"][0]
+        assert line == f"{span[0]:.1f}-{span[1]:.1f} s  {best['probability']:.2f} -> {best['class']}"
+
+
+def test_concatenated_clips_get_the_answers_of_each_clip(ask, tmp_path):
+    folder = tmp_path / "data"
+    options = ("--dataset", "motion", "--level", 1, "--train", 12, "--val", 12)
+    process = call("tools/make_motion_dataset.py", folder, *options)
+    assert process.returncode == 0, process.stderr
+    clips = sorted(path.parent for path in folder.rglob("*1.jpg") if path.stem.strip("0") == "1")[:3]
+    film = tmp_path / "film"
+    film.mkdir()
+    for number, path in enumerate(path for clip in clips for path in sorted(clip.glob("*.jpg"))):
+        (film / f"{number:05d}.jpg").write_bytes(path.read_bytes())
+    scores = [tmp_path / "film.npz", tmp_path / "clips.npz"]
+    ask(film, "--window", 2, "--stride", 2, "--save_scores", scores[0])
+    ask(*clips, "--save_scores", scores[1])
+    windows, alone = (np.load(file)["scores"] for file in scores)
+    np.testing.assert_allclose(windows, alone, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    peaks = []
+    for count in (100, 1000):
+        path = tmp_path / f"{count}.mp4"
+        write_video(path, [numbered_image(number % 64, 96, 64) for number in range(count)])
+        tracemalloc.start()
+        windows = sum(len(batch) for batch in load_windows([path], FORMAT, 4, 2, 1))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert windows == int(count / 12) - 1 + (count % 12 > 0)
+    per_frame = 32 * 32 * 3  # bytes, of a crop
+    assert peaks[1] - peaks[0] < 900 * per_frame / 2
+
+
+def test_video_that_is_damaged_later_keeps_its_answers(weights, film, tmp_path):
+    path = tmp_path / "damaged.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (60, 64, 96, 3), dtype=np.uint8)
+    write_video(path, list(noise))
+    damage(path, 45)
+    answers = tmp_path / "answers.json"
+    process = call("test_video.py", "--weights", weights, path, film, "--window", 1, "--json", answers)
+    assert_one_line_error(process, path)
+    damaged, intact = json.loads(answers.read_text())["videos"]
+    assert "damaged" in damaged["error"]
+    assert [window["start"] for window in damaged["windows"]] == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert len(intact["windows"]) == 9
+
+
+def test_threshold_merges_windows():
+    def window(start, label, probability):
+        best = {"label": label, "class": "ab"[label], "probability": probability}
+        return {"start": start, "end": start + 2, "top": [best]}
+
+    windows = [window(0, 0, 0.9), window(1, 0, 0.7), window(2, 0, 0.4), window(3, 0, 0.6), window(4, 1, 0.8)]
+    segments = merge_windows(windows, 0.5)
+    assert [(segment["start"], segment["end"], segment["class"]) for segment in segments] == [
+        (0, 3, "a"),
+        (3, 5, "a"),
+        (4, 6, "b"),
+    ]
+    assert segments[0]["probability"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("options", [[], ["--window", 2], ["--window", 2, "--threshold", 0]])
+def test_csv(options, ask, film, tmp_path):
+    process = ask(film, *options, "--csv", tmp_path / "answers.csv", "--topk", 2)
+    with (tmp_path / "answers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lines = re.findall(r"([\d.]+)-([\d.]+) s  ([\d.]+) -> (.*)", process.stdout)
+    assert [row["video"] for row in rows] == [str(film)] * len(rows)
+    if options:
+        assert [(float(a), float(b), name) for a, b, _, name in lines] == [
+            (float(row["start"]), float(row["end"]), row["class"]) for row in rows
+        ]
+    else:
+        assert [(row["start"], row["end"]) for row in rows] == [("0.000", "5.000")]
+        assert len(re.findall(r"^0\.\d{3} -> ", process.stdout, re.MULTILINE)) == 2  # --topk
+
+
+def test_long_video_names_the_option(ask, tmp_path):
+    for seconds, is_long in ((20, False), (30, True)):
+        path = tmp_path / f"{seconds}.mp4"
+        write_video(path, 20, times=[number * 12 * seconds // 20 for number in range(20)])
+        errors = ask(path).stderr
+        assert ("3.8 s apart; --window" in errors) == is_long
+        assert len(errors.splitlines()) == int(is_long)
+
+
+def test_json_says_seconds_and_precision(ask, film):
+    content = json.loads(ask(film, "--json", "-").stdout)
+    assert content["model"]["precision"] == "float32"
+    assert "has_dropout" not in content["model"]
+    assert content["first_frame"] == 1
+    (video,) = content["videos"]
+    assert video["times"] == pytest.approx([(number - 1) / 12 for number in video["frames"]], abs=1e-3)
+
+
+def test_features_and_scores_of_unlabelled_videos(ask, weights, film, tmp_path):
+    files = {name: tmp_path / f"{name}.npz" for name in ("scores", "features")}
+    ask(film.parent, "--save_scores", files["scores"], "--save_features", files["features"])
+    scores, features = (np.load(files[name]) for name in files)
+    model = load_model(weights, ModelOptions()).model
+    logits = features["features"] @ model.classifier.weight.detach().numpy().T
+    np.testing.assert_allclose(logits + model.classifier.bias.detach().numpy(), scores["scores"], atol=1e-4)
+    assert scores["classes"].tolist() == list(CATEGORIES)
+    assert scores["labels"].tolist() == [-1]
+
+
+@pytest.mark.slow
+def test_fast_compiles_the_model(ask, film, tmp_path):
+    for name, options in (("fast", ["--fast", "--amp", "off"]), ("plain", [])):
+        ask(film, *options, "--save_scores", tmp_path / f"{name}.npz")
+    fast, plain = (np.load(tmp_path / f"{name}.npz")["scores"] for name in ("fast", "plain"))
+    np.testing.assert_allclose(fast, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        (["--stride", 1], "--stride 1"),
+        (["--threshold", 0.5], "--threshold 0.5"),
+        (["--reconnect"], "--reconnect"),
+        (["--csv", "a.txt"], "--csv a.txt"),
+        (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv"),
+        (["--json", "a.csv", "--csv", "a.csv"], "--csv a.csv"),
+        (["--cam", "a.jpg"], "--cam a.jpg"),
+        (["--cam", "a.png", "--window", 2], "--cam"),
+        (["--cam", "a.png", "--test_crops", 3], "--cam"),
+        (["--rendered_output", "taken/"], "film.mp4.mp4"),
+    ],
+)
+def test_wrong_options(options, culprit, weights, film, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    Path("taken/film.mp4.mp4").write_text("old")
+    assert_one_line_error(call("test_video.py", "--weights", weights, film, *options), culprit)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def decode_movie(path):
+    with av.open(str(path)) as container:
+        return [np.asarray(frame.to_image()).astype(int) for frame in container.decode(video=0)]
+
+
+def test_caption_changes_over_time(ask, film, tmp_path):
+    out = tmp_path / "out.mp4"
+    names = tmp_path / "names.txt"
+    names.write_text("a\nbb\nccc\ndddd\n")
+    ask(film, "--window", 1, "--rendered_output", out, "--categories", names)
+    frames = decode_movie(out)
+    assert len(frames) == 60
+    assert np.abs(frames[2][-20:] - frames[57][-20:]).max() > 100  # the captions
+    cursors = [int(frame[1].sum(axis=1).argmax()) for frame in frames]  # white in the strip
+    assert cursors == sorted(cursors)
+    assert cursors[0] < 10 and cursors[-1] > 300
+
+
+def test_timeline_is_plotted(ask, film, tmp_path):
+    ask(film, "--window", 1, "--rendered_output", tmp_path / "a.png")
+    image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert image.shape[1] > 1500
+    assert len(np.unique(image[: image.shape[0] // 4].reshape(-1, 3), axis=0)) > 50  # frames above the plot
+
+
+def test_several_videos_are_rendered_to_a_folder(ask, film, tmp_path):
+    gif = tmp_path / "b.gif"
+    images = [Image.fromarray(numbered_image(number, 96, 64)) for number in range(1, 13)]
+    images[0].save(gif, save_all=True, append_images=images[1:], duration=100)
+    ask(film, gif, "--rendered_output", f"{tmp_path}/new/")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["b.gif.mp4", "film.mp4.mp4"]
+    assert len(decode_movie(tmp_path / "new" / "b.gif.mp4")) == 12
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Class activation
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "TSM"}, {"dropout": 0}], ids=str)
+def test_mean_of_class_activation_is_the_logit(options):
+    torch.manual_seed(0)
+    model = TemporalModel(5, 4, backbone="resnet14", input_size=64, **options).eval()
+    torch.nn.init.normal_(model.classifier.weight, 0, 0.3)
+    torch.nn.init.normal_(model.classifier.bias)
+    pixels = PixelModel(model).eval()
+    clip = torch.randint(0, 256, (1, 4, 64, 64, 3), dtype=torch.uint8)
+    logits = pixels(clip)[0].detach()
+    for label in range(5):
+        maps = class_activation(model, pixels, clip, label)
+        assert maps.shape == (4, 2, 2)
+        logit = float(maps.mean()) + model.classifier.bias[label].item()
+        assert logit == pytest.approx(logits[label].item(), rel=1e-5)
+
+
+def test_heat_lies_where_the_activation_is():
+    maps = np.full((2, 4, 4), -1.0)
+    maps[1, 0, 3] = 2.0
+    plain, hot = heat(np.full((2, 64, 64, 3), 100, np.uint8), maps)
+    assert (np.asarray(plain) == 100).all()
+    red = np.asarray(hot)[..., 0].astype(int) - 100
+    assert red[:16, 48:].mean() > 10 * max(1, red[32:].mean(), red[:, :32].mean())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_cam_is_drawn(name, ask, film, tmp_path):
+    ask(film, "--cam", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name == "a.mp4":
+        assert len(decode_movie(tmp_path / name)) == 8
+    else:
+        assert Image.open(tmp_path / name).width == 1200
