@@ -42,7 +42,7 @@ def choose_devices(args: Namespace, world: World) -> World:
 
 
 class OnnxModel(nn.Module):
-    """An exported model with the interface of the `TemporalModel` that it was made from.
+    """An exported model with the interface of `TemporalModel`.
 
     Input:  batch x num_segments x 3 x height x width, float32, normalised by `input_mean` and `input_std`
     Output: batch x num_class logits. For a file with softmax: the logarithms of its probabilities.
@@ -63,12 +63,12 @@ class OnnxModel(nn.Module):
         self.takes_pixels = metadata["preprocess"]
         self.gives_probabilities = metadata["softmax"]
         self.input_mean, self.input_std = TemporalModel.input_mean, TemporalModel.input_std
-        if self.takes_pixels:  # normalised values are then the pixels themselves, 0 to 255
+        if self.takes_pixels:  # makes the normalised values equal to the pixels, from 0 to 255
             self.input_mean, self.input_std = (0.0,) * 3, (1 / 255,) * 3
         options = metadata["options"]
         self.num_segments, self.input_size = options["num_segments"], options["input_size"]
         self.description = f"{metadata['description']}, ONNX"
-        # What a checkpoint of this model says, with the classifier's shape as its only tensor.
+        # The values of a checkpoint of this model. Its only tensor is the classifier, without values.
         self.checkpoint = {
             name: metadata[name] for name in ("options", "categories", "mirrored") if name in metadata
         }
@@ -85,7 +85,7 @@ class OnnxModel(nn.Module):
 
 
 def open_session(content: bytes) -> Any:
-    """Open an ONNX model as an `onnxruntime.InferenceSession` on the CPU, with as many threads as torch uses.
+    """Open an ONNX model as an `onnxruntime.InferenceSession` on the CPU, with torch's number of threads.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -107,7 +107,7 @@ def run_session(session: Any, clips: torch.Tensor) -> torch.Tensor:
 
 
 def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """Open a file of tools/export.py, and check that its graph is what its metadata describes."""
+    """Open a file of tools/export.py, and check that its metadata describes its graph."""
     content = Path(path).read_bytes()
     try:
         session = open_session(content)

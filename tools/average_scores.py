@@ -3,8 +3,8 @@
     python tools/average_scores.py gst8.npz gst16.npz
     python tools/average_scores.py gst8.npz gst16.npz gst_large8.npz --weights 1 2 1 --save_scores all.npz
 
-The files are written by `test_models.py --save_scores`. Videos are matched by name, in any order. Prints the
-accuracies of each file and of the average.
+The program prints the accuracies of each file and of the average. The files are written by
+`test_models.py --save_scores`. Videos are matched by name, in any order.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def read_scores(path: str) -> Scores:
 
 
 def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> Scores:
-    """Put a file's videos into the order of the first file.
+    """Reorder the videos of a file as in the first file.
 
     Raises:
         UserError: the files do not have the same videos, classes and labels.
@@ -133,7 +133,7 @@ def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> S
     differing = rows.keys() ^ set(first.videos.tolist())
     if differing:
         video = printable(min(differing))
-        raise UserError(f"{path}: does not have the videos of {first_path}: only one of them has '{video}'")
+        raise UserError(f"{path}: does not have the videos of {first_path}: only one file has '{video}'")
     order = [rows[video] for video in first.videos.tolist()]
     labels = file.labels[order]
     if (labels != first.labels).any():

@@ -50,7 +50,7 @@ def has_instructions(device: torch.device, amp: str) -> bool:
 
 
 def has_avx2_at_most() -> bool:
-    """Whether this is an x86 CPU without AVX-512, or PyTorch or oneDNN are limited to AVX2."""
+    """Whether this is an x86 CPU without AVX-512, or PyTorch or oneDNN is limited to AVX2."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISAS_WITHOUT_AVX512:
         return True
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
