@@ -364,27 +364,27 @@ def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
     counts = {name: Counter(label_of[path] for path in paths) for name, paths in groups.items()}
     total = Counter(label_of.values())
     goal = {label: min(max(round(n * val_fraction), 1), n - 1) for label, n in total.items()}
-    drawn: Counter[int] = Counter()
+    val_counts: Counter[int] = Counter()
     val_groups = []
 
     def leaves_training_clips(name: str) -> bool:
-        return all(drawn[label] + n < total[label] for label, n in counts[name].items())
+        return all(val_counts[label] + n < total[label] for label, n in counts[name].items())
 
     def draw(name: str) -> None:
         val_groups.append(name)
-        drawn.update(counts[name])
+        val_counts.update(counts[name])
 
     # Ordered by hashes instead of at random: if a video is added, almost all others stay in their lists.
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     for name in order:
-        distance = sum(abs(goal[label] - drawn[label]) for label in counts[name])
-        distance_after = sum(abs(goal[label] - drawn[label] - n) for label, n in counts[name].items())
+        distance = sum(abs(goal[label] - val_counts[label]) for label in counts[name])
+        distance_after = sum(abs(goal[label] - val_counts[label] - n) for label, n in counts[name].items())
         if distance_after < distance and leaves_training_clips(name):
             draw(name)
     # A class of a few large groups has no validation clips yet: draw the smallest one.
     for label in sorted(total):
         choices = [name for name in order if counts[name][label] and leaves_training_clips(name)]
-        if not drawn[label] and choices:
+        if not val_counts[label] and choices:
             draw(min(choices, key=lambda name: len(groups[name])))
     val = {path for name in val_groups for path in groups[name]}
     return {path: VAL_LIST if path in val else TRAIN_LIST for path in label_of}

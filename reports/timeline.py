@@ -102,7 +102,7 @@ def write_activation(
     evidence = maps.mean(axis=(1, 2))
     with rendering(path, "--cam") as part:
         if path.suffix.lower() == ".png":
-            pictures = [_with_bar(image, evidence, place) for place, image in enumerate(images)]
+            pictures = [_with_bar(image, evidence, index) for index, image in enumerate(images)]
             captions = [
                 f"{number}, {time:.1f} s: {value:+.2f}"
                 for number, time, value in zip(numbers, times, evidence, strict=True)
@@ -112,10 +112,10 @@ def write_activation(
             contact_sheet([row], columns, 1200).save(part, format="PNG")
             return
         # Frames of short videos are repeated, but times in a video file must increase.
-        starts = [Fraction(max(round(1000 * time), place), 1000) for place, time in enumerate(times)]
-        places = itertools.count()
+        starts = [Fraction(max(round(1000 * time), index), 1000) for index, time in enumerate(times)]
+        indices = itertools.count()
         write_movie(
-            part, zip(images, starts, strict=True), lambda i, *_: _with_bar(i, evidence, next(places))
+            part, zip(images, starts, strict=True), lambda i, *_: _with_bar(i, evidence, next(indices))
         )
 
 
@@ -137,7 +137,7 @@ def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
     return images
 
 
-def _with_bar(image: Image.Image, evidence: np.ndarray, place: int) -> Image.Image:
+def _with_bar(image: Image.Image, evidence: np.ndarray, index: int) -> Image.Image:
     """Enlarge a frame, and draw the evidence of all frames as bars below it. Its own bar is dark."""
     height = round(MOVIE_WIDTH * image.height / image.width) // 2 * 2
     canvas = Image.new("RGB", (MOVIE_WIDTH, height + BAR_HEIGHT), "white")
@@ -149,7 +149,7 @@ def _with_bar(image: Image.Image, evidence: np.ndarray, place: int) -> Image.Ima
     width = MOVIE_WIDTH / len(evidence)
     for number, value in enumerate(evidence.tolist()):
         top, bottom = sorted((zero, zero - scale * value))
-        colour = INK if number == place else FOR if value > 0 else AGAINST
+        colour = INK if number == index else FOR if value > 0 else AGAINST
         draw.rectangle((number * width + 2, top, (number + 1) * width - 3, bottom), colour)
     draw.line((0, zero, MOVIE_WIDTH, zero), GREY)
     return canvas

@@ -130,9 +130,9 @@ def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> S
     if file.classes.tolist() != first.classes.tolist():
         raise UserError(f"{path}: its classes are not those of {first_path}, or have another order")
     rows = {video: row for row, video in enumerate(file.videos.tolist())}
-    differing = rows.keys() ^ set(first.videos.tolist())
-    if differing:
-        video = printable(min(differing))
+    differences = rows.keys() ^ set(first.videos.tolist())
+    if differences:
+        video = printable(min(differences))
         raise UserError(f"{path}: does not have the videos of {first_path}: only one file has '{video}'")
     order = [rows[video] for video in first.videos.tolist()]
     labels = file.labels[order]

@@ -72,7 +72,7 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
         if name.startswith(prefix) and "downsample" not in name
     }
     choices = {"alpha": ALPHAS, "beta": BETAS}
-    fitting = {}
+    candidates = {}
     for kind in types:
         names = block_kwargs(kind)
         for values in itertools.product(*(choices[name] for name in names)):
@@ -80,13 +80,13 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
             with torch.device("meta"):
                 block = BLOCKS[kind](64, 64, **kwargs)
             if {name: tensor.shape for name, tensor in block.state_dict().items()} == shapes:
-                fitting[kind] = kwargs
-    if not fitting:
+                candidates[kind] = kwargs
+    if not candidates:
         raise UserError(
             f"{path}: is not a model of this code: no type of block ({', '.join(BLOCKS)}) has its tensors "
             f"'{prefix}*'"
         )
-    return fitting
+    return candidates
 
 
 def _find_arch(state_dict: dict[str, torch.Tensor], path: str | Path) -> str:

@@ -77,10 +77,12 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
         return True
     spec = describe_model(start, source, args.type)
     names = ("arch", "alpha", "beta") if spec.type == args.type else ("arch",)
-    differing = [name for name in names if getattr(spec, name) not in (None, getattr(args, name))]
-    if differing:
-        values = ", ".join(f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in differing)
-        options = " ".join(f"--{name} {getattr(spec, name)}" for name in differing)
+    differences = [name for name in names if getattr(spec, name) not in (None, getattr(args, name))]
+    if differences:
+        values = ", ".join(
+            f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in differences
+        )
+        options = " ".join(f"--{name} {getattr(spec, name)}" for name in differences)
         raise UserError(f"--pretrained {source} is a model with {values}: give {options}")
     if spec.type != args.type:
         start["state_dict"], line = fit_backbone(model, start["state_dict"])
@@ -115,16 +117,16 @@ def fit_backbone(
     start = {f"base_model.{name}": value for name, value in start_tensors(model.base_model).items()}
     head = ("new_fc.", "base_model.fc.")
     own = {name: value for name, value in (model.state_dict() | start).items() if not name.startswith(head)}
-    fitting = {
+    matches = {
         name: value
         for name, value in state_dict.items()
         if name.startswith(head) or (name in own and own[name].shape == value.shape)
     }
-    new = _count_tensors(name.partition(".")[2] for name in own.keys() - fitting.keys())
-    unused = _count_tensors(name.partition(".")[2] for name in state_dict.keys() - fitting.keys())
-    num_loaded = len(own.keys() & fitting.keys())
+    new = _count_tensors(name.partition(".")[2] for name in own.keys() - matches.keys())
+    unused = _count_tensors(name.partition(".")[2] for name in state_dict.keys() - matches.keys())
+    num_loaded = len(own.keys() & matches.keys())
     description = f"{num_loaded} tensors loaded; new: {', '.join(new) or 'none'}"
-    return own | fitting, f"{description}; in the file only: {', '.join(unused) or 'none'}"
+    return own | matches, f"{description}; in the file only: {', '.join(unused) or 'none'}"
 
 
 def _count_tensors(names: Iterable[str]) -> list[str]:

@@ -133,10 +133,10 @@ class Run:
         if "mirrored" in checkpoint:
             mirrored = find_mirrored(checkpoint, data.categories, path)
             pairs = zip(data.categories, mirrored, data.mirrored, strict=True)
-            differing = [name for name, old, new in pairs if old != new]
-            if differing:
+            differences = [name for name, old, new in pairs if old != new]
+            if differences:
                 raise UserError(
-                    f"{path} was trained with another mirrored class for '{printable(differing[0])}': "
+                    f"{path} was trained with another mirrored class for '{printable(differences[0])}': "
                     "give the same --flip_pairs or --no_flip to continue it"
                 )
         if checkpoint.get("class_weights", class_weights) != class_weights:
