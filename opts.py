@@ -426,21 +426,21 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argume
     group.add_argument("--arch", **ARCH)
     group.add_argument("--alpha", **ALPHA)
     group.add_argument("--beta", **BETA)
-    add_unsaid_options(group)
+    add_unstored_options(group)
     return group
 
 
-def add_unsaid_options(group: argparse._ActionsContainer, unsaid_frames: str = "8") -> None:
-    """Add the options for what the tensors of a checkpoint may not say about its model.
+def add_unstored_options(group: argparse._ActionsContainer, default_frames: str = "8") -> None:
+    """Add the options for values that may not be stored in a checkpoint.
 
     Args:
         group: a parser that has `--weights`, or a group of it.
-        unsaid_frames: value of `--num_segments` if the checkpoint does not say it, for the help.
+        default_frames: value of `--num_segments` if the checkpoint does not store it, for the help text.
     """
     ambiguous = "; needed if the file's tensors fit several types"
     group.add_argument("--type", **TYPE | {"help": TYPE["help"] + ambiguous})
     group.add_argument(
-        "--num_segments", help=f"frames per clip; {unsaid_frames} if not in the checkpoint", **NUM_SEGMENTS
+        "--num_segments", help=f"frames per clip; {default_frames} if not in the checkpoint", **NUM_SEGMENTS
     )
     group.add_argument(
         "--input_size", help="height and width of the input; 224 if not in the checkpoint", **INPUT_SIZE
@@ -479,14 +479,14 @@ def _add_evaluation_batch_option(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def evaluation_batch_size(option: int | None, trained: int | None, num_devices: int) -> int:
-    """Number of clips that a process evaluates together.
+def evaluation_batch_size(option: int | None, training_batch_size: int | None, num_devices: int) -> int:
+    """Compute the batch size of a process in an evaluation.
 
-    All programs use the same number for a checkpoint, because the last digits of the scores may depend on it.
+    It is the same in all programs for a checkpoint, because the last digits of the scores may depend on it.
 
     Args:
-        option: `--batch-size`; used as it is.
-        trained: training batch size of the checkpoint; None if it does not say.
-        num_devices: devices that share a batch by DataParallel.
+        option: `--batch-size`, which has priority; None if it is not set.
+        training_batch_size: from the checkpoint; None if it is not stored.
+        num_devices: devices that share a batch with DataParallel.
     """
-    return option or min(trained or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices
+    return option or min(training_batch_size or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices

@@ -285,7 +285,7 @@ class VideoFile:
         self.fps = (self.num_frames - 1) / self.times[-1] if is_timed else float(self._index.rate)
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-        """Decode frames as RGB: the pixels of `VideoFiles.read`, with fewer frames decoded.
+        """Decode frames as RGB, with the same pixels as `VideoFiles.read` but fewer decoded frames.
 
         Args:
             numbers: frame numbers in display order, from 1.

@@ -85,10 +85,10 @@ def write_activation(
     numbers: Sequence[int],
     times: Sequence[float],
 ) -> None:
-    """Draw class activation: heat on the frames that the model saw, and the evidence of each frame as a bar.
+    """Draw class activation as a heat map on the input frames, and the evidence of each frame as a bar.
 
     Args:
-        path: .png for a sheet, .mp4 for a film of the frames.
+        path: file to write: .png for a contact sheet, .mp4 for a video.
         title: video and class.
         frames: uint8, frames x height x width x RGB.
         maps: class activation, frames x height x width of the last stage.
@@ -111,7 +111,7 @@ def write_activation(
             row = SheetRow(pictures, [title, "frame, time: its evidence (share of the logit)"], captions)
             contact_sheet([row], columns, 1200).save(part, format="PNG")
             return
-        # Short videos repeat frames; a film needs increasing times.
+        # Frames of short videos are repeated, but times in a video file must increase.
         starts = [Fraction(max(round(1000 * time), place), 1000) for place, time in enumerate(times)]
         places = itertools.count()
         write_movie(
@@ -124,7 +124,7 @@ def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
 
     Args:
         frames: uint8, frames x height x width x RGB.
-        maps: frames x height x width of the last stage; the strongest activation of the clip is yellow.
+        maps: frames x height x width of the last stage. The strongest activation of the clip is yellow.
     """
     strength = np.clip(maps, 0, None) / max(float(maps.max()), 1e-9)
     images = []
@@ -138,7 +138,7 @@ def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
 
 
 def _with_bar(image: Image.Image, evidence: np.ndarray, place: int) -> Image.Image:
-    """Enlarge a frame, and draw the evidence of all frames as bars below it, its own one dark."""
+    """Enlarge a frame, and draw the evidence of all frames as bars below it. Its own bar is dark."""
     height = round(MOVIE_WIDTH * image.height / image.width) // 2 * 2
     canvas = Image.new("RGB", (MOVIE_WIDTH, height + BAR_HEIGHT), "white")
     canvas.paste(image.resize((MOVIE_WIDTH, height), Image.Resampling.BICUBIC), (0, 0))

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 
 from inference.load import LoadedModel, load_model
-from opts import add_unsaid_options
+from opts import add_unstored_options
 from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
 from utils.files import check_new_file, write_atomically, writing
@@ -83,7 +83,7 @@ def parse_args() -> Namespace:
         action="store_true",
         help="write the format of the authors' files: float32, keys with module., epoch, arch and best_prec1",
     )
-    add_unsaid_options(parser, unsaid_frames="needed")
+    add_unstored_options(parser, default_frames="needed")
     args = parser.parse_args()
     suffixes = SUFFIXES[:2] if args.released else SUFFIXES
     if not args.out.endswith(suffixes):

@@ -23,7 +23,7 @@ import torch
 from inference.export import FORMATS, Exported
 from inference.load import LoadedModel, load_model
 from models import TemporalModel
-from opts import add_unsaid_options
+from opts import add_unstored_options
 from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
 from utils.distributed import keep_freed_memory
@@ -73,7 +73,7 @@ def parse_args() -> Namespace:
         "normalised float32, batch x frames x RGB x height x width)",
     )
     parser.add_argument("--softmax", action="store_true", help="return probabilities (default: logits)")
-    add_unsaid_options(parser)
+    add_unstored_options(parser)
     return parser.parse_args()
 
 
