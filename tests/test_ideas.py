@@ -43,6 +43,7 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact_with_all_options(trn_root, tmp_path):
     """From a step within the second epoch. What is frozen stays as it was, statistics included."""
     options = (*ALL, "-b", 5, "--lr", 0.002, "--epochs", 2)
