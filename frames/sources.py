@@ -7,7 +7,6 @@ from contextlib import closing
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -154,43 +153,6 @@ def _names_in(folder: str) -> frozenset[str]:
 # A frame in a folder without a list: any name, a number, and the suffix of an image.
 _NUMBERED = re.compile(r"([^.].*?|)([0-9]+)(\.(?:jpe?g|png|webp|bmp))", re.IGNORECASE | re.DOTALL)
 _FRAMES_PER_SECOND = 12  # of frame folders, as in Something-Something
-
-
-class Video(Protocol):
-    """A video to classify: a `FrameFolder`, a `VideoFile` or an `AnimatedImage`.
-
-    Attributes:
-        path: the file or folder.
-        num_frames: number of frames. They are numbered from 1 in display order.
-        fps: frames per second, on average.
-        times: time of each frame after the first one, in seconds.
-    """
-
-    path: Path
-    num_frames: int
-    fps: float
-    times: np.ndarray
-
-    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-        """Yield some frames as RGB with their numbers, in display order.
-
-        Args:
-            numbers: increasing frame numbers.
-
-        Raises:
-            UserError: a frame cannot be read.
-        """
-
-    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
-        """Read frames as RGB; see `frames`."""
-
-    def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
-        """Yield every frame as RGB with its time in seconds; see `frames`."""
-
-
-def duration(video: Video) -> float:
-    """Duration of a video in seconds, including that of the last frame."""
-    return float(video.times[-1]) + 1 / video.fps
 
 
 class FrameFolder:
@@ -368,6 +330,16 @@ class AnimatedImage:
         except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError, Warning) as error:
             reason = getattr(error, "strerror", None) or str(error) or "damaged"
             raise UserError(f"{printable(self.path)}: cannot be read ({printable(reason)})") from None
+
+
+# All have `path`, `num_frames`, `fps` (on average), `times` (of the frames, in seconds after the first one),
+# `frames`, `read` and `play`.
+Video = FrameFolder | VideoFile | AnimatedImage
+
+
+def duration(video: Video) -> float:
+    """Duration of a video in seconds, including that of the last frame."""
+    return float(video.times[-1]) + 1 / video.fps
 
 
 def is_animated(path: Path) -> bool:

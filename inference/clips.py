@@ -176,7 +176,12 @@ def plan_windows(
         clip_format: samples the frames of a window.
         seconds: length of a window; a shorter video has one window.
         stride: seconds from the start of a window to that of the next.
+
+    Raises:
+        UserError: the stride is shorter than half a frame.
     """
+    if stride < frame_duration / 2:
+        raise UserError(f"--stride {stride:g}: is shorter than half a frame ({frame_duration / 2:.3f} s)")
     length, tolerance = float(times[-1]) + frame_duration, frame_duration / 2
     count = int((length - seconds + tolerance) / stride) + 1 if length + tolerance >= seconds else 0
     spans = [(number * stride, number * stride + seconds) for number in range(count)]

@@ -108,7 +108,8 @@ def write_activation(
                 for number, time, value in zip(numbers, times, evidence, strict=True)
             ]
             columns = 4 if len(images) <= 8 else 8
-            row = SheetRow(pictures, [title, "frame, time: its evidence (share of the logit)"], captions)
+            lines = [title, "frame, time: evidence (its mean plus the bias is the logit)"]
+            row = SheetRow(pictures, lines, captions)
             contact_sheet([row], columns, 1200).save(part, format="PNG")
             return
         # Frames of short videos are repeated, but times in a video file must increase.

@@ -238,6 +238,7 @@ def test_fast_compiles_the_model(ask, film, tmp_path):
     [
         (["--stride", 1], "--stride 1"),
         (["--threshold", 0.5], "--threshold 0.5"),
+        (["--window", 1e-9], "--stride 5e-10"),
         (["--reconnect"], "--reconnect"),
         (["--csv", "a.txt"], "--csv a.txt"),
         (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv"),
