@@ -49,7 +49,7 @@ from training.describe import class_names, find_mirrored
 from transforms import evaluation_transform
 from utils.cli import UserError, log, printable, run_program
 from utils.distributed import World, init_distributed
-from utils.files import write_atomically, writing
+from utils.files import write_new, writing
 from utils.precision import DTYPES, emulation_warning
 
 
@@ -270,7 +270,7 @@ def write_outputs(
     for option, data in contents.items():
         if file := getattr(args, option):
             with writing(f"--{option}", file):
-                write_atomically(Path(file), data)
+                write_new(Path(file), data)
             log.info(f"{option.removeprefix('save_')}: {file}")
     if args.json:
         write_json(args.json, content)
@@ -287,7 +287,7 @@ def write_json(file: str, content: dict[str, Any]) -> None:
         if file == "-":
             print(text, end="", flush=True)
         else:
-            write_atomically(Path(file), text.encode())
+            write_new(Path(file), text.encode())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from inference.fuse import fuse
-from inference.onnx_model import INPUT, METADATA, open_session, run_session
+from inference.onnx_model import INPUT, METADATA, open_session, run_session, seal
 from models import TemporalModel
 from utils.cli import UserError
 
@@ -70,7 +70,7 @@ def to_onnx(module: Exported, metadata: dict[str, Any]) -> bytes:
     for node in content.graph.node:  # remove paths and line numbers of this source, see `_export`
         del node.metadata_props[:]
     content.metadata_props.add(key=METADATA, value=json.dumps(metadata))
-    return content.SerializeToString()
+    return seal(content.SerializeToString())
 
 
 def to_pt2(module: Exported, metadata: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """A model exported as ONNX by tools/export.py, for the programs that evaluate a checkpoint."""
 
+import hashlib
 import json
 from argparse import Namespace
 from dataclasses import replace
@@ -18,6 +19,8 @@ from utils.distributed import World
 INPUT = "clips"
 # Exported files have a JSON text with this name, see `tools.export.make_metadata`.
 METADATA = "metadata"
+# The last entry of a file's metadata in protobuf's encoding (field 14): 'sha256', and 64 hexadecimal digits.
+SEAL = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 
 def choose_devices(args: Namespace, world: World) -> World:
@@ -62,7 +65,7 @@ class OnnxModel(nn.Module):
         self.session, metadata = _read(path)
         self.takes_pixels = metadata["preprocess"]
         self.gives_probabilities = metadata["softmax"]
-        self.input_mean, self.input_std = TemporalModel.input_mean, TemporalModel.input_std
+        self.input_mean, self.input_std = tuple(metadata["input_mean"]), tuple(metadata["input_std"])
         if self.takes_pixels:  # makes the normalised values equal to the pixels, from 0 to 255
             self.input_mean, self.input_std = (0.0,) * 3, (1 / 255,) * 3
         options = metadata["options"]
@@ -82,6 +85,11 @@ class OnnxModel(nn.Module):
         if self.gives_probabilities:
             scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
         return scores
+
+
+def seal(content: bytes) -> bytes:
+    """Append a checksum to an ONNX file, as another entry of its metadata: protobuf messages can be appended."""
+    return content + SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
 def open_session(content: bytes) -> Any:
@@ -109,6 +117,9 @@ def run_session(session: Any, clips: torch.Tensor) -> torch.Tensor:
 def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
     """Open a file of tools/export.py, and check that its metadata describes its graph."""
     content = Path(path).read_bytes()
+    body, is_sealed = content[: -len(SEAL) - 64], content[-len(SEAL) - 64 : -64] == SEAL
+    if is_sealed and content != seal(body):
+        raise UserError(f"{path}: is damaged (wrong checksum)")
     try:
         session = open_session(content)
     except UserError:
@@ -120,7 +131,9 @@ def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
         frames, num_class = metadata["options"]["num_segments"], metadata["num_class"]
         expected = [None, frames, None, None, 3] if metadata["preprocess"] else [None, frames, 3, None, None]
-    except (KeyError, TypeError, ValueError):
+        if not len(metadata["input_mean"]) == len(metadata["input_std"]) == 3:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path}: was not written by tools/export.py: it has no {METADATA}") from None
     (clips,), (scores,) = session.get_inputs(), session.get_outputs()
     shapes = [[size if isinstance(size, int) else None for size in value.shape] for value in (clips, scores)]

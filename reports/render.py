@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from frames.sources import Video, duration
 from reports.plots import INK, LINE_HEIGHT, MARGIN, TEXT_SIZE, SheetRow, contact_sheet, font, stack
 from utils.cli import UserError, printable, uninterrupted
-from utils.files import check_new_file
+from utils.files import check_new_file, give_name
 
 SUFFIXES = (".mp4", ".gif", ".png")
 
@@ -100,13 +101,13 @@ def rendering(path: Path, option: str = "--rendered_output") -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     # The default handler would leave the partial file.
     handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield part
         with uninterrupted():
-            part.replace(path)
+            give_name(part, path)
     except (OSError, av.FFmpegError) as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None
     finally:

@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import Parser, UserError, non_negative_float, printable, run_program
-from utils.files import check_new_file, npz, write_atomically, writing
+from utils.files import check_new_file, npz, write_new, writing
 
 
 class Scores(NamedTuple):
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{name}: {file.accuracies()}")
     if args.save_scores:
         with writing("--save_scores", args.save_scores):
-            write_atomically(Path(args.save_scores), npz(**average._asdict()))
+            write_new(Path(args.save_scores), npz(**average._asdict()))
         print(f"scores: {args.save_scores}")
 
 

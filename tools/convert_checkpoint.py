@@ -26,7 +26,7 @@ from inference.load import LoadedModel, load_model
 from opts import add_unstored_options
 from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
-from utils.files import check_new_file, write_atomically, writing
+from utils.files import check_new_file, write_new, writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")
@@ -65,7 +65,7 @@ def main() -> None:
         else:
             torch.save(content, buffer)
     with writing("--out", args.out):
-        write_atomically(Path(args.out), buffer.getvalue())
+        write_new(Path(args.out), buffer.getvalue())
     log.info(loaded.describe())
     form = "released form" if args.released else args.dtype
     log.info(f"{args.out}: {form}, {len(buffer.getvalue()) / 1e6:.1f} MB")

@@ -27,7 +27,7 @@ from opts import add_unstored_options
 from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
 from utils.distributed import keep_freed_memory
-from utils.files import check_new_file, write_atomically, writing
+from utils.files import check_new_file, write_new, writing
 
 # The largest difference between the scores of the file and of the model, relative to the largest score.
 TOLERANCE = 1e-4
@@ -55,7 +55,7 @@ def main() -> None:
     difference = check(loaded.model, exported, load(content), args.weights)
     log.info(f"checked: same best classes; scores differ by at most {difference:.1g} of the largest score")
     with writing("--out", out):
-        write_atomically(out, content)
+        write_new(out, content)
     log.info(f"exported: {out} ({len(content) / 1e6:.1f} MB); docs/DEPLOYMENT.md shows how to run it")
 
 

@@ -98,6 +98,36 @@ def write_atomically(path: Path, content: bytes) -> None:
         pass
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Write a new file atomically. An existing file is never replaced, even if it appeared in the meantime.
+
+    Raises:
+        OSError: the file exists or cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        give_name(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def give_name(part: Path, path: Path) -> None:
+    """Give a complete file its name, without replacing an existing file.
+
+    Raises:
+        OSError: a file of that name exists.
+    """
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this disk
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        part.replace(path)
+
+
 def npz(**arrays: Any) -> bytes:
     """Encode arrays as an npz file."""
     content = io.BytesIO()
