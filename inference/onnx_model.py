@@ -88,7 +88,7 @@ class OnnxModel(nn.Module):
 
 
 def seal(content: bytes) -> bytes:
-    """Append a checksum to an ONNX file, as another entry of its metadata: protobuf messages can be appended."""
+    """Append a checksum to an ONNX file, as another entry of its metadata."""
     return content + SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
