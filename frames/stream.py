@@ -125,14 +125,17 @@ class LiveStream:
             return frames
 
     def close(self) -> None:
-        """Stop decoding."""
+        """Stop decoding, and free the frames."""
         self._stop.set()
+        with self._changed:
+            self._frames.clear()
 
     def _run(self) -> None:
         try:
             self._decode()
         except Exception as error:  # PyAV raises many kinds of errors
             self.error = _reason(error)
+        self._container.close()
         with self._changed:
             if not self.num_frames:
                 self.error = self.error or "no frame in it"
@@ -172,7 +175,7 @@ class LiveStream:
             self._frames.append(LiveFrame(number, moment, time.monotonic(), content))
             self.num_frames += 1
             self.newest, self.end = moment, moment + self._step
-            while self._frames[0].time < moment - self._seconds:
+            while self._frames and self._frames[0].time < moment - self._seconds:
                 self.num_dropped += self._frames.popleft().number > self._seen
             self._changed.notify_all()
 

@@ -56,6 +56,7 @@ def watch(
                         log_window(answer, f"  ({1000 * (time.monotonic() - arrival):.0f} ms)")
                     if args.json or args.csv:
                         windows.append(answer)
+                stream.close()
                 error = f"{printable(source)}: lost ({stream.error})" if stream.error else ""
             except UserError as failure:
                 if not streams:
