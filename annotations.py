@@ -1,7 +1,7 @@
-"""Read annotations: the official files of a data set; for own data, a folder per class or a CSV.
+"""Read annotations: the official files of a data set, or class folders or a CSV for own data.
 
-Every reader returns class names in the order of their labels, and the videos as `VideoRecord`s. Their
-numbers of frames are unknown, except for those of Diving48, whose annotations give them.
+Every reader returns class names in the order of their labels, and the videos as `VideoRecord`s. Only the
+annotations of Diving48 have numbers of frames.
 """
 
 import csv
@@ -140,7 +140,7 @@ def _read_lists(
 
 @contextmanager
 def _damage(where: object) -> Iterator[None]:
-    """Name the file, and the row in it, that is damaged or does not fit the other files."""
+    """Report the file, or its row, that is damaged or does not match the other files."""
     try:
         yield
     except KeyError as error:
@@ -176,7 +176,7 @@ def read_class_folders(top: Path, is_clip: Callable[[Path], bool], category_file
 
     Args:
         top: the folder of `<class>/<video>`. Hidden files are ignored.
-        is_clip: whether a path is a video: a frame folder or a video file.
+        is_clip: whether a path is a frame folder or a video file.
         category_file: determines the order of the classes if it exists; otherwise they are sorted.
 
     Raises:
@@ -310,13 +310,13 @@ def group_by_name(records: Iterable[VideoRecord], pattern: re.Pattern[str]) -> d
 
 def _order_classes(names: Iterable[str], file: Path, source: Path) -> list[str]:
     """Order the classes of own data as in `file` if it exists; otherwise sort them."""
-    found = sorted(set(names) - {""})
-    for name in found:
+    own_names = sorted(set(names) - {""})
+    for name in own_names:
         _check(check_name, name, source)
-    if found and not file.exists():
-        return found
+    if own_names and not file.exists():
+        return own_names
     categories = read_categories(file)
-    for name in found:
+    for name in own_names:
         if name not in categories:
             raise UserError(
                 f"{source}: the class '{printable(name)}' is not in {file}, whose order is kept; "
@@ -331,10 +331,10 @@ def make_lists(data: OwnData, val_fraction: float, seed: int) -> Lists:
     Args:
         data: the videos.
         val_fraction: share of each class to draw for validation, in whole groups, if there is no split.
-        seed: seed of the draw, which depends on it and on the names of videos and groups alone.
+        seed: seed of the draw, which otherwise depends only on the names of videos and groups.
 
     Raises:
-        UserError: nothing can be drawn, or a list without labels cannot contain a test video's name.
+        UserError: no split can be drawn, or a list without labels cannot contain a test video's name.
     """
     list_of = data.list_of or _draw(data, val_fraction, seed)
     lists: Lists = {}
@@ -364,34 +364,34 @@ def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
     counts = {name: Counter(label_of[path] for path in paths) for name, paths in groups.items()}
     total = Counter(label_of.values())
     goal = {label: min(max(round(n * val_fraction), 1), n - 1) for label, n in total.items()}
-    drawn: Counter[int] = Counter()
+    val_counts: Counter[int] = Counter()
     val_groups = []
 
     def leaves_training_clips(name: str) -> bool:
-        return all(drawn[label] + n < total[label] for label, n in counts[name].items())
+        return all(val_counts[label] + n < total[label] for label, n in counts[name].items())
 
     def draw(name: str) -> None:
         val_groups.append(name)
-        drawn.update(counts[name])
+        val_counts.update(counts[name])
 
-    # By hashes instead of a random generator: adding a video leaves almost all others in their lists.
+    # Ordered by hashes instead of at random: if a video is added, almost all others stay in their lists.
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     for name in order:
-        distance = sum(abs(goal[label] - drawn[label]) for label in counts[name])
-        distance_after = sum(abs(goal[label] - drawn[label] - n) for label, n in counts[name].items())
+        distance = sum(abs(goal[label] - val_counts[label]) for label in counts[name])
+        distance_after = sum(abs(goal[label] - val_counts[label] - n) for label, n in counts[name].items())
         if distance_after < distance and leaves_training_clips(name):
             draw(name)
     # A class of a few large groups has no validation clips yet: draw the smallest one.
     for label in sorted(total):
         choices = [name for name in order if counts[name][label] and leaves_training_clips(name)]
-        if not drawn[label] and choices:
+        if not val_counts[label] and choices:
             draw(min(choices, key=lambda name: len(groups[name])))
     val = {path for name in val_groups for path in groups[name]}
     return {path: VAL_LIST if path in val else TRAIN_LIST for path in label_of}
 
 
 def describe_split(data: OwnData, lists: Lists) -> list[str]:
-    """Warnings for own data: classes without clips, and videos of one recording in both lists."""
+    """Make the warnings for own data: classes without clips, and videos of one recording in both lists."""
     notes = []
     if len(data.categories) == 1:
         notes.append("there is only one class")

@@ -10,11 +10,11 @@ import numpy as np
 from utils.cli import UserError, printable
 from utils.files import read_text
 
-# Class names in a known order: Something-Something's as in the released checkpoints, Diving48's as in its
+# Class names: Something-Something's in the order of the released checkpoints, Diving48's in the order of its
 # vocabulary.
 CATEGORIES = Path(__file__).resolve().parent / "categories"
 MAX_NAME = 4096  # bytes; PATH_MAX of Linux
-# Whole words, also in names_joined_by_underscores. The "right" of "pulling it right out" is no direction.
+# Whole words, also in names_joined_by_underscores. "right" in "pulling it right out" is not a direction.
 _DIRECTION = re.compile(
     r"(?<![^\W_])(?:(?a:left|right)(?! out\b)|(?a:(?:(?:counter|anti)[-_ ]?)?clockwise))(?![^\W_])",
     re.IGNORECASE,
@@ -25,7 +25,7 @@ _OPPOSITE = {
     "clockwise": "counterclockwise",
     "counterclockwise": "clockwise",
 }
-NEVER = -1  # instead of a label: clips of the class are not mirrored
+NEVER = -1  # mirrored label of a class whose clips are never mirrored
 _MAX_NAMED = 10  # pairs or classes per log line
 
 
@@ -59,10 +59,10 @@ def released_categories() -> list[str]:
 def match_categories(names: list[str], others: list[str]) -> list[int] | None:
     """Match two lists of the same classes in different orders.
 
-    Brackets are ignored: some lists of Something-Something have them around each `[something]`.
+    Brackets are ignored, because some lists of Something-Something have `[something]` for `something`.
 
     Returns:
-        For each of `names` its index in `others`; None if the classes differ.
+        For each of `names`, its index in `others`; None if the classes differ.
     """
     if names == others:
         return list(range(len(names)))
@@ -79,7 +79,7 @@ def without_brackets(name: str) -> str:
 
 
 def describe_order(categories: list[str]) -> str:
-    """Report known classes in an unusual order; empty for other classes and for the usual order."""
+    """Describe Something-Something's or Diving48's classes in an unusual order; empty otherwise."""
     orders = {
         "something.txt": "Something-Something's, but not in the order of the released checkpoints",
         "diving48.txt": "Diving48's, but not in the order of its vocabulary",
@@ -96,10 +96,10 @@ def describe_order(categories: list[str]) -> str:
 
 
 def check_name(name: str) -> str:
-    """Check that the name of a class or video can be written as a line and read back unchanged.
+    """Check that the name of a class or video is unchanged after it is written as a line and read back.
 
     Raises:
-        ValueError: it cannot; the message is the reason.
+        ValueError: the name would change; the message is the reason.
     """
     if not name:
         raise ValueError("the name is blank")
@@ -126,9 +126,9 @@ def mirrored_labels(categories: list[str], flip_pairs: Mapping[int, int] | None 
         flip_pairs: `{label: mirrored label or NEVER}` from `read_flip_pairs`; overrides the names.
 
     Returns:
-        The mirrored label of each label: the same label if mirroring changes nothing, `NEVER` if no class or
-        more than one class describes the mirrored clip. If no name contains a letter (a list of numbers),
-        it is `NEVER` for all labels that are not in `flip_pairs`.
+        The mirrored label of each label. It is the same label if the name has no direction, and `NEVER` if
+        no class or more than one class has the mirrored name. If no name contains a letter (a list of
+        numbers), it is `NEVER` for all labels that are not in `flip_pairs`.
     """
     flip_pairs = flip_pairs or {}
     if not any(character.isalpha() for name in categories for character in name):
@@ -147,19 +147,19 @@ def mirrored_labels(categories: list[str], flip_pairs: Mapping[int, int] | None 
 
 
 def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
-    """Read classes that mirror each other, for names that do not say it.
+    """Read classes that mirror each other but do not have left and right in their names.
 
     Args:
-        path: file with two names per line, separated by a tab, or by a blank if that is unambiguous. The same
-            name twice: mirroring does not change the class. A single name: never mirrored.
+        path: file with two names per line, separated by a tab, or by a space if that is unambiguous. The same
+            name twice: mirroring does not change the class. A single name: the class is never mirrored.
         categories: class names.
 
     Returns:
         `{label: mirrored label or NEVER}` for the classes in the file.
 
     Raises:
-        UserError: the file cannot be read or is empty, or a line has an unknown class, more than one reading,
-            or a class of an earlier line.
+        UserError: the file cannot be read or is empty, or a line is ambiguous or has an unknown class or a
+            class of an earlier line.
     """
     label_of = {name: label for label, name in enumerate(categories)}
     pairs: dict[int, int] = {}
@@ -208,8 +208,8 @@ def describe_balance(categories: list[str], labels: np.ndarray, val_labels: np.n
         val_labels: of the validation clips.
 
     Returns:
-        A line for the log: the share of the largest class. And a warning if there is only one class or a
-        class has no training clips; empty otherwise.
+        A line for the log with the share of the largest class, and a warning if there is only one class or a
+        class has no training clips (empty otherwise).
     """
     names = [f"'{printable(name)}'" for name in categories]
     counts = np.bincount(labels, minlength=len(names))
@@ -228,7 +228,7 @@ def _first(names: list[str]) -> str:
 
 
 def _with_directions(name: str, mirrored: bool = False) -> str:
-    """Normalise the spelling of directions in a name, or replace them by the opposite directions."""
+    """Normalise the spelling of the directions in a name; with `mirrored`, replace them by the opposites."""
 
     def spell(match: re.Match) -> str:
         word = match.group()

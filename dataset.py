@@ -25,13 +25,13 @@ from utils.files import read_text
 def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = False) -> list[VideoRecord]:
     """Read a list file of lines `name  frames  label`, separated by spaces or tabs.
 
-    The last two fields are the numbers. The name of a video (the name of its frame folder, or of its file
-    without the suffix) may contain spaces.
+    The last two fields are the numbers. The name is that of the frame folder, or of the video file without
+    its suffix. It may contain spaces.
 
     Args:
         list_file: the file.
         num_class: number of classes; labels must be smaller.
-        may_lack_labels: also accept a list without labels: lines of `name  frames`. The labels are then -1.
+        may_lack_labels: also accept a list of lines `name  frames`. The labels are then -1.
 
     Raises:
         UserError: the file cannot be read, is empty, or has a wrong line.
@@ -68,12 +68,12 @@ def _has_label(line: str) -> bool:
 
 
 def spread_frames(num_frames: int, num_segments: int, fraction: float = 0.5) -> np.ndarray:
-    """Take one frame of each of equal segments, as the published test program does.
+    """Divide a video into equal segments and sample a frame of each, as the published test program does.
 
     Args:
-        num_frames: frames of the video. If there are fewer than segments, some occur several times.
+        num_frames: frames of the video. If it is below `num_segments`, frames are repeated.
         num_segments: number of segments.
-        fraction: part of a segment that lies before its frame; see `clip_fractions`.
+        fraction: position of the frame in its segment, from 0 to 1; see `clip_fractions`.
 
     Returns:
         `num_segments` frame numbers, from 1, in time order.
@@ -83,10 +83,10 @@ def spread_frames(num_frames: int, num_segments: int, fraction: float = 0.5) -> 
 
 
 def clip_fractions(num_clips: int) -> list[float]:
-    """For each clip of a video, the part of each segment that lies before the clip's frame.
+    """For each clip of a video, the position of its frames in their segments, from 0 to 1.
 
-    The first clip takes the middle, the second one the beginning (TSM's `twice_sample`). Further clips are
-    evenly spaced between the two.
+    The first clip has the middle of each segment, the second clip its beginning (TSM's `twice_sample`).
+    Further clips are evenly spaced between the two.
     """
     between = [number / (2 * (num_clips - 1)) for number in range(1, num_clips - 1)]
     return [0.5, 0.0, *between][:num_clips]
@@ -95,25 +95,25 @@ def clip_fractions(num_clips: int) -> list[float]:
 class VideoDataSet(Dataset):
     """Clips of a data set of frame folders or video files.
 
-    The index is a clip's number, or `(epoch, number)` as from `ClipSampler`. Everything random about a clip
-    depends only on seed, epoch and number.
+    The index is the number of a clip, or `(epoch, number)` from `ClipSampler`. All random numbers of a clip
+    depend only on seed, epoch and number.
 
     Args:
         root_path: the folder of the frame folders or videos.
         list_file: see `read_list`.
-        num_segments: number of equal segments of a video; one place is sampled in each.
+        num_segments: number of equal segments of a video; one position is sampled in each.
         image_tmpl: file name of a frame, such as `{:05d}.jpg`; None for video files.
-        new_length: consecutive frames taken at each place (1 for RGB).
-        transform: makes the clip from the frames; see `transforms`.
-        random_shift: sample a random place in each segment (training), not the middle one.
-        test_mode: sample like the published test program: as in validation, but spread the frames of videos
-            that are not longer than the number of segments over the clip.
+        new_length: number of consecutive frames at each position (1 for RGB).
+        transform: converts frames to a clip; see `transforms`.
+        random_shift: sample a random position in each segment (training) instead of the middle.
+        test_mode: sample like the published test program. It differs from validation for videos with at most
+            `num_segments` frames, whose frames are spread over the clip.
         num_class: number of classes; labels must be smaller.
-        seed: seed of everything random.
+        seed: seed of all random numbers.
         may_lack_labels: see `read_list`.
-        first_frame: number in the file name of a video's frame 1.
-        num_clips: clips of a video, with different places in the segments; see `clip_fractions`. More than 1
-            only with `test_mode`.
+        first_frame: number in the file name of a video's first frame.
+        num_clips: clips of a video, with different positions in the segments; see `clip_fractions`. Values
+            above 1 need `test_mode`.
 
     Raises:
         UserError: see `read_list`; or no video has `MIN_FRAMES` frames.
@@ -155,7 +155,7 @@ class VideoDataSet(Dataset):
             raise UserError(
                 f"{list_file}: none of its {self.num_listed} videos has {MIN_FRAMES} frames or more"
             )
-        # Arrays, not Python objects: workers share the memory of their parent as long as they only read.
+        # Not Python objects: workers share the memory of their parent as long as they only read.
         self.paths = np.array([record.path.encode() for record in records])
         self.num_frames = np.array([record.num_frames for record in records], dtype=np.int32)
         self.labels = np.array([record.label for record in records], dtype=np.int64)
@@ -174,14 +174,14 @@ class VideoDataSet(Dataset):
         return np.flatnonzero(~self.is_excluded)
 
     def coverage(self) -> str:
-        """The share of the list's videos that are used, for the log; empty if all are."""
-        used = len(self.included)
-        return f" ({used} of {self.num_listed} videos)" if used < self.num_listed else ""
+        """The number of videos that are used, for the log; empty if it is all videos of the list."""
+        count = len(self.included)
+        return f" ({count} of {self.num_listed} videos)" if count < self.num_listed else ""
 
     def fingerprint(self) -> int:
         """A checksum of the list: names, numbers of frames, labels and their order.
 
-        Excluded videos count, so that a run can continue without a video that became unreadable.
+        It includes excluded videos, so that a run can continue without a video that became unreadable.
         """
         return zlib.crc32(self.paths.tobytes() + self.num_frames.tobytes() + self.labels.tobytes())
 
@@ -207,30 +207,30 @@ class VideoDataSet(Dataset):
 
         Args:
             num_frames: frames of the video.
-            rng: only used with `random_shift`.
-            fraction: without `random_shift`, the part of a segment that lies before the sampled place.
+            rng: random generator, used only with `random_shift`.
+            fraction: position in each segment without `random_shift`, from 0 to 1.
 
         Returns:
             `num_segments` whole numbers, in time order.
         """
         segments = np.arange(self.num_segments)
-        num_places = num_frames - self.new_length + 1
+        num_positions = num_frames - self.new_length + 1
         if self.random_shift:
-            length = num_places // self.num_segments
+            length = num_positions // self.num_segments
             if length > 0:
                 return 1 + segments * length + rng.integers(length, size=self.num_segments)
             if num_frames > self.num_segments:
-                return 1 + np.sort(rng.integers(num_places, size=self.num_segments))
+                return 1 + np.sort(rng.integers(num_positions, size=self.num_segments))
             return np.ones_like(segments)
         if not self.test_mode and num_frames <= self.num_segments + self.new_length - 1:
             return np.ones_like(segments)
-        return spread_frames(num_places, self.num_segments, fraction)
+        return spread_frames(num_positions, self.num_segments, fraction)
 
     def _sample(self, key: int | tuple[int, int]) -> tuple[VideoRecord, list[int], np.random.Generator]:
-        """Draw the frame numbers of a video's clips; the generator continues with the transform."""
+        """Sample the frame numbers of a video's clips. The transform continues with the same generator."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.record(index)
-        rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is for the order of the clips
+        rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the generator of `ClipSampler`
         starts = [self.sample_indices(record.num_frames, rng, fraction) for fraction in self.fractions]
         numbers = np.concatenate(starts)[:, None] + np.arange(self.new_length)
         return record, np.minimum(numbers, record.num_frames).flatten().tolist(), rng
@@ -244,9 +244,9 @@ class VideoDataSet(Dataset):
         """Load a clip.
 
         Returns:
-            The clip from `transform` (uint8, frames x height x width x channel) and the label. Several views
-            (crops of clips) become views x frames x height x width x channel: all clips of the first crop,
-            then of the next.
+            The clip from `transform` (uint8, frames x height x width x channel) and the label. If there are
+            several views (crops of clips), the shape is views x frames x height x width x channel, with all
+            clips of the first crop, then those of the next.
 
         Raises:
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
@@ -269,7 +269,7 @@ class VideoDataSet(Dataset):
             keys: see `__getitem__`.
 
         Returns:
-            The clips, in shared memory if in a worker, and their labels.
+            The clips and their labels. In a worker, the clips are in shared memory.
 
         Raises:
             UserError: see `FrameFolders.read` and `VideoFiles.read`.
@@ -317,10 +317,10 @@ class VideoDataSet(Dataset):
         return self.transform.has_mirrored
 
     def find_missing(self) -> list[tuple[int, str]]:
-        """Look for each video's file, or its folder, first and last frame, in parallel.
+        """Check that each video's file exists, or its folder, first and last frame.
 
         Returns:
-            The number of each clip that is missing or incomplete, and the missing path.
+            For each missing or incomplete clip, its number and the missing path.
         """
         check = self.source.checker()
 
@@ -342,7 +342,7 @@ def _advice(record: VideoRecord) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(
-            f"{error}; to continue without this video, give --exclude FILE with the line "
+            f"{error}; to continue without this video, use --exclude FILE with the line "
             f"'{printable(record.path)}'"
         ) from None
 
@@ -366,7 +366,7 @@ def open_videos(
         transform: see `VideoDataSet`.
         is_training: open the training list, with random frames.
         skip_missing: leave out videos that are missing or incomplete.
-        max_num: take only the first clips, at most this many.
+        max_num: maximum number of clips; the first ones are kept.
         excluded: names of videos to leave out.
         dataset_kwargs: further arguments of `VideoDataSet`.
 
@@ -395,17 +395,17 @@ def open_videos(
 
 
 def read_excluded(path: str | Path) -> list[str]:
-    """Read the names of videos to leave out, one a line, as in the lists.
+    """Read the names of videos to leave out, one per line, as in the lists.
 
     Raises:
         UserError: the file cannot be read.
     """
-    lines = read_text(path, "expected names of videos, one a line").split("\n")
+    lines = read_text(path, "expected names of videos, one per line").split("\n")
     return [line.strip() for line in lines if line.strip()]
 
 
 def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> None:
-    """Warn of names to leave out that are in no list, such as misspelled ones."""
+    """Warn about excluded names that are in no list, such as misspelled ones."""
     excluded = np.concatenate([dataset.paths[dataset.is_excluded] for dataset in videos])
     unknown = sorted(set(names) - {path.decode() for path in excluded})
     if unknown:
@@ -414,7 +414,7 @@ def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> No
 
 
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
-    """Check that every listed video exists, and log what is left out.
+    """Check that every listed video exists, and log how many are left out.
 
     Args:
         dataset: with `skip_missing`, missing videos are removed from it.
@@ -444,16 +444,16 @@ def _first_ten(names: list[str]) -> str:
 
 
 def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | Path, use: str) -> None:
-    """Refuse to continue with another list.
+    """Check that a run continues with the list of its checkpoint.
 
     Args:
-        dataset: of the current list.
-        fingerprint: of the checkpoint's list; None if the checkpoint does not contain it.
+        dataset: the data set of the current list.
+        fingerprint: fingerprint of the checkpoint's list; None if the checkpoint does not contain it.
         path: path of the checkpoint, for the message.
         use: 'trained' or 'validated', for the message.
 
     Raises:
-        UserError: they differ.
+        UserError: the lists differ.
     """
     if fingerprint not in (None, dataset.fingerprint()):
         raise UserError(
@@ -463,12 +463,12 @@ def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | 
 
 
 def remap_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Renumber labels for a checkpoint with another order of the classes.
+    """Map labels to the order of the classes in a checkpoint.
 
-    Changing the labels instead of the model keeps the model's results exactly the same.
+    Changing the labels instead of the model keeps the scores of the model bit by bit.
 
     Args:
-        labels: labels of clips; -1 stays.
+        labels: labels of clips; -1 does not change.
         numbers: the new label of each label.
     """
     return np.where(labels < 0, labels, numbers[labels])

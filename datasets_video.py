@@ -1,12 +1,12 @@
-"""Where the categories, lists, frames and videos of a data set are.
+"""Find the categories, lists, frames and videos of a data set.
 
 The layout is that of TRN-pytorch and of the GST authors' code. A data set may have videos instead of frames:
 
-    <root_path>/<dataset>/category.txt                  one class name a line; its line is its label
+    <root_path>/<dataset>/category.txt                  a class name per line; the first line is label 0
     <root_path>/<dataset>/train_videofolder.txt         name  frames  label
     <root_path>/<dataset>/val_videofolder.txt
     <root_path>/<dataset>/<frames>/<name>/00001.jpg     frames are numbered from 1
-    <root_path>/<dataset>/<videos>/<name>.webm          or another of `VIDEO_SUFFIXES`
+    <root_path>/<dataset>/<videos>/<name>.webm          or another suffix in `VIDEO_SUFFIXES`
     <root_path>/<dataset>/dataset.json                  if the frames have other names: see `read_frame_names`
 """
 
@@ -68,7 +68,7 @@ VIDEO_SUFFIXES = (".webm", ".mp4", ".mkv", ".avi", ".mov")
 TRAIN_LISTS = ("train_videofolder.txt", "train.txt")
 VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 
-# Beside the lists: the names of the frames, if they are not those of `Layout`.
+# A file next to the lists with the names of the frames, if they are not those of `Layout`.
 FRAME_NAMES = "dataset.json"
 
 # A file of tools/make_motion_dataset.py: the settings of the data set, and which classes are pairs.
@@ -88,7 +88,7 @@ class DatasetPaths(NamedTuple):
         val_list: the validation list.
         root_data: the folder of the frame folders, or of the videos.
         prefix: file name of a frame; None if `root_data` contains videos.
-        first_frame: number in the file name of a video's frame 1.
+        first_frame: number in the file name of a video's first frame.
     """
 
     categories: list[str]
@@ -100,7 +100,7 @@ class DatasetPaths(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The one of `SOURCES` that the clips are read from."""
+        """What the clips are read from: 'frames' or 'videos'."""
         return "frames" if self.prefix else "videos"
 
 
@@ -123,7 +123,7 @@ def return_dataset(
 
     Args:
         dataset: the name of its folder.
-        root_path: the folder that holds a folder for each data set.
+        root_path: the folder that contains the data sets.
         train_list: path of the training list (default: in the data set's folder).
         val_list: path of the validation list (default: in the data set's folder).
         image_tmpl: file name of a frame, such as `{:05d}.jpg` (default: see `read_frame_names`).
@@ -137,7 +137,7 @@ def return_dataset(
     folder = find_dataset(dataset, root_path)
     source, root_data = find_source(folder, source, preferred)
     if source == "videos" and image_tmpl:
-        raise UserError(f"--image_tmpl {image_tmpl}: is a name for frames, but {root_data} contains videos")
+        raise UserError(f"--image_tmpl {image_tmpl}: is for frames, but {root_data} contains videos")
     template, first_frame = read_frame_names(folder)
     template = check_template(image_tmpl) if image_tmpl else template
     return DatasetPaths(
@@ -219,8 +219,8 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
     """
     names = layout(folder.name)
     folders = {"frames": folder / names.frames, "videos": folder / names.videos}
-    wanted = [source] if source else sorted(SOURCES, key=lambda name: name != preferred)
-    for name in wanted:
+    candidates = [source] if source else sorted(SOURCES, key=lambda name: name != preferred)
+    for name in candidates:
         if folders[name].is_dir():
             return name, folders[name]
     if source == "videos":
@@ -273,7 +273,7 @@ def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
         is_valid = len(fields) == 1 and fields[0][1] in ("", "0") and not fields[0][3]
         # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
         is_valid = is_valid and re.fullmatch("(0[1-9])?d?", fields[0][2], re.ASCII)
-    except ValueError:  # a brace without its other half
+    except ValueError:  # an unmatched brace
         is_valid = False
     if not is_valid or template != Path(template).name or template.startswith("."):
         raise UserError(
@@ -289,7 +289,7 @@ def _find_list(folder: Path, names: tuple[str, ...], option: str, path: str | No
         return Path(path)
     existing = [folder / name for name in names if (folder / name).is_file()]
     if not existing:
-        raise UserError(f"{folder}: has neither {' nor '.join(names)}; give {option} FILE")
+        raise UserError(f"{folder}: has neither {' nor '.join(names)}; use {option} FILE")
     if len(existing) > 1:
         raise UserError(f"{folder}: has both {' and '.join(names)}; choose one with {option} FILE")
     return existing[0]

@@ -264,15 +264,15 @@ def to_devices(batch: Batch, world: World) -> Batch:
     stream = _copy_stream(world.device)
     clips, *labels = batch
     with torch.cuda.stream(stream):
-        moved = [tensor.to(world.device, non_blocking=True) for tensor in labels]
+        tensors = [tensor.to(world.device, non_blocking=True) for tensor in labels]
         if len(world.devices) == 1:
             clips = clips.to(world.device, non_blocking=True)
-            moved = [clips, *moved]
+            tensors = [clips, *tensors]
     current = torch.cuda.current_stream(world.device)
     current.wait_stream(stream)
-    for tensor in moved:
+    for tensor in tensors:
         tensor.record_stream(current)
-    return [clips, *moved[-len(labels) :]] if labels else [clips]
+    return [clips, *tensors[-len(labels) :]] if labels else [clips]
 
 
 @cache
@@ -314,6 +314,6 @@ class _ClassifierInputs:
     def take_means(self) -> torch.Tensor:
         """The mean over the frames of each clip of the last call: clips x features, float32."""
         shares = [share.to(self.devices[0]) for device in self.devices for share in self.shares[device]]
-        for kept in self.shares.values():
-            kept.clear()
+        for inputs in self.shares.values():
+            inputs.clear()
         return torch.cat(shares).float().unflatten(0, (-1, self.num_segments)).mean(dim=1)

@@ -1,4 +1,4 @@
-"""Models for `torch.hub.load`; docs/CHECKPOINTS.md shows them in use.
+"""Models for `torch.hub.load`; see docs/CHECKPOINTS.md.
 
 model = torch.hub.load(CLONE, "gst_resnet50", source="local", weights=FILE)
 
@@ -70,7 +70,7 @@ def temporal_model(
 ) -> nn.Module:
     """Build a model of any type and arch, in evaluation mode.
 
-    Arguments that are None are read from the checkpoint. If it does not store them, or without a checkpoint,
+    Arguments that are None are read from the checkpoint. Without a checkpoint, or if it does not store them,
     they have the published values: GST, resnet50, alpha 4, beta 2, 8 frames of 224 x 224, 174 classes.
 
     Args:
@@ -94,12 +94,12 @@ def temporal_model(
     """
     arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
     arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}
-    stated = {name: value for name, value in arguments.items() if value is not None}
-    for name, value in stated.items():
+    options = {name: value for name, value in arguments.items() if value is not None}
+    for name, value in options.items():
         kind = str if name in ("type", "arch") else int
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name} {value!r} is not {'a string' if kind is str else 'a whole number'}")
-    return _build(stated) if weights is None else _load(stated, weights)
+    return _build(options) if weights is None else _load(options, weights)
 
 
 def gst_resnet50(
@@ -120,25 +120,25 @@ def gst_large_resnet50(
     return temporal_model("GST", "resnet50", alpha, 1, num_segments, weights=weights, **more)
 
 
-def _build(stated: dict[str, Any]) -> nn.Module:
+def _build(options: dict[str, Any]) -> nn.Module:
     models = importlib.import_module(f"{_PACKAGE}.models")
     published = {"type": "GST", "arch": "resnet50", "num_segments": 8, "num_class": 174}
-    arguments = published | stated
+    arguments = published | options
     kind = arguments.pop("type")
     model = models.TemporalModel(model=kind, backbone=arguments.pop("arch"), **arguments)
     for name in ("alpha", "beta"):
-        if name in stated and name not in models.block_kwargs(kind):
-            raise ValueError(f"{name} {stated[name]}: {kind} has no {name}")
+        if name in options and name not in models.block_kwargs(kind):
+            raise ValueError(f"{name} {options[name]}: {kind} has no {name}")
     model.categories = None
     return model.eval()
 
 
-def _load(stated: dict[str, Any], weights: str | Path) -> nn.Module:
+def _load(options: dict[str, Any], weights: str | Path) -> nn.Module:
     load = importlib.import_module(f"{_PACKAGE}.inference.load")
     describe = importlib.import_module(f"{_PACKAGE}.training.describe")
-    num_class = stated.pop("num_class", None)
+    num_class = options.pop("num_class", None)
     try:
-        loaded = load.load_model(weights, load.ModelOptions(**stated), allow_guess=False)
+        loaded = load.load_model(weights, load.ModelOptions(**options), allow_guess=False)
         if num_class not in (None, loaded.spec.num_class):
             raise ValueError(
                 f"num_class {num_class} contradicts {weights}, which has {loaded.spec.num_class}"

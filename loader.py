@@ -1,7 +1,4 @@
-"""The data of a run: its clips, their batches, and the processes that load them.
-
-`dataset.VideoDataSet` makes the clips.
-"""
+"""The data of a run: its clips (`dataset.VideoDataSet`), their batches, and the processes that load them."""
 
 import errno
 import multiprocessing.connection
@@ -31,8 +28,8 @@ from utils.distributed import World
 class ClipSampler(Sampler):
     """The batches of one process in an epoch of training.
 
-    The order depends only on seed and epoch. The processes share each batch, so that its clips do not depend
-    on their number. A batch with fewer clips than processes is left out.
+    The order depends only on seed and epoch. Each batch is divided among the processes, so the clips of a
+    batch do not depend on the number of processes. A batch with fewer clips than processes is left out.
 
     Args:
         num_clips: clips of the data set.
@@ -41,7 +38,7 @@ class ClipSampler(Sampler):
         accumulate: batches in one step of the optimizer.
         rank: number of this process.
         size: number of processes.
-        is_excluded: for each clip, whether to remove it from its batch; other batches do not change.
+        is_excluded: for each clip, whether to remove it from its batch. Other batches do not change.
 
     Yields:
         Lists of `(epoch, number of the clip)`, which determine each clip's augmentation.
@@ -110,8 +107,8 @@ def evaluation_batches(
 ) -> list[list[int]]:
     """The batches of one process in an evaluation: every `size`th batch, in the order of the list.
 
-    Processes take whole batches, so that a clip is always computed in the same batch, and results do not
-    depend on the number of processes.
+    Each process computes whole batches. So a clip is always in the same batch, and the results do not depend
+    on the number of processes.
     """
     batches = [list(map(int, clips[i : i + batch_size])) for i in range(0, len(clips), batch_size)]
     return batches[rank::size]
@@ -127,7 +124,7 @@ class ClipLoader(DataLoader):
         dataset: the clips.
         batches: the clip numbers of each batch.
         workers: number of processes that load clips; 0 for none.
-        decode_only: leave the resize to the device.
+        decode_only: resize on the device, not in the workers.
         for_gpu: pin the memory of the batches if there is a GPU.
 
     Raises:
@@ -146,7 +143,7 @@ class ClipLoader(DataLoader):
         if workers and len(tempfile.gettempdir()) > 70:
             # A socket's name has at most 108 bytes; with a longer one, torch hangs.
             raise UserError(
-                f"TMPDIR {tempfile.gettempdir()}: is too long a path for --workers; give a shorter one"
+                f"TMPDIR {tempfile.gettempdir()}: the path is too long for --workers; use a shorter one"
             )
         super().__init__(
             _BatchDataset(dataset, decode_only),
@@ -163,7 +160,7 @@ class ClipLoader(DataLoader):
         with self._one_line_errors():
             batches = super().__iter__()
         if self.num_workers:
-            # torch's handler would raise anywhere in the program. Dead workers are noticed below, too.
+            # torch's handler would raise anywhere in the program. `_one_line_errors` also finds dead workers.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self._checked(batches)
 
@@ -179,7 +176,7 @@ class ClipLoader(DataLoader):
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
-        """Replace torch's errors of several lines for lost workers, and a lack of files or shared memory."""
+        """Replace torch's multi-line errors about dead workers, open files and shared memory."""
         threading.excepthook = _keep_pin_error
         _pin_errors.clear()
         try:
@@ -208,7 +205,7 @@ _pin_errors: list[BaseException] = []
 
 
 def _keep_pin_error(args: threading.ExceptHookArgs) -> None:
-    """Keep errors of torch's pin-memory thread, which would be printed with a traceback, for `ClipLoader`."""
+    """Keep errors of torch's pin-memory thread for `ClipLoader` instead of printing a traceback."""
     if args.thread and "_pin_memory_loop" in args.thread.name:
         _pin_errors.append(args.exc_value)
     else:
@@ -216,9 +213,9 @@ def _keep_pin_error(args: threading.ExceptHookArgs) -> None:
 
 
 class _BatchDataset(Dataset):
-    """Loads whole batches. If a clip cannot be loaded, the error takes the place of the batch.
+    """Loads whole batches. If a clip cannot be loaded, the error is returned instead of the batch.
 
-    An error that is raised in a worker would reach the program as the text of a traceback.
+    If it were raised in a worker, the program would get the text of a traceback.
     """
 
     def __init__(self, dataset: Dataset, decode_only: bool) -> None:
@@ -233,7 +230,7 @@ class _BatchDataset(Dataset):
                 clips, labels = default_collate([self.dataset[key] for key in keys])
         except UserError as error:
             return error
-        if get_worker_info():  # the thread that sends batches would silently drop one if there is no room
+        if get_worker_info():  # without room, this fails here; the thread that sends batches would drop one
             labels.share_memory_()
         return [clips, labels]
 
@@ -259,7 +256,7 @@ class Datasets(NamedTuple):
         categories: class names.
         mirrored: the label of each class in a mirrored clip; see `classes.mirrored_labels`.
         source: 'frames' or 'videos'.
-        excluded: names of videos that were left out on request.
+        excluded: names of the videos of --exclude.
     """
 
     train: VideoDataSet
@@ -271,7 +268,7 @@ class Datasets(NamedTuple):
 
 
 def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
-    """Open the training and the validation clips of a run, and check that their videos are there.
+    """Open the training and the validation clips of a run, and check that their videos exist.
 
     Args:
         args: options of main.py.
@@ -324,7 +321,7 @@ def make_loaders(
         val_batch_size: clips in a validation batch.
 
     Raises:
-        UserError: no training batch has a clip for each process, or --resize does not suit a transform.
+        UserError: no training batch has a clip for each process, or a transform does not work with --resize.
     """
     train_set, decode_only = data.train, decodes_only(args.resize, world.device)
     is_movable = not (decode_only and needs_pixels(train_set.transform))

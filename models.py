@@ -37,8 +37,13 @@ MAX_INPUT_SIZE = 1024
 
 
 def block_kwargs(kind: str) -> tuple[str, ...]:
-    """Those of the options alpha and beta that the constructor of a type of block takes."""
-    arguments = inspect.signature(BLOCKS[kind]).parameters
+    """Those of the options alpha and beta that the constructor of a type of block takes, also by **kwargs."""
+    arguments: dict[str, inspect.Parameter] = {}
+    for block in BLOCKS[kind].__mro__:
+        own = inspect.signature(block.__init__).parameters
+        arguments |= own
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+            break
     return tuple(name for name in ("alpha", "beta") if name in arguments)
 
 

@@ -53,7 +53,7 @@ FROM_CHECKPOINT = "The model configuration is read from the checkpoint; a contra
 # Backbones without ImageNet weights.
 ARCHS_WITHOUT_WEIGHTS = ("resnet14", "resnet26")
 PUBLISHED_BATCH_SIZE = 24
-# What a data set's published recipe changes in the defaults. docs/TRAINING.md names the sources.
+# Published recipes, as changes of the defaults. docs/TRAINING.md names the sources.
 RECIPES: dict[str, dict[str, Any]] = {
     "somethingv1": {},
     "somethingv2": {},
@@ -98,8 +98,8 @@ def _add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument(
         "--source",
         choices=SOURCES,
-        help="read clips from frame folders or decode them from videos (default: what exists; if both, what "
-        "the checkpoint was trained on, otherwise frames)",
+        help="read clips from frame folders or decode them from videos (default: the one that exists; if "
+        "both exist, as in the checkpoint, or frames)",
     )
     group.add_argument("--val_list", metavar="FILE", help="validation list, instead of the data set's own")
     group.add_argument("--image_tmpl", metavar="TEMPLATE", help="file name of frames, such as {:05d}.jpg")
@@ -155,7 +155,7 @@ model.add_argument("--alpha", default=4, **ALPHA)
 model.add_argument("--beta", default=2, **BETA)
 model.add_argument("--num_segments", default=8, help="frames per clip", **NUM_SEGMENTS)
 model.add_argument("--input_size", default=224, help="height and width of the input in pixels", **INPUT_SIZE)
-model.add_argument("--consensus", choices=CONSENSUS, default="mean", help="of the logits of a clip's frames")
+model.add_argument("--consensus", choices=CONSENSUS, default="mean", help="how to combine frame logits")
 model.add_argument("--dropout", "--dp", type=FRACTION, default=0.3, help="dropout before the classifier")
 model.add_argument(
     "--pretrained",
@@ -179,13 +179,13 @@ recipe.add_argument(
     f"{PUBLISHED_BATCH_SIZE} on each",
 )
 recipe.add_argument(
-    "--accumulate", type=positive_int, default=1, help="batches per optimizer step; batch norm is per batch"
+    "--accumulate", type=positive_int, default=1, help="batches per optimizer step; batch norm uses one batch"
 )
 norm = recipe.add_mutually_exclusive_group()
 norm.add_argument(
     "--sync_bn", action="store_true", help="batch norm over all processes of torchrun; needs GPUs"
 )
-norm.add_argument("--freeze_bn", action="store_true", help="freeze and use batch norm's running statistics")
+norm.add_argument("--freeze_bn", action="store_true", help="use fixed running statistics in batch norm")
 recipe.add_argument("--lr", "--learning-rate", type=positive_float, default=0.01, help="learning rate")
 recipe.add_argument(
     "--lr_mult_new", type=positive_float, default=1.0, help="learning rate multiplier of a new classifier"
@@ -197,7 +197,11 @@ recipe.add_argument(
     help="divide the learning rate by 10 at --lr_steps, or decay it to 0 along a half cosine",
 )
 recipe.add_argument(
-    "--lr_steps", type=positive_int, nargs="+", default=[50, 60], help="epochs where the rate drops tenfold"
+    "--lr_steps",
+    type=positive_int,
+    nargs="+",
+    default=[50, 60],
+    help="epochs at which the rate is divided by 10",
 )
 recipe.add_argument(
     "--warmup_epochs", type=non_negative_float, default=0.0, help="epochs of linear warmup from 0"
@@ -207,8 +211,8 @@ recipe.add_argument("--weight_decay", "--wd", type=non_negative_float, default=3
 recipe.add_argument(
     "--clip-gradient", "--gd", type=positive_float, default=20.0, help="largest gradient norm"
 )
-recipe.add_argument("--label_smoothing", type=FRACTION, default=0.0, help="share spread over all classes")
-recipe.add_argument("--mixup", type=non_negative_float, default=0.0, help="alpha of mixing pairs of clips")
+recipe.add_argument("--label_smoothing", type=FRACTION, default=0.0, help="share spread over the classes")
+recipe.add_argument("--mixup", type=non_negative_float, default=0.0, help="alpha of mixup; 0 disables it")
 recipe.add_argument(
     "--class_weights", metavar="balanced|FILE", help="weights of the loss; FILE has lines of 'class weight'"
 )
@@ -239,9 +243,9 @@ start = run.add_mutually_exclusive_group()
 start.add_argument(
     "--resume",
     metavar="FILE|auto",
-    help="resume from this checkpoint; auto: from the newest intact checkpoint of this run, if there is one",
+    help="resume from this checkpoint; auto: from this run's newest intact checkpoint, or start a new run",
 )
-start.add_argument("--overwrite", action="store_true", help="first delete an existing run of the same name")
+start.add_argument("--overwrite", action="store_true", help="delete an existing run of the same name first")
 run.add_argument(
     "--start-epoch", type=non_negative_int, help="first epoch (default: the one after the checkpoint's, or 0)"
 )
@@ -249,7 +253,7 @@ run.add_argument("-e", "--evaluate", action="store_true", help="only evaluate th
 run.add_argument("--save-freq", type=positive_int, help="steps between additional saves")
 run.add_argument("--save-minutes", type=positive_float, default=30.0, help="minutes between additional saves")
 run.add_argument("--keep", type=positive_int, default=2, help="checkpoints to keep besides the best one")
-run.add_argument("--best", choices=METRICS, default="prec1", help="what the best checkpoint is chosen by")
+run.add_argument("--best", choices=METRICS, default="prec1", help="metric that selects the best checkpoint")
 run.add_argument("-ef", "--eval-freq", type=positive_int, default=1, help="epochs between evaluations")
 
 
@@ -278,7 +282,7 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
     if args.pretrained is None:
         args.pretrained = "imagenet" if has_weights else "none"
     if args.pretrained == "imagenet" and not has_weights:
-        raise UserError(f"--pretrained imagenet: no such weights exist for {args.arch}; give FILE or none")
+        raise UserError(f"--pretrained imagenet: {args.arch} has no ImageNet weights; use FILE or none")
     name = args.store_name
     if "/" in name or not (name + " ").isprintable() or len(os.fsencode(name)) > 150:
         raise UserError(f"--store_name {name}: must be part of a file name of at most 150 bytes, without '/'")
@@ -294,9 +298,9 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
 
 
 def describe_recipe(args: argparse.Namespace) -> str:
-    """Describe for the log how the options differ from the data set's published recipe; empty if not at all.
+    """Describe for the log how the options differ from the data set's published recipe; empty if not.
 
-    `describe_batch` covers a different batch size with the published learning rate.
+    `describe_batch` reports another batch size with the published learning rate.
     """
     if args.dataset not in RECIPES:
         steps = f", with --lr_steps {_format(args.lr_steps)}" if args.lr_schedule == "step" else ""
@@ -317,7 +321,7 @@ def describe_recipe(args: argparse.Namespace) -> str:
 
 
 def describe_batch(args: argparse.Namespace) -> str:
-    """Describe for the log the clips per step, the learning rate, and whether they fit each other."""
+    """Describe the clips per step and the learning rate for the log, and suggest --lr if they do not fit."""
     clips = args.batch_size * args.accumulate
     published = _published_recipe(args.dataset)
     text = f"{clips} clips per step"
@@ -422,21 +426,21 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argume
     group.add_argument("--arch", **ARCH)
     group.add_argument("--alpha", **ALPHA)
     group.add_argument("--beta", **BETA)
-    add_unsaid_options(group)
+    add_unstored_options(group)
     return group
 
 
-def add_unsaid_options(group: argparse._ActionsContainer, unsaid_frames: str = "8") -> None:
-    """Add the options for what the tensors of a checkpoint may not say about its model.
+def add_unstored_options(group: argparse._ActionsContainer, default_frames: str = "8") -> None:
+    """Add the options for values that may not be stored in a checkpoint.
 
     Args:
         group: a parser that has `--weights`, or a group of it.
-        unsaid_frames: value of `--num_segments` if the checkpoint does not say it, for the help.
+        default_frames: value of `--num_segments` if the checkpoint does not store it, for the help text.
     """
     ambiguous = "; needed if the file's tensors fit several types"
     group.add_argument("--type", **TYPE | {"help": TYPE["help"] + ambiguous})
     group.add_argument(
-        "--num_segments", help=f"frames per clip; {unsaid_frames} if not in the checkpoint", **NUM_SEGMENTS
+        "--num_segments", help=f"frames per clip; {default_frames} if not in the checkpoint", **NUM_SEGMENTS
     )
     group.add_argument(
         "--input_size", help="height and width of the input; 224 if not in the checkpoint", **INPUT_SIZE
@@ -475,14 +479,14 @@ def _add_evaluation_batch_option(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def evaluation_batch_size(option: int | None, trained: int | None, num_devices: int) -> int:
-    """Number of clips that a process evaluates together.
+def evaluation_batch_size(option: int | None, training_batch_size: int | None, num_devices: int) -> int:
+    """Compute the batch size of a process in an evaluation.
 
-    All programs use the same number for a checkpoint, because the last digits of the scores may depend on it.
+    It is the same in all programs for a checkpoint, because the last digits of the scores may depend on it.
 
     Args:
-        option: `--batch-size`; used as it is.
-        trained: training batch size of the checkpoint; None if it does not say.
-        num_devices: devices that share a batch by DataParallel.
+        option: `--batch-size`, which has priority; None if it is not set.
+        training_batch_size: from the checkpoint; None if it is not stored.
+        num_devices: devices that share a batch with DataParallel.
     """
-    return option or min(trained or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices
+    return option or min(training_batch_size or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices

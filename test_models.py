@@ -28,7 +28,7 @@ from training.describe import describe_labels, find_labels, find_mirrored
 from transforms import evaluation_transform
 from utils.cli import UserError, log, pluralize, printable, run_program
 from utils.distributed import init_distributed
-from utils.files import check_new_file, npz, write_atomically, writing
+from utils.files import check_new_file, npz, write_new, writing
 from utils.metrics import Result, check_result
 from utils.precision import emulation_warning
 
@@ -204,7 +204,7 @@ def write_outputs(args: Namespace, result: Result, videos: Sequence[str], catego
     for option, content in contents.items():
         if file := getattr(args, option):
             with writing(f"--{option}", file):
-                write_atomically(Path(file), content())
+                write_new(Path(file), content())
             log.info(f"{option.removeprefix('save_')}: {file}")
 
 

@@ -1,4 +1,4 @@
-"""Classify videos; `python test_video.py -h` lists the options, docs/VIDEOS.md shows what they give.
+"""Classify videos; `python test_video.py -h` lists the options. See docs/VIDEOS.md.
 
 python test_video.py --weights FILE clip.webm
 python test_video.py --weights FILE clips/ --json answers.json
@@ -16,8 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-# torch reads this when it is imported. While other programs use the cores, OpenMP's threads would otherwise
-# spin when they wait for each other, and an answer would take four times as long.
+# torch reads this when it is imported. Otherwise OpenMP's threads would spin while they wait for each other,
+# and an answer would take four times as long if other programs use the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
@@ -49,7 +49,7 @@ from training.describe import class_names, find_mirrored
 from transforms import evaluation_transform
 from utils.cli import UserError, log, printable, run_program
 from utils.distributed import World, init_distributed
-from utils.files import write_atomically, writing
+from utils.files import write_new, writing
 from utils.precision import DTYPES, emulation_warning
 
 
@@ -67,9 +67,9 @@ def main(args: Namespace) -> int:
     """
     world = choose_devices(args, init_distributed(args.gpus, compiled=args.fast))
     if world.size > 1:
-        raise UserError("test_video.py is one process, which can use several GPUs: start it without torchrun")
+        raise UserError("test_video.py uses all GPUs in one process; start it without torchrun")
     if args.json == "-":
-        log.setLevel(logging.WARNING)  # stdout has nothing but the JSON
+        log.setLevel(logging.WARNING)  # stdout has only the JSON
 
     # Videos: an error is reported for each that cannot be used, and the others are classified
     sources = [*args.videos, *([camera_source(args.camera)] if args.camera else [])]
@@ -206,7 +206,7 @@ def answer_video(
     """Print and draw the answers of a video.
 
     Args:
-        args: options.
+        args: options of test_video.py.
         path: the video.
         group: its clips with their outputs, see `classify`.
         loaded: the model.
@@ -215,7 +215,7 @@ def answer_video(
         rendered: file of `--rendered_output`.
 
     Returns:
-        The video and its answers as the JSON has them, and the outputs of each clip.
+        The video and its answers in the format of the JSON output, and the outputs of each clip.
     """
     video: dict[str, Any] = {"video": str(path)}
     windows, rows, error = [], [], None
@@ -270,7 +270,7 @@ def write_outputs(
     for option, data in contents.items():
         if file := getattr(args, option):
             with writing(f"--{option}", file):
-                write_atomically(Path(file), data)
+                write_new(Path(file), data)
             log.info(f"{option.removeprefix('save_')}: {file}")
     if args.json:
         write_json(args.json, content)
@@ -287,7 +287,7 @@ def write_json(file: str, content: dict[str, Any]) -> None:
         if file == "-":
             print(text, end="", flush=True)
         else:
-            write_atomically(Path(file), text.encode())
+            write_new(Path(file), text.encode())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Clip transforms: each takes a clip's frames, label and a random generator, and returns frames and label.
+"""Transforms of clips: functions of frames, label and random generator that return frames and label.
 
-The label is part of a transform because mirroring a clip can change its class. All randomness comes from the
+Transforms have the label because mirroring a clip can change its class. All random numbers come from the
 caller's generator.
 
-The frames are Pillow images, or one `frames.resize.Outline` for all of them, which records the transforms so
-that the device can apply them. A transform must therefore treat all frames alike, and keep their number and
-order (see `VideoDataSet.sample_indices`). Transforms that change colours need `--resize workers`.
+The frames are Pillow images, or a single `frames.resize.Outline`, which records the transforms so that the
+device can apply them to all frames. A transform must therefore do the same to all frames, and keep their
+number and order (see `VideoDataSet.sample_indices`). Transforms that change colours need `--resize workers`.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,11 +51,11 @@ class GroupCenterCrop:
 
 
 class GroupScaleCenterCrop:
-    """`GroupScale` and `GroupCenterCrop` with identical pixels, without computing those outside the crop.
+    """`GroupScale` and `GroupCenterCrop` in one step, which does not compute the pixels outside the crop.
 
     Args:
         scale_size: see `GroupScale`.
-        crop_size: see `GroupCenterCrop`; not above `scale_size`.
+        crop_size: see `GroupCenterCrop`; at most `scale_size`.
     """
 
     def __init__(self, scale_size: int, crop_size: int) -> None:
@@ -70,12 +70,12 @@ class GroupScaleCenterCrop:
 class GroupOverSample:
     """Crop several squares of `size` pixels: all frames of the first crop, then of the next.
 
-    The crops lie on TSM's grid, whose steps are a quarter of the free space, rounded down.
+    The crops are on TSM's grid, whose steps are a quarter of the free space, rounded down.
 
     Args:
         size: height and width of a crop, in pixels; at most the frames' short side.
-        num_crops: 3: left, centre and right, or top, centre and bottom of upright frames (TSM's
-            `GroupFullResSample`); 5: the corners and the centre; 10: these, then the same mirrored.
+        num_crops: 3: left, centre and right, or top, centre and bottom of portrait frames (TSM's
+            `GroupFullResSample`); 5: the corners and the centre; 10: these five, then their mirror images.
     """
 
     def __init__(self, size: int, num_crops: int) -> None:
@@ -99,10 +99,10 @@ class GroupOverSample:
 
 
 class GroupMultiScaleCrop:
-    """Crop at one of 13 fixed places and one of several scales, and resize to a square (TSN, section 3.2).
+    """Crop at one of 13 fixed positions and one of several scales, and resize to a square (TSN, section 3.2).
 
-    Width and height are each one of `scales` times the frame's short side, at most one step of the list
-    apart, which changes the aspect a little.
+    Width and height of the crop are the frame's short side times a scale. The two scales are equal or
+    neighbours in the list, so the aspect ratio changes only slightly.
 
     Args:
         input_size: height and width of the result, in pixels.
@@ -119,7 +119,7 @@ class GroupMultiScaleCrop:
         return [resize(frame.crop(box), size) for frame in frames], label
 
     def sample_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Draw a crop.
+        """Sample a crop.
 
         Args:
             width: width of the frame, in pixels.
@@ -133,16 +133,16 @@ class GroupMultiScaleCrop:
         sizes = [self._snap(max(1, int(short * scale)), short) for scale in self.scales]
         pairs = [(w, h) for i, h in enumerate(sizes) for j, w in enumerate(sizes) if abs(i - j) <= 1]
         crop_width, crop_height = pairs[rng.integers(len(pairs))]
-        places = self._places(width - crop_width, height - crop_height)
-        left, top = places[rng.integers(len(places))]
+        positions = self._positions(width - crop_width, height - crop_height)
+        left, top = positions[rng.integers(len(positions))]
         return left, top, left + crop_width, top + crop_height
 
     def _snap(self, size: int, limit: int) -> int:
-        # As published: a crop within 2 pixels of the network's input gets that size and is not scaled.
+        # As published: a crop within 2 pixels of the input size gets that size, and is not scaled.
         return min(self.input_size, limit) if abs(size - self.input_size) < 3 else size
 
     @staticmethod
-    def _places(free_width: int, free_height: int) -> list[tuple[int, int]]:
+    def _positions(free_width: int, free_height: int) -> list[tuple[int, int]]:
         x, y = free_width // 4, free_height // 4  # TSN's grid
         corners_and_edges = [(i * x, j * y) for i in (0, 2, 4) for j in (0, 2, 4)]
         quarters = [(i * x, j * y) for i in (1, 3) for j in (1, 3)]
@@ -150,7 +150,7 @@ class GroupMultiScaleCrop:
 
 
 class GroupRandomHorizontalFlip:
-    """Mirror a clip with probability 0.5, and change its label if mirroring changes its class.
+    """Mirror a clip with probability 0.5, and change its label to that of the mirrored class.
 
     Args:
         mirrored: the new label of each label, or `NEVER` (`classes.mirrored_labels`).
@@ -185,7 +185,7 @@ class Stack:
 
 
 class Compose:
-    """Apply transforms one after the other."""
+    """Apply transforms in sequence."""
 
     def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms
@@ -204,22 +204,26 @@ class Compose:
 
 
 def training_transform(input_size: int, mirrored: Sequence[int]) -> Compose:
-    """The published augmentation: multi-scale crop, and horizontal flip with label swap.
+    """Make the published augmentation: multi-scale crop, and horizontal flip with label swap.
 
     Args:
         input_size: height and width of the result, in pixels.
         mirrored: see `GroupRandomHorizontalFlip`.
     """
-    return Compose(GroupMultiScaleCrop(input_size), GroupRandomHorizontalFlip(mirrored), Stack())
+    return Compose(
+        GroupMultiScaleCrop(input_size),
+        GroupRandomHorizontalFlip(mirrored),
+        Stack(),
+    )
 
 
 def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = False) -> Compose:
-    """The published evaluation: scale the short side to 256 for an input size of 224, one centre crop.
+    """Make the published evaluation transform: scale the short side (to 256 for input size 224) and crop.
 
     Args:
-        input_size: height and width of the result, in pixels.
-        num_crops: 1, or see `GroupOverSample`.
-        full_res: crop squares as large as the scaled frame's short side instead (TSM).
+        input_size: height and width of the crops, in pixels.
+        num_crops: 1 for a centre crop; see `GroupOverSample` for other values.
+        full_res: make the crops as large as the short side of the scaled frame (TSM).
     """
     scale_size = input_size * 256 // 224
     crop_size = scale_size if full_res else input_size
@@ -229,7 +233,7 @@ def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = F
 
 
 def needs_pixels(transform: Transform) -> bool:
-    """Whether a transform fails on outlines; it is tried often because it may be random."""
+    """Whether a transform fails on outlines. It is called 200 times because it may be random."""
     outline = Outline.of(320, 240)
     try:
         for seed in range(200):

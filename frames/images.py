@@ -12,12 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from utils.cli import UserError, printable
 from utils.files import open_regular, read_regular
 
-# Pillow opens many more, some with other programs (Ghostscript for an EPS).
+# Pillow supports more formats, some by running other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # Modes that `convert("RGB")` handles well; it clips 16-bit values.
 MODES = ("RGB", "L", "1", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr")
 
-# Pillow only warns of images up to twice as large as its limit.
+# By default, Pillow only warns about images up to twice as large as its limit.
 warnings.filterwarnings("ignore", module="PIL")
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -36,7 +36,7 @@ class ImageError(UserError):
 
 @contextmanager
 def open_image(path: str, data: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image. Any error in the body of the `with`, such as of its decoder, becomes an `ImageError`.
+    """Open an image. Errors in the `with` block, such as those of the decoder, are raised as `ImageError`.
 
     Args:
         path: the file.
@@ -50,12 +50,12 @@ def open_image(path: str, data: bytes | None = None) -> Iterator[Image.Image]:
             open_regular(path) if data is None else io.BytesIO(data) as file,
             Image.open(file, formats=FORMATS) as image,
         ):
-            # Pillow would cut a PNG's 16-bit colours down to 8 bits, and only its decoder's argument shows
-            # it.
+            # Pillow would reduce a PNG with 16 bits per channel to 8 bits. Only the decoder's argument shows
+            # this.
             is_deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in image.tile)
             if image.mode not in MODES or is_deep:
                 mode = f"{image.mode} with 16 bits" if is_deep else image.mode
-                raise ValueError(f"its mode is {mode}; convert it to 8 bits a channel")
+                raise ValueError(f"its mode is {mode}; convert it to 8 bits per channel")
             yield image
     except UnidentifiedImageError:
         reason = f"is none of {', '.join(FORMATS)}"
@@ -85,8 +85,8 @@ class DecodedFrame:
 class JPEGFrame:
     """A JPEG that has been read, but not decoded.
 
-    simplejpeg uses libjpeg-turbo, like Pillow, and yields the same pixels, decoded directly into an array.
-    Pillow decodes or refuses what simplejpeg refuses.
+    simplejpeg uses libjpeg-turbo, like Pillow, and decodes the same pixels directly into an array. If it
+    refuses a file, Pillow decodes or refuses it.
 
     Args:
         path: the file.
@@ -140,7 +140,7 @@ def read_frame(path: str) -> SourceFrame:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return DecodedFrame(_decode(path, data))
-        # Pillow limits the size, and inverts Adobe's CMYK.
+        # Other JPEGs are decoded by Pillow, which limits the size and inverts Adobe's CMYK.
         if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
             return JPEGFrame(path, data, (width, height))
     return DecodedFrame(_decode(path, data))

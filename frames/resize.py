@@ -1,12 +1,12 @@
-"""Resize frames bilinearly with exactly Pillow's pixels: with Pillow, or on any device.
+"""Bilinear resize of frames, with Pillow or on any device, with identical pixels.
 
 Pillow's resize has two passes, one along each axis. In each, a pixel is a sum of source pixels times
 weights in 22-bit fixed point, rounded to 8 bits. Before version 13, the horizontal pass was always first,
-and the published models were trained that way. Later versions choose the order by the sizes, so here each
-pass is a call.
+and the published models were trained that way. Later versions choose the order by the sizes. Therefore this
+module calls Pillow once for each pass.
 
-Loader processes resize with Pillow, or send decoded frames and the views to cut out of them
-(`DecodedClips`) to `resize_clips` on the model's device.
+Loader processes either resize with Pillow, or only decode and send frames and views (`DecodedClips`) to
+`resize_clips` on the model's device.
 """
 
 import math
@@ -44,8 +44,8 @@ class Axis(NamedTuple):
         """Resize `length` pixels to `scaled`, and crop the centre `crop` pixels."""
         offset = round((scaled - crop) / 2)
         scale = Fraction(length, scaled)
-        # A window of Pillow's resize has the weights of the whole if its ends are exact in float32. So it is
-        # extended until the denominators of the ends are powers of two.
+        # Pillow resizes a window with the weights of the whole frame if its ends are exact in float32. So the
+        # window is extended until the denominators of its ends are powers of two.
         step = scale.denominator
         while step % 2 == 0:
             step //= 2
@@ -74,7 +74,7 @@ def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Fram
 
     Args:
         frame: of any size.
-        scaled: width and height after the resize, in pixels; not below `crop`.
+        scaled: width and height after the resize, in pixels; at least `crop`.
         crop: height and width of the result, in pixels.
     """
     if isinstance(frame, Outline):
@@ -93,15 +93,15 @@ def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Fram
 
 
 def decodes_only(resize: str | None, device: torch.device) -> bool:
-    """Whether the device resizes instead of the workers: by default (without `--resize`) on a GPU.
+    """Whether the workers only decode and the device resizes: by default (without `--resize`) if it is a GPU.
 
-    A CPU would do the same work without Pillow's vector instructions.
+    On a CPU, Pillow is faster because it uses vector instructions.
     """
     return device.type == "cuda" if resize is None else resize == "device"
 
 
 class View(NamedTuple):
-    """A box of a video's frames, resized, cropped and perhaps mirrored.
+    """A box in the frames of a video, which is resized, cropped and optionally mirrored.
 
     Attributes:
         left, top, right, bottom: the box, in the frame's pixels.
@@ -129,7 +129,7 @@ class NeedsPixelsError(UserError, AttributeError):
 class Outline:
     """A frame without pixels, which records the transforms that are applied to it.
 
-    It has the methods of `PIL.Image.Image` that move pixels. Transforms that change their values need real
+    It has the methods of `PIL.Image.Image` that move pixels. Transforms that change pixel values need real
     frames.
 
     Attributes:
@@ -157,7 +157,7 @@ class Outline:
         )
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        return self.pixels  # which it does not have
+        return self.pixels  # does not exist: raises `NeedsPixelsError`
 
     @property
     def _is_resized(self) -> bool:
@@ -165,7 +165,7 @@ class Outline:
         return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
 
     def crop(self, box: tuple[int, int, int, int]) -> "Outline":
-        """See `PIL.Image.Image.crop`; only before mirroring."""
+        """See `PIL.Image.Image.crop`. Not supported after mirroring."""
         left, top, right, bottom = box
         if self.view.mirrored or not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):
             raise ValueError(f"cannot crop {box} out of {self}")
@@ -173,7 +173,7 @@ class Outline:
         return replace(self, width=right - left, height=bottom - top, view=self.view._replace(x=x, y=y))
 
     def resize(self, size: tuple[int, int]) -> "Outline":
-        """See `resize`; only once, and before mirroring."""
+        """See `resize`. Not supported after mirroring or another resize."""
         if self._is_resized or self.view.mirrored:
             raise ValueError(f"cannot resize {self} again")
         left, top = self.view.left + self.view.x, self.view.top + self.view.y
@@ -181,7 +181,7 @@ class Outline:
         return Outline(*size, view)
 
     def transpose(self, method: Image.Transpose) -> "Outline":
-        """See `PIL.Image.Image.transpose`; only left-right flips."""
+        """See `PIL.Image.Image.transpose`. Supports only left-right flips."""
         if method != Image.Transpose.FLIP_LEFT_RIGHT:
             raise ValueError(f"cannot turn {self}")
         return replace(self, view=self.view._replace(mirrored=1 - self.view.mirrored))
@@ -194,13 +194,13 @@ class DecodedClips(NamedTuple):
     """A batch of clips with decoded frames, before the transforms.
 
     Attributes:
-        pixels: uint8, the distinct frames of all videos one after the other, each height x width x 3 (RGB).
-        shapes: videos x 4: for each video the start of its frames in `pixels`, their number, height and
+        pixels: uint8, the distinct frames of all videos in sequence, each height x width x 3 (RGB).
+        shapes: videos x 4: for each video, the start of its frames in `pixels`, their number, height and
             width.
-        order: videos x frames: indices of the video's frames in the clip.
+        order: videos x frames: for each frame of the clip, its index among the distinct frames.
         views: videos x crops x 9: see `View`.
         size: height and width of the result, in pixels.
-        length: frames of a clip; a video with more has several clips.
+        length: frames of a clip; a row of `order` with more frames has several clips.
     """
 
     pixels: torch.Tensor
@@ -240,22 +240,22 @@ class DecodedClips(NamedTuple):
 
 Batch = list[torch.Tensor | DecodedClips]  # clips, and in training and evaluation their labels
 
-# The largest intermediate result of `resize_clips`, in bytes: on a GPU it bounds the memory, on a CPU it fits
-# into the cache. Larger batches are computed in parts.
+# Maximum size of an intermediate result of `resize_clips`, in bytes. It bounds the memory on a GPU, and fits
+# into the cache of a CPU. Larger batches are computed in parts.
 _MAX_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
 
 
 def resize_clips(clips: DecodedClips) -> torch.Tensor:
-    """Cut the views out of decoded frames, on the device of `clips.pixels`.
+    """Crop and resize the views of decoded frames, on the device of `clips.pixels`.
 
-    All frames of a batch are computed together: a GPU would take longer to start the operations for each
-    clip than to compute them.
+    All frames of a batch are computed together. With separate operations for each clip, a GPU would spend
+    more time on their launch than on their computation.
 
     Returns:
-        uint8, videos x (views x) frames x height x width x 3: bit by bit what the transforms make of the
-        frames with Pillow, all clips of the first crop before those of the next.
+        uint8, videos x (views x) frames x height x width x 3. The pixels are those of the transforms with
+        Pillow, bit by bit. All clips of the first crop come before those of the next.
     """
-    # The taps of each view of each video, and where the rows of its frames begin in `pixels`.
+    # The taps of each view of each video, and the start of each row of its frames in `pixels`.
     all_columns: list[_Taps] = []
     all_rows: list[_Taps] = []
     all_begins: list[np.ndarray] = []
@@ -267,14 +267,14 @@ def resize_clips(clips: DecodedClips) -> torch.Tensor:
             all_begins.append(start // 3 + order[:, None] * height * width + in_frame)
             all_columns.append(columns)
             all_rows.append(rows)
-    # Equal shapes for all views: rows that nothing uses, and taps with weight zero.
+    # Pad all views to the same shape, with unused rows and with taps of weight 0.
     num_rows = max(begins.shape[1] for begins in all_begins)
     begins = np.stack([np.pad(b, ((0, 0), (0, num_rows - b.shape[1])), "edge") for b in all_begins])
     x_first = np.stack([taps.first for taps in all_columns])
     y_first = np.stack([taps.first - taps.low for taps in all_rows])
     x_weights, y_weights = _stack_weights(all_columns), _stack_weights(all_rows)
 
-    # One copy to the device for all of them
+    # Copy all arrays to the device at once.
     arrays = (begins, x_first, x_weights, y_first, y_weights)
     flat = torch.from_numpy(np.concatenate([values.astype(np.int32).ravel() for values in arrays]))
     parts = flat.to(clips.pixels.device).split([values.size for values in arrays])
@@ -298,12 +298,12 @@ def _resize_views(
     y_first: torch.Tensor,
     y_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Resize some views: first the rows that are used, horizontally, then vertically.
+    """Resize some views, first horizontally (only the rows that are used), then vertically.
 
     Args:
-        pixels: uint8, height x width x RGB of all frames, one after the other.
-        begins: views x frames x rows: where the rows begin, counted in pixels.
-        x_first: views x size: the first pixel of each column's taps, counted from the beginning of the row.
+        pixels: uint8, height x width x RGB of all frames in sequence.
+        begins: views x frames x rows: index of the first pixel of each row.
+        x_first: views x size: the first pixel of each column's taps, relative to the start of the row.
         x_weights: views x size x taps.
         y_first: views x size: the first row of each output row's taps.
         y_weights: views x size x taps.
@@ -327,14 +327,14 @@ def _resize_views(
 
 
 def _windows(values: torch.Tensor, step: int, taps: int) -> torch.Tensor:
-    """All runs of `taps` pieces of `step` values, without a copy: runs x (taps * step)."""
+    """View values as overlapping windows of `taps` pieces of `step` values: windows x (taps * step)."""
     number = len(values) // step - taps + 1
     return values.as_strided((number, taps * step), (step, 1), values.storage_offset())
 
 
 def _weigh(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over the taps, the last dimension but one, in fixed point; round to uint8."""
-    # No sum is below 0 or above 255, where Pillow would clip: weights are positive and add up to 1.
+    """Sum over the taps (the second last dimension) in fixed point, and round to uint8."""
+    # Unlike in Pillow, no clipping is needed: the weights are not negative and their sum is 1.
     sums = windows[..., 0, :] * weights[..., 0, :]
     for tap in range(1, windows.shape[-2]):
         sums.addcmul_(windows[..., tap, :], weights[..., tap, :])
@@ -342,10 +342,10 @@ def _weigh(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 class _Taps(NamedTuple):
-    """A pass of the resize along one axis: `size` pixels, each a weighted sum of a run of source pixels.
+    """A pass of the resize along one axis: `size` pixels, each a weighted sum of consecutive source pixels.
 
     Attributes:
-        first: size: the first pixel of each run.
+        first: size: the first source pixel of each sum.
         weights: size x taps, in fixed point.
         low, high: the range of the source pixels that are used.
     """
@@ -357,14 +357,14 @@ class _Taps(NamedTuple):
 
 
 def _stack_weights(all_taps: list[_Taps]) -> np.ndarray:
-    """The weights of several views, with zeros where a view has fewer taps than others."""
+    """Stack the weights of several views. Views with fewer taps are padded with zeros."""
     most = max(taps.weights.shape[1] for taps in all_taps)
     return np.stack([np.pad(taps.weights, ((0, 0), (0, most - taps.weights.shape[1]))) for taps in all_taps])
 
 
-@lru_cache(1024)  # training needs some dozens, evaluation two for each size of frames
+@lru_cache(1024)  # training needs a few dozen entries, evaluation two for each frame size
 def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool) -> _Taps:
-    """Pillow's weights of the pixels `start` to `start + size` when `length` pixels become `scaled`."""
+    """Pillow's weights for the pixels `start` to `start + size` of `length` pixels resized to `scaled`."""
     scale = length / scaled
     reach = max(scale, 1.0)  # support of the bilinear filter
     centres = (np.arange(start, start + size) + 0.5) * scale
@@ -373,9 +373,9 @@ def _taps(length: int, scaled: int, start: int, size: int, mirrored: bool) -> _T
     pixels = first[:, None] + np.arange((last - first).max())
     weights = np.maximum(1 - np.abs((pixels - centres[:, None] + 0.5) * (1 / reach)), 0)
     weights[pixels >= last[:, None]] = 0
-    # Added up one by one, as Pillow does it.
+    # `cumsum` adds the weights one by one, as Pillow does.
     weights = (0.5 + weights / np.cumsum(weights, axis=1)[:, -1:] * (1 << BITS)).astype(np.int32)
-    if length == scaled:  # Pillow leaves this pass out
+    if length == scaled:  # Pillow skips this pass
         first, weights = np.arange(start, start + size), np.full((size, 1), 1 << BITS, dtype=np.int32)
         last = first + 1
     if mirrored:

@@ -1,4 +1,4 @@
-"""Where a clip's frames come from: folders of images, or video files."""
+"""Read the frames of clips from folders of images or from video files."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from frames.video import (
 from utils.cli import UserError, log, printable
 from utils.files import open_regular
 
-# Returns which file of a video is missing, by its name and number of frames; or None.
+# A function of a video's name and number of frames that returns the missing file or None.
 Check = Callable[[str, int], str | None]
 
 
@@ -33,9 +33,9 @@ class FrameFolders:
     """Videos that are folders of images.
 
     Args:
-        root: the folder of the folders.
+        root: the folder that contains the frame folders.
         template: file name of a frame, such as `{:05d}.jpg`.
-        first: number in the name of a video's frame 1.
+        first: number in the file name of a video's first frame.
     """
 
     def __init__(self, root: str, template: str, first: int = 1) -> None:
@@ -68,7 +68,7 @@ class FrameFolders:
         return frames
 
     def checker(self) -> Check:
-        """Make a function that looks for a video's folder, first and last frame."""
+        """Make a function that checks for a video's folder, first and last frame."""
         return self._check
 
     def _check(self, name: str, num_frames: int) -> str | None:
@@ -91,11 +91,11 @@ class VideoFiles:
         self.root = root
 
     def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
-        """Decode frames of a video as RGB, as `tools/extract_frames.py --native` does before it makes JPEGs.
+        """Decode frames of a video as RGB, like `tools/extract_frames.py --native` before it encodes JPEGs.
 
         Args:
             name: name of the video.
-            numbers: frame numbers in display order, from 1. Nothing after the last one is decoded.
+            numbers: frame numbers in display order, from 1. Decoding stops after the last one.
 
         Raises:
             UserError: the video is missing, cannot be decoded, or has fewer frames.
@@ -114,7 +114,7 @@ class VideoFiles:
                         return frames
         except VideoError as error:
             raise UserError(f"{printable(path)}: {error}") from None
-        raise UserError(f"{printable(path)}: has only {number} frames; by the list it has frame {last}")
+        raise UserError(f"{printable(path)}: has only {number} frames, but the list needs frame {last}")
 
     def _file(self, name: str) -> str:
         for suffix in FILE_SUFFIXES:
@@ -123,7 +123,7 @@ class VideoFiles:
         raise UserError(f"{self.root}/{printable(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
 
     def checker(self) -> Check:
-        """Make a function that looks for a video's file. It lists each folder once, not for each video."""
+        """Make a function that checks for a video's file. It lists each folder only once."""
         names_in = cache(_names_in)
 
         def check(name: str, num_frames: int) -> str | None:
@@ -133,7 +133,7 @@ class VideoFiles:
             if not files:
                 return f"{path}{VIDEO_SUFFIXES[0]} (or {', '.join(VIDEO_SUFFIXES[1:])})"
             if len(files) > 1:
-                return f"{path} ({' and '.join(map(printable, files))}: which?)"
+                return f"{path} (ambiguous: {' and '.join(map(printable, files))})"
             return None
 
         return check
@@ -247,7 +247,7 @@ class VideoFile:
         self.fps = (self.num_frames - 1) / self.times[-1] if is_timed else float(self._index.rate)
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-        """Decode frames as RGB: the pixels of `VideoFiles.read`, with fewer frames decoded.
+        """Decode frames as RGB, with the same pixels as `VideoFiles.read` but fewer decoded frames.
 
         Args:
             numbers: frame numbers in display order, from 1.
@@ -367,8 +367,8 @@ def open_video(path: Path) -> Video:
 def find_videos(path: Path) -> list[Path]:
     """Find the video files and the frame folders in a folder, at any depth.
 
-    A frame folder holds nothing but numbered images. Each folder is searched once, however many links lead
-    there. Hidden files and folders are left out. Other files that are no videos are logged in one line.
+    A frame folder contains only numbered images. Each folder is searched once, even if several links lead to
+    it. Hidden files and folders are ignored. A warning lists other files that are not videos.
 
     Args:
         path: a folder, or a video file.
@@ -403,9 +403,7 @@ def find_videos(path: Path) -> list[Path]:
     names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     if not videos:
         but = f", but {names}" if names else ""
-        raise UserError(
-            f"{printable(path)}: has no videos, and no folders of nothing but numbered images, in it{but}"
-        )
+        raise UserError(f"{printable(path)}: has no videos and no folders with only numbered images{but}")
     if skipped:
         log.warning(f"warning: {printable(path)}: skipped {names} (not a video)")
     return sorted(videos)

@@ -1,4 +1,4 @@
-"""Cameras and live streams: a thread decodes, and the newest frames are kept."""
+"""Read cameras and live streams: a thread decodes and keeps the newest frames."""
 
 import math
 import re
@@ -49,17 +49,17 @@ def is_live(source: str) -> bool:
 
 
 def camera_source(text: str) -> str:
-    """The device of a camera's number; other sources do not change."""
+    """Convert the number of a camera to its device; other sources do not change."""
     return f"/dev/video{text}" if text.isdecimal() else text
 
 
 class LiveStream:
-    """A camera or a stream, as PyAV opens it. Recordings are played at their own speed.
+    """A camera or a stream that PyAV can open. Recordings are played in real time.
 
     Args:
         source: see `is_live`.
         prepare: called with each frame as RGB, in the decoding thread.
-        seconds: how long frames are kept.
+        seconds: time for which frames are kept.
         first_number: number of the first frame.
         first_time: time of the first frame, in seconds.
 
@@ -69,7 +69,7 @@ class LiveStream:
         num_frames: frames so far.
         num_dropped: frames that were discarded before `take` returned them.
         error: why the stream was lost; empty if it runs or has ended.
-        is_recording: whether the stream has a duration, as a file on a web server.
+        is_recording: whether the stream has a duration, such as a file on a web server.
 
     Raises:
         UserError: it cannot be opened, or has no video.
@@ -117,7 +117,7 @@ class LiveStream:
             return self.newest >= moment or self.newest + 1.5 * self._step > moment
 
     def take(self, start: float, end: float) -> list[LiveFrame]:
-        """The frames that are kept from `start` up to `end`, in seconds."""
+        """Return the kept frames from `start` up to `end`, in seconds."""
         with self._changed:
             frames = [frame for frame in self._frames if start <= frame.time < end]
             if frames:

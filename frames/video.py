@@ -1,6 +1,6 @@
-"""Decode video files frame by frame, and refuse those that are incomplete.
+"""Decode video files frame by frame, and refuse incomplete ones.
 
-Everything that is wrong with a file raises `VideoError`, so that a program can report it and continue.
+Any problem with a file raises `VideoError`, so that a program can report it and continue.
 """
 
 import itertools
@@ -23,11 +23,11 @@ from PIL import Image
 
 from utils.files import open_regular
 
-# Pillow's limit, beyond which the JPEGs could not be read. It also bounds the memory.
+# Pillow's limit: larger JPEGs could not be read. It also bounds the memory.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 _LIMIT = {"max_pixels": str(MAX_PIXELS)}
 
-# A wrong time, such as a gap of days, would otherwise fill the disk with copies of one frame.
+# Without this limit, a wrong time, such as a gap of days, would fill the disk with copies of one frame.
 MAX_REPEATS = 1000
 
 # Suffixes of the containers below. Files with other names can be videos, too: see `is_video`.
@@ -39,23 +39,23 @@ SUFFIXES = (
 )
 # fmt: on
 
-# libavformat also reads text as ASCII art, images as films, and playlists that open further files.
+# Only these, because libavformat also decodes text files and images, and playlists that open other files.
 _CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,ivf"
 
-# Where a packet holds one frame, and times are those of the frames. An avi's are not.
+# Containers and codecs with one frame per packet and exact frame times. Times in avi files are not exact.
 _EXACT_CONTAINERS = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
 _EXACT_CODECS = ("h264", "hevc", "vp9", "av1")
 
-# Before version 19, PyAV otherwise refuses a video whose title is not UTF-8.
+# Without this option, PyAV before version 19 refuses a video whose title is not UTF-8.
 _ANY_TITLE = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
-# From the video's range of values to JPEG's (ITU-T T.871, section 7), for Y, Cb and Cr. swscale rounds
-# chroma down, which shifts every colour by half a step.
+# Tables from limited range to JPEG's full range (ITU-T T.871, section 7), for Y, Cb and Cr. swscale would
+# round chroma down, which shifts every colour by half a step.
 _LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(256)]
 _CHROMA = [min(max(round((value - 128) * 255 / 224) + 128, 0), 255) for value in range(256)]
 _FULL_RANGE = (_LUMA, _CHROMA, _CHROMA)
 
-# Decoding this many frames is faster than seeking.
+# Up to this number of frames, decoding is faster than seeking.
 _WORTH_A_SEEK = 16
 
 _EBML = b"\x1a\x45\xdf\xa3"
@@ -111,7 +111,7 @@ def is_video(path: Path) -> bool:
             start = file.read(12)
     except OSError:
         return True
-    # The first boxes of an mp4 or mov whose names do not begin texts, too.
+    # Names of first boxes of mp4 and mov files, except those that text files may also begin with.
     is_mp4 = start[4:8] in (b"ftyp", b"moov", b"mdat", b"moof")
     return start[:4] == _EBML or is_mp4 or (start[:4], start[8:]) == (b"RIFF", b"AVI ")
 
@@ -119,7 +119,7 @@ def is_video(path: Path) -> bool:
 def decode(video: Path) -> Iterator[av.VideoFrame]:
     """Yield every frame of a video file once, in display order.
 
-    Only video containers are tried, and no other file is opened. Decoding takes one thread.
+    Only video containers are accepted, and no other file is opened. Decoding uses one thread.
 
     Args:
         video: the file. It is closed when the iterator is exhausted or deleted.
@@ -149,10 +149,10 @@ def count_frames(video: Path) -> int:
 
 
 def index_frames(video: Path) -> FrameIndex:
-    """Find a video's frames: by its packets where each holds one frame, otherwise by decoding all of it.
+    """Find the frames of a video from its packets if each contains one frame, otherwise by decoding it.
 
     Packets are exact for common codecs in mp4 and webm files. They do not show whether a frame is damaged.
-    Packets before the first frame that can be decoded, as in a stream that was joined midway, hold no frame.
+    Packets before the first frame that can be decoded, as in a stream that was joined midway, are ignored.
 
     Raises:
         VideoError: see `decode`.
@@ -197,7 +197,7 @@ def index_frames(video: Path) -> FrameIndex:
 def decode_frames(
     video: Path, index: FrameIndex, numbers: Collection[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield some frames of a video, the same as `decode` does, and decode few others.
+    """Yield selected frames of a video, identical to those of `decode`, and decode few others.
 
     Decoding starts at the last key frame before a frame. If the frames have no times, or the decoder does not
     return a frame with the expected time, all frames are decoded in sequence.
@@ -241,7 +241,7 @@ def _seek_frames(video: Path, index: FrameIndex, numbers: list[int]) -> Iterator
             key = int(index.keys[before - 1]) if before else 0
             if key - position > _WORTH_A_SEEK:
                 container.seek(int(index.times[key - 1]), stream=stream)
-                # Frames before the key frame, as in an open GOP, may lack what they refer to.
+                # Frames before the key frame, as in an open GOP, may refer to frames that are not decoded.
                 is_before = partial(_is_not_key, index.times[key - 1])
                 frames = itertools.dropwhile(is_before, _intact_frames(container, stream))
                 position = key - 1
@@ -272,14 +272,14 @@ def _intact_frames(container: av.container.InputContainer, stream: av.VideoStrea
 
 @contextmanager
 def _opened(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a video that is as long as it says, for decoding in one thread."""
+    """Open a video for decoding in one thread, and check its length."""
     with open_regular(video) as file:
         check_length(file)
         file.seek(0)
         whitelist = {"format_whitelist": _CONTAINERS}
         with av.open(file, container_options=whitelist, **_ANY_TITLE) as container:
             stream = container.streams.best("video")
-            # The cover of a song is a video stream to libavformat.
+            # libavformat also reports the cover of an audio file as a video stream.
             if stream is None or stream.disposition & Disposition.attached_pic:
                 raise VideoError("no video stream")
             if stream.codec_context is None:
@@ -287,13 +287,13 @@ def _opened(video: Path) -> Iterator[tuple[av.container.InputContainer, av.Video
             check_pixels(stream.codec_context.width, stream.codec_context.height)
             # For streams whose size changes, or is unknown before a frame is decoded.
             stream.codec_context.options = _LIMIT
-            # Programs share the cores among several videos.
+            # One thread, because programs decode several videos in parallel.
             stream.codec_context.thread_count = 1
             yield container, stream
 
 
 def _reason(error: Exception, count: int) -> VideoError:
-    """What is wrong with a video of which `count` frames could be read."""
+    """Make the error for a video of which `count` frames could be read."""
     if isinstance(error, VideoError):
         return error
     if isinstance(error, av.FFmpegError) and not count:
@@ -307,13 +307,13 @@ def _reason(error: Exception, count: int) -> VideoError:
 def check_length(file: BinaryIO) -> None:
     """Compare a file's length with what its container declares.
 
-    The demuxers do not notice a file that ends too early: in a truncated webm every remaining frame decodes
-    without an error. The containers are nested boxes that begin with their lengths, so following the outer
-    ones to the end suffices (webm and mkv: RFC 8794; mp4 and mov: ISO/IEC 14496-12; avi: RIFF). Other
-    containers are not checked.
+    The demuxers do not notice a truncated file: in a truncated webm, every remaining frame decodes without an
+    error. The containers consist of nested boxes that begin with their lengths, so it suffices to follow the
+    outer ones (webm and mkv: RFC 8794; mp4 and mov: ISO/IEC 14496-12; avi: RIFF). Other containers are not
+    checked.
 
     Args:
-        file: at its beginning.
+        file: an open file, at its beginning.
 
     Raises:
         OSError: it cannot be read.
@@ -339,8 +339,8 @@ def _webm_end(file: BinaryIO, length: int) -> int:
     position, end = 0, length
     while position < end:
         file.seek(position)
-        # An identifier and a size, whose lengths follow from their leading zero bits. The padding of a header
-        # that is cut short moves the position beyond the end.
+        # An identifier and a size, whose lengths follow from their leading zero bits. If the header is cut
+        # off, the padding moves the position beyond the end of the file.
         head = file.read(12).ljust(12, b"\xff")
         size_at = 9 - head[0].bit_length()
         body_at = size_at + 9 - head[size_at].bit_length() if size_at <= 4 else 0
@@ -376,15 +376,15 @@ def _mp4_end(file: BinaryIO, length: int) -> int:
 
 
 def display_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """Width and height at which players show a frame from `decode`, in pixels, before they turn it.
+    """Width and height at which players show a frame from `decode`, in pixels, before they rotate it.
 
-    The stored width differs if pixels are not square (anamorphic video).
+    The width differs from the stored one if pixels are not square (anamorphic video).
     """
     return max(1, round(frame.width * (frame.opaque or 1))), frame.height
 
 
 def _transposition(frame: av.VideoFrame) -> Image.Transpose | None:
-    """How players turn and mirror a frame: by its display matrix, which maps (x, y) to (ax + cy, bx + dy)."""
+    """Read from a frame's display matrix how to rotate and mirror it; (x, y) becomes (ax + cy, bx + dy)."""
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     if matrix is None:
         return None
@@ -408,7 +408,7 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
-    """Yield the frames that are on the screen at the times 0, 1/fps, 2/fps, ... of a video.
+    """Yield the frames that players show at the times 0, 1/fps, 2/fps, ... of a video.
 
     Args:
         frames: in display order, such as from `decode`.
@@ -438,11 +438,11 @@ def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[av.Vide
 class FrameConverter:
     """Converts the frames of one video to upright images of one size.
 
-    JPEG's colours are BT.601. Converting to them directly instead of through RGB saves half of the work after
-    decoding, and one rounding.
+    Frames are converted directly to JPEG's BT.601 colours, not to RGB first. This saves half of the work
+    after decoding, and one rounding.
 
     Args:
-        size: width and height, in pixels, before players turn the frame; see `display_size`.
+        size: width and height, in pixels, before players rotate the frame; see `display_size`.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -450,10 +450,11 @@ class FrameConverter:
         self._scaler = VideoReformatter()  # prepared once for all frames
 
     def __call__(self, frame: av.VideoFrame) -> Image.Image:
-        """Scale a frame bicubically, and turn and mirror it as players do.
+        """Scale a frame bicubically, and rotate and mirror it as players do.
 
         Returns:
-            YCbCr, 8 bits, full range, without chroma subsampling. A quarter turn swaps width and height.
+            YCbCr, 8 bits, full range, without chroma subsampling. A rotation by 90 degrees swaps width and
+            height.
 
         Raises:
             VideoError: it cannot be scaled.

@@ -13,13 +13,13 @@ def class_activation(
 ) -> torch.Tensor:
     """Compute the class activation of each frame and position.
 
-    A clip's logits are the mean of the classifier over frames and positions of the last stage. So the map is
-    exact: its mean plus the classifier's bias is the logit.
+    The logit of a clip is the mean of the classifier over the frames and positions of the last stage. So the
+    map is exact: the logit is the mean of the map plus the classifier's bias.
 
     Args:
-        model: computes one view of one clip.
-        predict: runs the model, such as `engine.Predictor`.
-        clip: its input.
+        model: the model.
+        predict: a function that runs the model, such as `engine.Predictor`.
+        clip: the input, a single view of a clip.
         label: the class.
 
     Returns:

@@ -14,7 +14,7 @@ from inference.clips import Clip
 from utils.cli import UserError, log, pluralize, printable
 from utils.files import npz
 
-# Frames of a clip that lie farther apart, in seconds, may miss an action.
+# A clip may miss an action if its frames are farther apart than this, in seconds.
 MAX_GAP = 3.0
 CSV_COLUMNS = ("video", "start", "end", "class", "probability")
 
@@ -22,7 +22,7 @@ CSV_COLUMNS = ("video", "start", "end", "class", "probability")
 def make_answer(
     clip: Clip, logits: torch.Tensor, names: Sequence[str], topk: int, weights: str
 ) -> dict[str, Any]:
-    """The best classes of a clip, as the JSON has them.
+    """Make the answer for a clip: its best classes, in the format of the JSON output.
 
     Args:
         clip: the clip.
@@ -47,7 +47,7 @@ def make_answer(
 
 
 def describe_video(video: Video) -> dict[str, Any]:
-    """What the JSON has about a video beside its answers."""
+    """Make the values of the JSON output that describe a video."""
     return {
         "video": str(video.path),
         "fps": round(float(video.fps), 3),
@@ -83,10 +83,10 @@ def merge_windows(windows: Sequence[dict[str, Any]], threshold: float) -> list[d
 
 
 def csv_rows(videos: Sequence[dict[str, Any]]) -> bytes:
-    """A CSV with a row for each segment; or for each window, or for each video.
+    """Format answers as CSV, with a row per segment, or else per window, or else per video.
 
     Args:
-        videos: the videos of the JSON. Those with an error and no answer have no row.
+        videos: the videos of the JSON output. Videos without an answer have no row.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -103,11 +103,11 @@ def csv_rows(videos: Sequence[dict[str, Any]]) -> bytes:
 def answers_npz(
     rows: Sequence[Sequence[np.ndarray]], clips: Sequence[tuple[str, float, float]], names: Sequence[str]
 ) -> dict[str, bytes]:
-    """The files of `--save_scores` and `--save_features`, in the format of `test_models.py`.
+    """Make the files of `--save_scores` and `--save_features`, in the format of `test_models.py`.
 
     Args:
-        rows: scores, and possibly features, of each clip.
-        clips: video, start and end of each clip; saved beside the rows.
+        rows: scores and optionally features of each clip.
+        clips: video, start and end of each clip, which are saved, too.
         names: class names.
     """
     videos, starts, ends = zip(*clips, strict=True)

@@ -1,4 +1,4 @@
-"""From videos to clips for a model: one clip for a video, windows over its time, windows of a live stream."""
+"""Load the clips of videos for a model: one clip per video, or a clip for each window of time."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from transforms import Compose
 from utils.cli import UserError
 from utils.pool import cores
 
-EPSILON = 1e-6  # seconds; rounding of times
+EPSILON = 1e-6  # tolerance for rounded times, in seconds
 
 
 class Window(NamedTuple):
@@ -52,7 +52,7 @@ class Clip(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why a video, or the rest of it, cannot be used. `index` is its number in the command line."""
+    """The error of a video, or of the rest of it. `index` is its number in the command line."""
 
     index: int
     error: UserError
@@ -65,7 +65,7 @@ class ClipFormat:
     Args:
         num_segments: frames in a clip.
         num_clips: clips of a window, see `dataset.clip_fractions`.
-        transform: makes the crops, see `transforms.evaluation_transform`.
+        transform: crops the frames, see `transforms.evaluation_transform`.
     """
 
     num_segments: int
@@ -79,11 +79,11 @@ class ClipFormat:
         return (np.concatenate(spread) + first - 1).tolist()
 
     def crop(self, image: Image.Image) -> np.ndarray:
-        """Cut the crops out of a frame: uint8, crops x height x width x RGB."""
+        """Crop a frame: uint8, crops x height x width x RGB."""
         return self.transform([image], -1, None)[0]
 
     def stack(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Make the pixels of a `Clip` from the crops of its frames."""
+        """Stack the crops of the frames to the pixels of a `Clip`."""
         views = np.stack(crops, axis=1)
         return views.reshape(-1, self.num_segments, *views.shape[2:])
 
@@ -91,7 +91,7 @@ class ClipFormat:
 def load_clips(
     paths: Sequence[Path], clip_format: ClipFormat, batch_size: int
 ) -> Iterator[list[Clip | Failure]]:
-    """Load one clip of each video, in batches. Threads load the next batch while one is computed.
+    """Load one clip of each video, in batches. Threads load the next batch while the model computes one.
 
     Args:
         paths: the videos.
@@ -123,7 +123,7 @@ def load_windows(
 ) -> Iterator[list[Clip | Failure]]:
     """Load windows over the time of each video, in batches. A thread loads the next batch.
 
-    Every sampled frame is decoded once, and kept as long as a window needs it.
+    Every sampled frame is decoded once, and stays in memory until no window needs it.
 
     Args:
         paths: the videos.
@@ -191,7 +191,7 @@ def plan_windows(
     ends = np.searchsorted(times, [end - EPSILON for _, end in spans])
     windows = []
     for (start, end), first, last in zip(spans, starts.tolist(), ends.tolist(), strict=True):
-        first = min(first, max(0, last - 1))  # without a frame of its own: the frame on the screen
+        first = min(first, max(0, last - 1))  # a window without frames gets the frame that is on the screen
         windows.append(Window(start, end, clip_format.sample(first + 1, max(1, last - first))))
     return windows
 

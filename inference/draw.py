@@ -26,12 +26,12 @@ def draw_answers(
     """Write the file of `--rendered_output` of a video.
 
     Args:
-        file: the file, whose suffix decides what is drawn.
+        file: file to write. Its suffix selects the kind of picture or video.
         clip: the last clip of the video.
         windows: the answers, see `inference.answers.make_answer`.
         rows: the logits, and possibly the features, of each window.
         names: class names.
-        over_time: draw all answers with their times, not the only one.
+        over_time: draw all answers with their times; otherwise there is only one.
         threshold: do not draw answers below this probability.
 
     Raises:

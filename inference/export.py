@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from inference.fuse import fuse
-from inference.onnx_model import INPUT, METADATA, open_session, run_session
+from inference.onnx_model import INPUT, METADATA, open_session, run_session, seal
 from models import TemporalModel
 from utils.cli import UserError
 
 
 class Exported(nn.Module):
-    """What is exported: the fused form of a model, optionally with preprocessing and softmax.
+    """The module that is exported: the fused model, optionally with preprocessing and softmax.
 
     Input:  batch x num_segments x 3 x height x width, float32, normalised by the model's mean and std;
             with `preprocess` batch x num_segments x height x width x 3, uint8. RGB, frames in time order
@@ -67,10 +67,10 @@ def to_onnx(module: Exported, metadata: dict[str, Any]) -> bytes:
         dynamic_shapes=(_free_sizes(module),),
     )
     content = program.model_proto
-    for node in content.graph.node:  # paths and lines of this source, see `_export`
+    for node in content.graph.node:  # remove paths and line numbers of this source, see `_export`
         del node.metadata_props[:]
     content.metadata_props.add(key=METADATA, value=json.dumps(metadata))
-    return content.SerializeToString()
+    return seal(content.SerializeToString())
 
 
 def to_pt2(module: Exported, metadata: dict[str, Any]) -> bytes:
@@ -80,10 +80,10 @@ def to_pt2(module: Exported, metadata: dict[str, Any]) -> bytes:
         UserError: the model's input size is too small for this format.
     """
     if module.model.input_size <= 32:  # torch.export assumes that no size becomes 1 inside the network
-        raise UserError("--format pt2: needs a model for clips of more than 32 x 32 pixels; use onnx")
+        raise UserError("--format pt2: needs an input size above 32; use --format onnx")
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice about weights on GPUs
+        warnings.simplefilter("ignore")  # about weights on GPUs
         torch.export.save(_export(module), content, extra_files={METADATA: json.dumps(metadata)})
     return content.getvalue()
 
@@ -98,7 +98,7 @@ def load_pt2(content: bytes) -> Callable[[torch.Tensor], torch.Tensor]:
     return torch.export.load(io.BytesIO(content)).module()
 
 
-# For each format (a file's suffix) how to save and load it.
+# Suffix of a format -> functions that save and load it.
 FORMATS = {"onnx": (to_onnx, load_onnx), "pt2": (to_pt2, load_pt2)}
 
 
@@ -111,7 +111,7 @@ def _free_sizes(module: Exported) -> dict[int, str]:
 
 def _export(module: Exported) -> torch.export.ExportedProgram:
     frames = module.model.num_segments
-    # None of the free sizes is 1, 3 or equal to another one, which torch.export would take for a rule.
+    # The free sizes are different, and none is 1 or 3. Otherwise torch.export would infer a constraint.
     if module.preprocess:
         example = torch.zeros(2, frames, 64, 96, 3, dtype=torch.uint8)
     else:
@@ -119,6 +119,6 @@ def _export(module: Exported) -> torch.export.ExportedProgram:
     sizes = dict.fromkeys(_free_sizes(module), torch.export.Dim.DYNAMIC)
     with torch.no_grad():
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=(sizes,), strict=False)
-    for node in program.graph.nodes:  # paths and lines of this source are of no use elsewhere
+    for node in program.graph.nodes:  # remove paths and line numbers of this source
         node.meta.pop("stack_trace", None)
     return program

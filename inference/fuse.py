@@ -24,8 +24,8 @@ TOLERANCE = 1e-3
 def float32_convolutions() -> Iterator[None]:
     """Compute float32 convolutions in float32.
 
-    By default cuDNN rounds their inputs to TF32 (10 bits) on GPUs since Ampere. Enter this around the
-    computation; it does not work as the decorator of a generator.
+    By default, cuDNN rounds their inputs to TF32 (10 bits) on GPUs since Ampere. Use this as a context or as
+    the decorator of a function, but not of a generator.
     """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -38,13 +38,13 @@ def float32_convolutions() -> Iterator[None]:
 def to_channels_last(model: TemporalModel, device: torch.device, for_training: bool = False) -> None:
     """Convert a model's weights, and so all its activations, to the layout that is fastest on a device.
 
-    In channels-last, each frame of a clip is a 2D image in memory. A convolution over one frame can then be
-    a 2D convolution of batch * frames images, without a copy. On GPUs, cuDNN's 3D kernels are slow in bf16,
+    In channels last, each frame of a clip is a 2D image in memory. A convolution over one frame is then a 2D
+    convolution of batch * frames images, without a copy. On GPUs, cuDNN's 3D kernels are slow in bf16,
     and wrong in some releases (pytorch issue 163539). On CPUs, oneDNN's 3D kernels are as fast or faster,
     except for training with AVX2. docs/SPEED.md has the measurements.
 
     Args:
-        model: changed in place; its state dict keeps names, shapes and values.
+        model: modified. Names, shapes and values of its state dict do not change.
         device: where the model will run.
         for_training: whether the model will be trained.
     """
@@ -55,14 +55,14 @@ def to_channels_last(model: TemporalModel, device: torch.device, for_training: b
 
 
 def use_2d_kernels(model: nn.Module) -> None:
-    """Compute a model's 3D convolutions by 2D kernels on frames, where possible; see `to_channels_last`."""
+    """Compute 3D convolutions with 2D kernels on frames where possible; see `to_channels_last`."""
     _replace_convolutions(model, FrameConv3d.can_replace, FrameConv3d)
 
 
 def _replace_convolutions(
     model: nn.Module, condition: Callable[[nn.Module], bool], kind: type[nn.Conv3d]
 ) -> None:
-    """Replace the modules that fulfil the condition by convolutions of a class with the same parameters."""
+    """Replace modules that fulfil a condition by convolutions of class `kind` with the same parameters."""
     for parent in list(model.modules()):
         for name, module in parent.named_children():
             if condition(module):
@@ -75,13 +75,13 @@ def _replace_convolutions(
 class FrameConv3d(nn.Conv3d):
     """A convolution over 1 or 3 frames, computed as one 2D convolution of all frames.
 
-    For 3 frames, the 2D convolution computes what each frame adds to the next frame, to itself and to the
-    previous frame. The output is the sum of these, shifted in time.
+    For 3 frames, the 2D convolution computes three contributions of each frame: to the next frame, to itself
+    and to the previous frame. They are shifted in time and summed.
     """
 
     @staticmethod
     def can_replace(module: nn.Module) -> bool:
-        """Whether this class can compute a module."""
+        """Whether a module can be replaced by this class."""
         if type(module) is not nn.Conv3d or module.groups > 1 or module.padding_mode != "zeros":
             return False
         length, padding = module.kernel_size[0], module.padding[0]
@@ -108,7 +108,7 @@ class FrameConv3d(nn.Conv3d):
 
 def compile_function(function: Callable) -> Callable:
     """Compile a function of a model, forward and backward, at the first call with each batch size."""
-    # fallback_random: eager's random numbers, so that dropout's masks do not depend on --compile.
+    # fallback_random uses the random numbers of eager mode, so that dropout masks do not depend on --compile.
     return torch.compile(function, dynamic=False, options={"fallback_random": True})
 
 
@@ -132,17 +132,17 @@ def compiler_errors() -> Iterator[None]:
 
 
 def fuse(model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Copy a model for inference: the same logits from less work.
+    """Make a copy of a model that computes the same logits faster.
 
     Batch norm is folded into the convolutions; `to_channels_last` chooses layout and kernels.
 
     Args:
-        model: a `TemporalModel`, which is not changed. An exported model is returned as it is.
-        device: where the copy will run. It stays on the model's device for now.
-        dtype: of the copy's weights and of its computation. In float32, its logits are the model's to 1e-5.
+        model: a `TemporalModel`, which is not changed. An `OnnxModel` is returned unchanged.
+        device: the device on which the copy will run. The copy is on the model's device at first.
+        dtype: type of the copy's weights and of its computation. In float32, logits agree to 1e-5.
 
     Returns:
-        A model that takes the same input and cannot be trained.
+        A model with the same input and output, which cannot be trained.
 
     Raises:
         UserError: a block's `fusable_norms` does not describe its `forward`.
@@ -179,8 +179,8 @@ def _check_fusable_norms(model: TemporalModel) -> None:
         difference = float((model(clip) - expected).abs().max() / expected.abs().max())
     if difference > TOLERANCE:
         raise UserError(
-            f"the fused model's logits differ from the model's by {100 * difference:.2g} %: does the "
-            "`fusable_norms` of its block say which norm follows directly on which convolution?"
+            f"the fused model's logits differ from the model's by {100 * difference:.2g} %: check that "
+            "`fusable_norms` of its block lists the convolutions that each norm directly follows"
         )
 
 
@@ -201,7 +201,7 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _fold_norms(model: nn.Module) -> None:
-    """Fold a model's batch norms into its convolutions, in place, where `fusable_norms` allows it."""
+    """Fold the batch norms of a model into its convolutions where `fusable_norms` allows it."""
     _replace_convolutions(model, lambda module: type(module) is FrameConv3d, nn.Conv3d)
     for module in model.modules():
         for norm, convolutions in _fusable_norms(module).items():
@@ -209,11 +209,11 @@ def _fold_norms(model: nn.Module) -> None:
 
 
 def _fusable_norms(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Which norms of a module directly follow which of its convolutions."""
+    """For each norm of a module that can be folded, the convolutions that it directly follows."""
     if type(module) is nn.Sequential:
         names = [name for name, _ in module.named_children()]
         return {norm: (before,) for before, norm in zip(names, names[1:], strict=False)}
-    # The declaration describes a `forward`: it is not valid for a subclass that overrides it.
+    # The declaration is not valid for a subclass that overrides `forward` without a new declaration.
     for kind in type(module).__mro__:
         if "fusable_norms" in vars(kind):
             return vars(kind)["fusable_norms"]
@@ -223,15 +223,15 @@ def _fusable_norms(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _fold(parent: nn.Module, name: str, convolutions: list[nn.Module]) -> None:
-    """Fold a batch norm into the convolutions whose concatenated outputs are its channels."""
+    """Fold a batch norm into the convolutions whose concatenated outputs are its input."""
     norm = parent.get_submodule(name)
     is_norm = type(norm) in (nn.BatchNorm3d, nn.SyncBatchNorm) and norm.affine and norm.track_running_stats
     if not is_norm or any(type(convolution) is not nn.Conv3d for convolution in convolutions):
         return
     sizes = [convolution.out_channels for convolution in convolutions]
     values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    shares = zip(*(value.split(sizes) for value in values), strict=True)
-    for convolution, (mean, var, weight, bias) in zip(convolutions, shares, strict=True):
+    parts = zip(*(value.split(sizes) for value in values), strict=True)
+    for convolution, (mean, var, weight, bias) in zip(convolutions, parts, strict=True):
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, mean, var, norm.eps, weight, bias
         )

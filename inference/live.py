@@ -1,4 +1,4 @@
-"""Answer for a live stream: windows of its newest frames."""
+"""Classify a live stream, in windows of its newest frames."""
 
 import time
 from argparse import Namespace
@@ -22,7 +22,7 @@ def watch(
     clip_format: ClipFormat,
     names: Sequence[str],
 ) -> tuple[list[dict[str, Any]], int]:
-    """Answer for the newest window of a stream until it ends or Ctrl-C.
+    """Classify the newest window of a stream until the stream ends or Ctrl-C is pressed.
 
     Args:
         args: options of `test_video.py`.
@@ -32,7 +32,7 @@ def watch(
         names: class names.
 
     Returns:
-        The stream as the JSON has it, and the exit status: 1 if the stream was lost.
+        The stream in the format of the JSON output, and the exit status: 1 if the stream was lost.
 
     Raises:
         UserError: the stream cannot be opened.
@@ -87,9 +87,9 @@ def watch(
 def live_clips(
     stream: LiveStream, clip_format: ClipFormat, seconds: float, stride: float
 ) -> Iterator[tuple[Clip, float]]:
-    """Make windows of a live stream while it runs: always the newest window, older ones are skipped.
+    """Yield windows of a running live stream. If the model is too slow, older windows are skipped.
 
-    The windows are those of `plan_windows` for the recorded stream, unless some are skipped.
+    The windows are those that `plan_windows` makes for the recorded stream, except for skipped ones.
 
     Args:
         stream: its frames are prepared by `clip_format.crop`.
@@ -98,7 +98,7 @@ def live_clips(
         stride: seconds from the start of a window to that of the next.
 
     Yields:
-        Each window with the arrival of its newest frame, by `time.monotonic`.
+        The clip of a window, and the arrival time of its newest frame (`time.monotonic`).
     """
     covered = stream.first_time
     end = covered + seconds

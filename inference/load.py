@@ -1,4 +1,4 @@
-"""Load a model from any file that has one: a checkpoint of this code, a released one, a state dict, ONNX."""
+"""Load a model from a checkpoint of this code, a released one, a bare state dict, or an ONNX file."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from utils.precision import DTYPES, Precision, evaluation_precision
 
 @dataclass
 class ModelOptions:
-    """What the user states about the model; None: read it from the file. Programs pass their `args`."""
+    """The user's options for a model; None for values from the file. Programs pass their `args` instead."""
 
     type: str | None = None
     arch: str | None = None
@@ -34,11 +34,11 @@ class LoadedModel(NamedTuple):
     """A model and the file that it was loaded from.
 
     Attributes:
-        model: in evaluation mode; on the CPU and in float32, unless `load_fused` has loaded it.
+        model: in evaluation mode; on the CPU in float32, except after `load_fused`.
         spec: the model configuration.
         checkpoint: the content of the file, see `load_checkpoint`.
         path: the file.
-        is_type_guessed: several types of block have these tensors, and neither file nor user say which.
+        is_type_guessed: whether the tensors fit several types of block and neither file nor user specify one.
     """
 
     model: TemporalModel | OnnxModel
@@ -68,7 +68,7 @@ class LoadedModel(NamedTuple):
 
 
 def is_onnx(path: str | Path) -> bool:
-    """Whether the name of a file is that of an ONNX model."""
+    """Whether a file has the suffix of an ONNX model."""
     return Path(path).suffix.lower() == ".onnx"
 
 
@@ -82,10 +82,10 @@ def load_model(
 
     Args:
         path: a checkpoint (see `load_checkpoint`) or an ONNX file of tools/export.py.
-        options: what the user states; it must not contradict the file. Where neither says it, a model has
-            the published 8 frames of 224 x 224.
+        options: the user's options, which must not contradict the file. If neither specifies them, the model
+            has the published 8 frames of 224 x 224.
         allow_onnx: whether an ONNX file is accepted.
-        allow_guess: whether to guess the type of block where several have the file's tensors.
+        allow_guess: whether to guess the type of block if the tensors fit several types.
 
     Raises:
         UserError: the file cannot be used, or an option contradicts it.
@@ -96,7 +96,7 @@ def load_model(
     types = possible_types(checkpoint, path)
     is_type_guessed = options.type is None and len(types) > 1
     if is_type_guessed and not allow_guess:
-        raise UserError(f"{path}: its tensors fit {' or '.join(types)}: state the type")
+        raise UserError(f"{path}: its tensors fit {' or '.join(types)}; specify the type")
     num_segments, input_size = _check_options(options, spec, checkpoint.get("options", {}), path)
     if onnx_model:
         return LoadedModel(onnx_model.eval(), spec, checkpoint, path, is_type_guessed)
@@ -113,8 +113,8 @@ def load_fused(
     Args:
         path: see `load_model`; ONNX is accepted.
         options: see `load_model`.
-        world: the model runs on its first device; for an ONNX file this must be the CPU.
-        amp: a key of `DTYPES`, 'auto', or None for the precision that the checkpoint was trained in.
+        world: the model runs on its first device, which must be the CPU for an ONNX file.
+        amp: a key of `DTYPES`, 'auto', or None for the precision of training.
 
     Returns:
         The fused model on the device, and the precision it computes in.
@@ -129,7 +129,7 @@ def load_fused(
 
 
 def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str | Path) -> TemporalModel:
-    """Build a model whose weights are loaded next; until then they are uninitialised memory.
+    """Build a model without initialising its weights, which are loaded next.
 
     Raises:
         UserError: the configuration is not possible.
@@ -152,7 +152,7 @@ def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str |
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Skip the random numbers of `torch.nn.init`, which take half a second."""
+    """Skip the random initialisation of `torch.nn.init`, which takes half a second."""
 
     FUNCTIONS = ("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_")
 
@@ -169,16 +169,16 @@ def _check_options(
     options: ModelOptions | Namespace, spec: ModelSpec, checkpoint_options: dict[str, Any], path: str | Path
 ) -> tuple[int, int]:
     """Check the user's options against the file, and return the number of segments and the input size."""
-    known = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
-    known["consensus"] = spec.consensus
+    file_options = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
+    file_options["consensus"] = spec.consensus
     for name in ("num_segments", "input_size"):
         if name in checkpoint_options:
-            known[name] = checkpoint_options[name]
-    for name, value in known.items():
-        stated = getattr(options, name, None)  # only main.py has --consensus
-        if stated is not None and stated != value:
-            has = f"no {name}" if value is None else f"{name} {value}"
-            raise UserError(f"--{name} {stated} contradicts {path}, which has {has}")
-    num_segments = known.get("num_segments", options.num_segments or 8)
-    input_size = known.get("input_size", options.input_size or 224)
+            file_options[name] = checkpoint_options[name]
+    for name, value in file_options.items():
+        option = getattr(options, name, None)  # only main.py has --consensus
+        if option is not None and option != value:
+            description = f"no {name}" if value is None else f"{name} {value}"
+            raise UserError(f"--{name} {option} contradicts {path}, which has {description}")
+    num_segments = file_options.get("num_segments", options.num_segments or 8)
+    input_size = file_options.get("input_size", options.input_size or 224)
     return num_segments, input_size

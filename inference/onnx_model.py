@@ -1,5 +1,6 @@
 """A model exported as ONNX by tools/export.py, for the programs that evaluate a checkpoint."""
 
+import hashlib
 import json
 from argparse import Namespace
 from dataclasses import replace
@@ -18,6 +19,8 @@ from utils.distributed import World
 INPUT = "clips"
 # Exported files have a JSON text with this name, see `tools.export.make_metadata`.
 METADATA = "metadata"
+# The last entry of a file's metadata in protobuf's encoding (field 14): 'sha256', and 64 hexadecimal digits.
+SEAL = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 
 def choose_devices(args: Namespace, world: World) -> World:
@@ -42,7 +45,7 @@ def choose_devices(args: Namespace, world: World) -> World:
 
 
 class OnnxModel(nn.Module):
-    """An exported model with the interface of the `TemporalModel` that it was made from.
+    """An exported model with the interface of `TemporalModel`.
 
     Input:  batch x num_segments x 3 x height x width, float32, normalised by `input_mean` and `input_std`
     Output: batch x num_class logits. For a file with softmax: the logarithms of its probabilities.
@@ -62,13 +65,13 @@ class OnnxModel(nn.Module):
         self.session, metadata = _read(path)
         self.takes_pixels = metadata["preprocess"]
         self.gives_probabilities = metadata["softmax"]
-        self.input_mean, self.input_std = TemporalModel.input_mean, TemporalModel.input_std
-        if self.takes_pixels:  # normalised values are then the pixels themselves, 0 to 255
+        self.input_mean, self.input_std = tuple(metadata["input_mean"]), tuple(metadata["input_std"])
+        if self.takes_pixels:  # makes the normalised values equal to the pixels, from 0 to 255
             self.input_mean, self.input_std = (0.0,) * 3, (1 / 255,) * 3
         options = metadata["options"]
         self.num_segments, self.input_size = options["num_segments"], options["input_size"]
         self.description = f"{metadata['description']}, ONNX"
-        # What a checkpoint of this model says, with the classifier's shape as its only tensor.
+        # The values of a checkpoint of this model. Its only tensor is the classifier, without values.
         self.checkpoint = {
             name: metadata[name] for name in ("options", "categories", "mirrored") if name in metadata
         }
@@ -84,8 +87,13 @@ class OnnxModel(nn.Module):
         return scores
 
 
+def seal(content: bytes) -> bytes:
+    """Append a checksum to an ONNX file, as another entry of its metadata."""
+    return content + SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
 def open_session(content: bytes) -> Any:
-    """Open an ONNX model as an `onnxruntime.InferenceSession` on the CPU, with as many threads as torch uses.
+    """Open an ONNX model as an `onnxruntime.InferenceSession` on the CPU, with torch's number of threads.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -107,8 +115,11 @@ def run_session(session: Any, clips: torch.Tensor) -> torch.Tensor:
 
 
 def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """Open a file of tools/export.py, and check that its graph is what its metadata describes."""
+    """Open a file of tools/export.py, and check that its metadata describes its graph."""
     content = Path(path).read_bytes()
+    body, is_sealed = content[: -len(SEAL) - 64], content[-len(SEAL) - 64 : -64] == SEAL
+    if is_sealed and content != seal(body):
+        raise UserError(f"{path}: is damaged (wrong checksum)")
     try:
         session = open_session(content)
     except UserError:
@@ -120,7 +131,9 @@ def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
         frames, num_class = metadata["options"]["num_segments"], metadata["num_class"]
         expected = [None, frames, None, None, 3] if metadata["preprocess"] else [None, frames, 3, None, None]
-    except (KeyError, TypeError, ValueError):
+        if not len(metadata["input_mean"]) == len(metadata["input_std"]) == 3:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path}: was not written by tools/export.py: it has no {METADATA}") from None
     (clips,), (scores,) = session.get_inputs(), session.get_outputs()
     shapes = [[size if isinstance(size, int) else None for size in value.shape] for value in (clips, scores)]

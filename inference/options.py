@@ -18,10 +18,11 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         "--window",
         metavar="SECONDS",
         type=positive_float,
-        help=f"answer for each window of this length; {DEFAULT_LIVE_WINDOW:g} for streams if not given",
+        help=f"classify each window of this length (default: the whole video; {DEFAULT_LIVE_WINDOW:g} for "
+        "streams)",
     )
     time.add_argument(
-        "--stride", metavar="SECONDS", type=positive_float, help="time between windows (half a window)"
+        "--stride", metavar="SECONDS", type=positive_float, help="time between windows (default: half of one)"
     )
     time.add_argument(
         "--threshold",
@@ -59,7 +60,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
-    """Check the options of `add_answer_options` before any work is done.
+    """Check the options of `add_answer_options` before the work begins.
 
     Args:
         args: options of `test_video.py`.
@@ -100,7 +101,7 @@ def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
 
 
 def rendered_files(args: argparse.Namespace, videos: list[Path]) -> list[Path | None]:
-    """The file of `--rendered_output` for each video.
+    """Choose the file of `--rendered_output` for each video.
 
     Raises:
         UserError: there are several videos and one file, or two videos have the same file.

@@ -1,4 +1,4 @@
-"""TensorBoard's curves."""
+"""Write curves for TensorBoard."""
 
 import time
 from pathlib import Path
@@ -13,14 +13,14 @@ from utils.cli import log
 
 
 class Curves:
-    """Writes TensorBoard's file; training continues without it if that fails.
+    """Writes an event file for TensorBoard. If writing fails, training continues without it.
 
-    tensorboardX's `SummaryWriter` writes in a thread. When a full disk ends that thread, the next values
-    wait for ever. This class writes at once, with tensorboardX's other classes.
+    tensorboardX's `SummaryWriter` writes in a thread. If a full disk ends the thread, the next call blocks
+    forever. This class writes in the calling thread, with other classes of tensorboardX.
 
     Args:
         folder: the folder of the file.
-        purge_step: TensorBoard ignores the values of older files from this step on.
+        purge_step: TensorBoard ignores the values in older files from this step on.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -36,12 +36,12 @@ class Curves:
             self.add_summary(scalar(name, value), step)
 
     def add_text(self, name: str, content: str, step: int) -> None:
-        """Add a text as it is: Markdown does not change lines that begin with four spaces."""
+        """Add a text without formatting: each line begins with four spaces, a code block in Markdown."""
         self.add_summary(text(name, "\n".join(f"    {line}" for line in content.splitlines())), step)
 
     def add_lengths(self, name: str, num_frames: np.ndarray, step: int) -> None:
-        """Add a histogram of the numbers of frames of a list's videos."""
-        # Bins of whole numbers, so that there are no gaps. TensorBoard shows 30 bins.
+        """Add a histogram of the lengths of videos in frames."""
+        # The width of the bins is a whole number, so that no bin is empty by chance. TensorBoard shows 30.
         width = -(-(int(np.ptp(num_frames)) + 1) // 30)
         bins = np.arange(num_frames.min(), num_frames.max() + width + 1, width) - 0.5
         self.add_summary(histogram(f"data/{name}_frames", num_frames, bins), step)

@@ -38,7 +38,7 @@ MAX_CHARACTERS = 140  # of a line
 
 @contextmanager
 def plain_matplotlib() -> Iterator[None]:
-    """Draw without a display, independently of a matplotlibrc, and without warnings of missing glyphs."""
+    """Draw in the same style everywhere: ignore matplotlibrc, and suppress warnings about missing glyphs."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -49,7 +49,7 @@ def plain_matplotlib() -> Iterator[None]:
 
 
 def figure_png(draw: Callable[[], "Figure"]) -> bytes:
-    """Encode the figure that `draw` makes as PNG, in the style of all plots."""
+    """Call `draw` in the style of all plots, and encode its figure as PNG."""
     content = io.BytesIO()
     with plain_matplotlib():
         draw().savefig(content, format="png")
@@ -64,14 +64,14 @@ def image_png(image: Image.Image) -> bytes:
 
 
 def font(size: int, is_bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Load matplotlib's own font, which has more letters than Pillow's; `size` is in pixels."""
-    matplotlib = find_spec("matplotlib")  # found, not imported: it takes half a second
+    """Load matplotlib's font, which has more glyphs than Pillow's; `size` is in pixels."""
+    matplotlib = find_spec("matplotlib")  # not imported, because that takes half a second
     if matplotlib is None:
         return ImageFont.load_default(size)
     file = Path(matplotlib.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
     if is_bold:
         file = file.with_stem("DejaVuSans-Bold")
-    # The same layout everywhere, whether Raqm is installed or not.
+    # BASIC gives the same layout with and without Raqm.
     return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -109,7 +109,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         panels[2].yaxis.set_minor_formatter(LogFormatter())  # only where there is room
     else:
         panels[2].set_ylim(0, 1.1 * max(rates) or 1)
-    # Below the figure: the file grows with it.
+    # Below the figure; the file becomes larger.
     figure.legend(
         *panels[2].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9
     )
@@ -120,7 +120,7 @@ class SheetRow(NamedTuple):
     """A clip on a contact sheet.
 
     Attributes:
-        frames: of the same size.
+        frames: images of the same size.
         lines: text above the frames; the first line is bold.
         captions: text below each frame; empty for none.
         mark: coloured word before the first line, with a bar beside the frames; empty for none.
@@ -133,12 +133,12 @@ class SheetRow(NamedTuple):
 
 
 def contact_sheet(rows: Sequence[SheetRow], columns: int = 8, width: int = SHEET_WIDTH) -> Image.Image:
-    """Draw clips below each other, their frames in lines that fill the width.
+    """Draw clips below each other, with their frames in lines that fill the width.
 
     Args:
-        rows: the clips; a row without frames is text alone.
-        columns: the most frames in a line.
-        width: of the sheet, in pixels.
+        rows: the clips; a row without frames has only text.
+        columns: maximum number of frames in a line.
+        width: width of the sheet, in pixels.
     """
     return stack([_draw_row(row, columns, width) for row in rows])
 
@@ -201,10 +201,10 @@ def draw_batch(
     Args:
         clips: uint8, batch x frames x height x width x channel (RGB), before normalisation.
         labels: training labels of the clips.
-        mirrored: whether a clip is mirrored, for the clips to draw.
-        videos: their names.
+        mirrored: for each clip to draw, whether it is mirrored.
+        videos: names of the videos.
         categories: class names.
-        title: the first line.
+        title: text of the first line.
     """
     step = -(-clips.shape[1] // MAX_FRAMES)
     part = f"one in {step} frames of " if step > 1 else ""

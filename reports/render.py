@@ -1,7 +1,8 @@
-"""Draw the answer of a model on the video, or below the frames that the model saw."""
+"""Draw the answer of a model on the video or below the input frames."""
 
 import itertools
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,17 +20,17 @@ from tqdm import tqdm
 from frames.sources import Video, duration
 from reports.plots import INK, LINE_HEIGHT, MARGIN, TEXT_SIZE, SheetRow, contact_sheet, font, stack
 from utils.cli import UserError, printable, uninterrupted
-from utils.files import check_new_file
+from utils.files import check_new_file, give_name
 
 SUFFIXES = (".mp4", ".gif", ".png")
 
-# In pixels: a caption on a smaller picture could not be read.
+# In pixels. Captions would be illegible on smaller pictures.
 MIN_WIDTH, MIN_FONT = 320, 16
-# A narrow video of this height gets black sides instead of being enlarged.
+# A narrow video is enlarged up to this height, and then gets black sides.
 MAX_ENLARGED_HEIGHT = 4096
 GIF_FPS = 10
 SHEET_WIDTH = 1200
-# In the strip that shows which class was found when; matplotlib's colours.
+# The strip that shows the predicted class over time, in matplotlib's colours.
 STRIP_HEIGHT = 6
 STRIP_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 BAND, WHITE, BAR = (0, 0, 0, 170), (255, 255, 255), (31, 97, 160)
@@ -54,7 +55,7 @@ def check_rendered_output(path: Path) -> None:
 
 
 class TimedAnswer(NamedTuple):
-    """The best class of a window; `start` and `end` are in seconds, `answer` is None if it is not drawn."""
+    """The best class of a window from `start` to `end` (seconds); `answer` is None if it is not drawn."""
 
     start: float
     end: float
@@ -68,16 +69,16 @@ def render(
     top: Sequence[Answer],
     windows: Sequence[TimedAnswer] = (),
 ) -> None:
-    """Draw the answers of a model; the suffix of the file decides how, see the option `--rendered_output`.
+    """Draw the answers of a model, depending on the suffix of the file (see `--rendered_output`).
 
-    The file appears under its name when it is complete. Memory does not grow with the length of the video.
+    The file gets its name when it is complete. Memory does not depend on the length of the video.
 
     Args:
         path: file to write, with one of `SUFFIXES`.
         video: the input of the model.
         numbers: frames that the model saw, from 1.
         top: the best classes, the best one first.
-        windows: draw these answers, which change over time, instead of the first one of `top`.
+        windows: answers over time to draw instead of the first one of `top`.
 
     Raises:
         UserError: a frame cannot be read, or the file cannot be written.
@@ -95,18 +96,18 @@ def render(
 
 @contextmanager
 def rendering(path: Path, option: str = "--rendered_output") -> Iterator[Path]:
-    """Yield a hidden file to write, which gets its name when the body of the `with` ends.
+    """Yield a hidden file to write, and rename it to `path` at the end of the `with` block.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     # The default handler would leave the partial file.
     handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield part
         with uninterrupted():
-            part.replace(path)
+            give_name(part, path)
     except (OSError, av.FFmpegError) as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None
     finally:

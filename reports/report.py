@@ -1,4 +1,4 @@
-"""What `test_models.py --report DIR` writes: where a model is right and wrong, in tables and pictures.
+"""The report of `test_models.py --report DIR`: tables and pictures of correct and wrong predictions.
 
 report.md       averages, best and worst classes, hardest pairs, mirrored pairs
 per_class.csv   a row for each class
@@ -33,15 +33,15 @@ NUM_PAIRS = 20
 NUM_MISTAKES = 12
 MAX_FRAMES = 32  # of a mistake
 
-# Up to FEW_CLASSES the confusion matrix has numbers in its cells and names at both axes. With more classes
-# the columns have only their numbers, and the hardest pairs are listed beside the matrix.
+# With at most FEW_CLASSES classes, the confusion matrix has numbers in its cells and names at both axes. With
+# more classes, columns are labelled by class numbers, and the hardest pairs are listed beside the matrix.
 FEW_CLASSES = 20
-MAX_LABELS = 200  # of rows; with more classes not every row has a label
+MAX_LABELS = 200  # labels of rows; with more classes, some rows have no label
 MAX_NAME = 50  # characters
 
 
 def check_report(folder: Path) -> None:
-    """Check that a report can be written, before the evaluation; create nothing.
+    """Check before the evaluation that a report can be written. Nothing is created.
 
     Raises:
         UserError: the folder is not empty, it cannot be written, or matplotlib is not installed.
@@ -60,14 +60,14 @@ def write_report(
     videos: VideoDataSet,
     model: str,
 ) -> None:
-    """Write the report on an evaluation, all of its files or none.
+    """Write the report on an evaluation, either all of its files or none.
 
     Args:
-        folder: new or empty.
-        result: of the evaluation; its clips have labels, its scores have the order of `categories`.
+        folder: a new or empty folder.
+        result: result of the evaluation, with labels, and with the classes in the order of `categories`.
         categories: class names.
         videos: the clips that were evaluated.
-        model: a line that describes it.
+        model: description of the model in one line.
 
     Raises:
         UserError: a frame cannot be read, or the report cannot be written.
@@ -100,11 +100,11 @@ def write_report(
 def summarise_classes(
     confusions: np.ndarray, top5: np.ndarray, categories: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Make the rows of per_class.csv, accuracies in percent; a class without clips has none.
+    """Make the rows of per_class.csv, with accuracies in percent; those of a class without clips are empty.
 
     Args:
-        confusions: clips by true class and prediction.
-        top5: clips of each class for which one of the five best classes is right.
+        confusions: number of clips, true class x predicted class.
+        top5: for each class, the number of its clips for which one of the five best classes is right.
         categories: class names.
     """
     rows = []
@@ -125,16 +125,16 @@ def summarise_classes(
 
 
 def percent(part: int, whole: int) -> float:
-    """A share in percent; nan if there is no whole."""
+    """Compute a share in percent; nan if `whole` is 0."""
     return 100 * part / whole if whole else float("nan")
 
 
 def compare(confusions: np.ndarray, first: int, second: int) -> tuple[float, float]:
-    """Compare two classes.
+    """Compute confusion and accuracy of a pair of classes.
 
     Returns:
-        Confusion, the share of their clips that are taken for the other one, and accuracy, the share of their
-        clips that are right; both in percent, nan without clips.
+        The share of their clips that are predicted as the other class, and the share that are predicted
+        correctly, both in percent; nan without clips.
     """
     (a, b), (c, d) = confusions[np.ix_((first, second), (first, second))]
     clips = confusions[[first, second]].sum()
@@ -142,10 +142,10 @@ def compare(confusions: np.ndarray, first: int, second: int) -> tuple[float, flo
 
 
 def hardest_pairs(confusions: np.ndarray) -> list[tuple[int, int]]:
-    """Find the pairs of classes with the most confusion between them, most first."""
+    """Find the pairs of classes with the highest confusion, in descending order."""
     mutual = np.triu(confusions + confusions.T, 1)
     pairs = [(int(first), int(second)) for first, second in np.argwhere(mutual)]
-    # Of equal shares the one with more clips says more.
+    # If shares are equal, the pair with more clips comes first.
     pairs.sort(key=lambda pair: (-compare(confusions, *pair)[0], -mutual[pair]))
     return pairs[:NUM_PAIRS]
 
@@ -162,7 +162,7 @@ def list_predictions(
     categories: Sequence[str],
     videos: VideoDataSet,
 ) -> list[dict[str, Any]]:
-    """Make the rows of predictions.csv; for the arguments see `find_mistakes`."""
+    """Make the rows of predictions.csv."""
     rows = []
     for index, label, prediction, row in zip(
         videos.included, labels, predictions, softmax(scores), strict=True
@@ -220,12 +220,12 @@ def report_text(
         "[per_class.csv](per_class.csv), all clips in [predictions.csv](predictions.csv).",
         *_class_sections(classes),
         "## Hardest pairs",
-        "Confusion is the share of the clips of both classes that are taken for the other one; accuracy is "
-        "the share that is right.",
+        "Confusion is the share of the clips of both classes that are predicted as the other class; accuracy "
+        "is the share that are predicted correctly.",
         _pair_table(hardest_pairs(confusions), confusions, categories) or "There are none.",
         "## Mirrored pairs",
-        "These classes are each other's mirror image by their names. More confusion than accuracy in a pair "
-        "suggests that its labels were swapped, in training or in the list.",
+        "By their names, these classes are mirror images of each other. If the confusion of a pair is higher "
+        "than its accuracy, its labels were probably swapped, in training or in the list.",
         _pair_table(mirrored, confusions, categories) or "There are none.",
         "## Confusion matrix",
         "![Confusion matrix](confusion.png)",
@@ -244,7 +244,7 @@ def _class_sections(classes: Sequence[dict[str, Any]]) -> Iterator[str]:
         cells = [[name(row), *(_escape(str(row[column])) for column in columns)] for row in rows]
         return _table(["class", *columns], cells)
 
-    # Of equal accuracies the one with more clips says more.
+    # If accuracies are equal, the class with more clips comes first.
     tested = [row for row in classes if row["clips"]]
     best = sorted(tested, key=lambda row: (-float(row["top-1"]), -row["clips"]))
     if len(best) <= 2 * NUM_BEST:
@@ -259,7 +259,7 @@ def _class_sections(classes: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _pair_table(pairs: Sequence[tuple[int, int]], confusions: np.ndarray, categories: Sequence[str]) -> str:
-    """A table of pairs of classes; empty if there are none."""
+    """Make a table of pairs of classes; empty without pairs."""
     rows = []
     for pair in pairs:
         confusion, accuracy = compare(confusions, *pair)
@@ -283,15 +283,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape a text for Markdown, also in a table's cell."""
+    """Escape a text for Markdown, including cells of tables."""
     return re.sub(r"([\\`*_\[\]<>|~&$#@:!])", r"\\\1", printable(text))
 
 
 def similarity_order(confusions: np.ndarray) -> list[int]:
-    """Order classes so that those that are confused are close (average-linkage clustering)."""
+    """Order classes so that similar ones are close, by average-linkage clustering of the confusions."""
     shares = confusions / confusions.sum(1, keepdims=True).clip(1)
     likeness = shares + shares.T
-    between = likeness.copy()  # of groups: the mean over their pairs; each is in the place of its first class
+    between = likeness.copy()  # mean likeness of two groups, at the indices of their first classes
     np.fill_diagonal(between, -1)
     groups = [[label] for label in range(len(confusions))]
     for _ in range(len(groups) - 1):
@@ -307,7 +307,7 @@ def similarity_order(confusions: np.ndarray) -> list[int]:
 
 
 def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figure":
-    """Draw the confusion matrix, the classes ordered by similarity. Texts may reach beyond the figure."""
+    """Draw the confusion matrix, with classes ordered by similarity. Text may extend beyond the figure."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -316,7 +316,7 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
     is_small = count <= FEW_CLASSES
     order = similarity_order(confusions)
     clips = confusions.sum(1)
-    # Every name begins with its label: names that are cut may begin alike, and some scripts have no font.
+    # Labels identify names that are cut and begin with the same words, or that the font cannot display.
     names = [printable(f"{label} {name}", MAX_NAME) for label, name in enumerate(categories)]
     names = [name if clips[label] else f"{name} (no clips)" for label, name in enumerate(names)]
 
@@ -345,7 +345,7 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
     scale = figure.add_axes((1 + 0.3 / side, 1 - 2.1 / side, 0.15 / side, 2 / side))
     figure.colorbar(image, cax=scale, ticks=[0, 0.05, 0.2, 0.5, 1], format=PercentFormatter(1))
     if not is_small:
-        text = "Hardest pairs: share of their clips that are taken for the other one\n"
+        text = "Hardest pairs: share of their clips that are predicted as the other class\n"
         for first, second in hardest_pairs(confusions):
             confusion, _ = compare(confusions, first, second)
             text += f"\n{confusion:.1f} %\n    {names[first]}\n    {names[second]}\n"

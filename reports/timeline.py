@@ -85,10 +85,10 @@ def write_activation(
     numbers: Sequence[int],
     times: Sequence[float],
 ) -> None:
-    """Draw class activation: heat on the frames that the model saw, and the evidence of each frame as a bar.
+    """Draw class activation as a heat map on the input frames, and the evidence of each frame as a bar.
 
     Args:
-        path: .png for a sheet, .mp4 for a film of the frames.
+        path: file to write: .png for a contact sheet, .mp4 for a video.
         title: video and class.
         frames: uint8, frames x height x width x RGB.
         maps: class activation, frames x height x width of the last stage.
@@ -102,7 +102,7 @@ def write_activation(
     evidence = maps.mean(axis=(1, 2))
     with rendering(path, "--cam") as part:
         if path.suffix.lower() == ".png":
-            pictures = [_with_bar(image, evidence, place) for place, image in enumerate(images)]
+            pictures = [_with_bar(image, evidence, index) for index, image in enumerate(images)]
             captions = [
                 f"{number}, {time:.1f} s: {value:+.2f}"
                 for number, time, value in zip(numbers, times, evidence, strict=True)
@@ -112,11 +112,11 @@ def write_activation(
             row = SheetRow(pictures, lines, captions)
             contact_sheet([row], columns, 1200).save(part, format="PNG")
             return
-        # Short videos repeat frames; a film needs increasing times.
-        starts = [Fraction(max(round(1000 * time), place), 1000) for place, time in enumerate(times)]
-        places = itertools.count()
+        # Frames of short videos are repeated, but times in a video file must increase.
+        starts = [Fraction(max(round(1000 * time), index), 1000) for index, time in enumerate(times)]
+        indices = itertools.count()
         write_movie(
-            part, zip(images, starts, strict=True), lambda i, *_: _with_bar(i, evidence, next(places))
+            part, zip(images, starts, strict=True), lambda i, *_: _with_bar(i, evidence, next(indices))
         )
 
 
@@ -125,7 +125,7 @@ def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
 
     Args:
         frames: uint8, frames x height x width x RGB.
-        maps: frames x height x width of the last stage; the strongest activation of the clip is yellow.
+        maps: frames x height x width of the last stage. The strongest activation of the clip is yellow.
     """
     strength = np.clip(maps, 0, None) / max(float(maps.max()), 1e-9)
     images = []
@@ -138,8 +138,8 @@ def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
     return images
 
 
-def _with_bar(image: Image.Image, evidence: np.ndarray, place: int) -> Image.Image:
-    """Enlarge a frame, and draw the evidence of all frames as bars below it, its own one dark."""
+def _with_bar(image: Image.Image, evidence: np.ndarray, index: int) -> Image.Image:
+    """Enlarge a frame, and draw the evidence of all frames as bars below it. Its own bar is dark."""
     height = round(MOVIE_WIDTH * image.height / image.width) // 2 * 2
     canvas = Image.new("RGB", (MOVIE_WIDTH, height + BAR_HEIGHT), "white")
     canvas.paste(image.resize((MOVIE_WIDTH, height), Image.Resampling.BICUBIC), (0, 0))
@@ -150,7 +150,7 @@ def _with_bar(image: Image.Image, evidence: np.ndarray, place: int) -> Image.Ima
     width = MOVIE_WIDTH / len(evidence)
     for number, value in enumerate(evidence.tolist()):
         top, bottom = sorted((zero, zero - scale * value))
-        colour = INK if number == place else FOR if value > 0 else AGAINST
+        colour = INK if number == index else FOR if value > 0 else AGAINST
         draw.rectangle((number * width + 2, top, (number + 1) * width - 3, bottom), colour)
     draw.line((0, zero, MOVIE_WIDTH, zero), GREY)
     return canvas

@@ -151,13 +151,13 @@ def test_type_from_tensors(kind):
     with torch.device("meta"):
         bare = {"state_dict": small_model(kind).state_dict()}
     alpha_beta = (4, 2) if kind == "GST" else (None, None)
-    assert describe_model(bare, "a.pth", kind) == (kind, "resnet14", *alpha_beta, 4, True)
+    assert describe_model(bare, "a.pth", kind) == (kind, "resnet14", *alpha_beta, 4, True, "mean")
     fitting = ["C2D", "TSM"] if kind in ("C2D", "TSM") else [kind]
     assert [*possible_types(bare, "a.pth")] == fitting
     assert describe_model(bare, "a.pth").type == fitting[0]
     # The checkpoint's options decide, even without alpha and beta.
     own = bare | {"options": {"type": kind, "arch": "resnet14"}}
-    assert describe_model(own, "a.pth") == (kind, "resnet14", *alpha_beta, 4, True)
+    assert describe_model(own, "a.pth") == (kind, "resnet14", *alpha_beta, 4, True, "mean")
     assert [*possible_types(own, "a.pth")] == [kind]
 
 
@@ -186,7 +186,7 @@ def test_published_name_of_c3d():
     with torch.device("meta"):
         checkpoint = {"state_dict": small_model("C3D").state_dict()}
     checkpoint["options"] = {"type": "R3D", "arch": "resnet14", "alpha": 4, "beta": 2}
-    assert describe_model(checkpoint, "a.pth") == ("C3D", "resnet14", None, None, 4, True)
+    assert describe_model(checkpoint, "a.pth") == ("C3D", "resnet14", None, None, 4, True, "mean")
 
 
 # ---------------------------------------------------------------------------------------------------------

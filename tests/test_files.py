@@ -8,7 +8,7 @@ import pytest
 from helpers import files_limited_to
 
 from utils.cli import UserError
-from utils.files import open_regular, read_text, staged, write_atomically, write_texts
+from utils.files import open_regular, read_text, staged, write_atomically, write_new, write_texts
 
 
 def files_in(folder: Path) -> dict[str, str]:
@@ -80,3 +80,11 @@ def test_texts_are_utf8_with_unix_line_ends(tmp_path):
     assert (tmp_path / "a").read_bytes() == "Äpfel\n".encode()
     (tmp_path / "a").write_bytes("\ufeffone\r\ntwo\u2028\x0b\rthree\n".encode())
     assert read_text(tmp_path / "a") == "one\ntwo\u2028\x0b\nthree\n"
+
+
+def test_new_file_never_replaces_another(tmp_path):
+    path = tmp_path / "scores.npz"
+    write_new(path, b"first")
+    with pytest.raises(FileExistsError):
+        write_new(path, b"second")
+    assert files_in(tmp_path) == {"scores.npz": "first"}

@@ -255,3 +255,33 @@ def test_onnx_pins_no_memory(exported, folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("pinned"))
     succeed(call("test_models.py", *commands("test_models.py")[0], "-j", 0))
+
+
+def test_flipped_bit_in_onnx_is_refused(exported, tmp_path):
+    content = bytearray(exported.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = tmp_path / "model.onnx"
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match="model.onnx"):
+        OnnxModel(damaged)
+
+
+def with_metadata(exported: Path, path: Path, metadata: str) -> Path:
+    model = onnx.load(exported)
+    del model.metadata_props[:]
+    model.metadata_props.add(key="metadata", value=metadata)
+    onnx.save(model, path)
+    return path
+
+
+def test_onnx_has_its_own_mean_and_std(exported, tmp_path):
+    (metadata,) = (p.value for p in onnx.load(exported).metadata_props if p.key == "metadata")
+    changed = json.loads(metadata) | {"input_mean": [0.1, 0.2, 0.3], "input_std": [1.0, 2.0, 3.0]}
+    model = OnnxModel(with_metadata(exported, tmp_path / "own.onnx", json.dumps(changed)))
+    assert (model.input_mean, model.input_std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+
+
+def test_nested_onnx_metadata_is_one_line(exported, tmp_path):
+    path = with_metadata(exported, tmp_path / "nested.onnx", "[" * 100_000)
+    with pytest.raises(UserError, match="nested.onnx"):
+        OnnxModel(path)

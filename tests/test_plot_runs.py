@@ -90,14 +90,14 @@ def test_other_files_are_refused(logs, tmp_path, text, culprit):
     assert not out.exists()
 
 
-def test_runs_without_an_epoch_are_left_out(logs, tmp_path):
+def test_runs_without_an_epoch_are_skipped(logs, tmp_path):
     new, out = tmp_path / "new.csv", tmp_path / "out.png"
     new.write_text(format_csv([]))
     assert_one_line_error(call("tools/plot_runs.py", new, "--out", out), "epoch")
     assert not out.exists()
     done = call("tools/plot_runs.py", new, *logs, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0].startswith("new: left out")
+    assert done.stdout.splitlines()[0].startswith("new: skipped")
     assert out.exists()
 
 

@@ -80,7 +80,7 @@ def test_bf16_without_instructions(tmp_path):
     """Training is emulated after a warning, evaluation is in float32, and a resumed run stays in bf16."""
     root = make_dataset(tmp_path / "data", train=2, val=2, frames=9)
     first = train(root, tmp_path, "--amp", "bf16", env=AVX2)
-    assert re.fullmatch("warning: .* bf16.*emulated.*--amp auto.*\n", first.stderr)
+    assert re.search("^warning: .* bf16.*emulated.*--amp auto", first.stderr)
     file = tmp_path / "checkpoint" / f"{NAME}_checkpoint.pth.tar"
     evaluated = run("test_models.py", "--root_path", root, "-j", 0, "--weights", file, env=AVX2)
     assert (evaluated.returncode, evaluated.stderr) == (0, "")

@@ -222,6 +222,8 @@ def test_predictions_have_both_probabilities(tmp_path, videos):
 def test_sigterm_leaves_no_partial_file(tmp_path):
     class Video:
         num_frames = 9
+        times = [number / 12 for number in range(9)]
+        fps = 12.0
 
         def play(self):
             for number in range(self.num_frames):

@@ -416,7 +416,8 @@ def test_good_checkpoint_is_kept_until_the_next(tmp_path):
 )
 def test_tensors_tell_the_model(arch, alpha, beta, dropout):
     state_dict = gst_state(7, dropout, backbone=arch, alpha=alpha, beta=beta)
-    assert describe_model({"state_dict": state_dict}, "a.pth") == ("GST", arch, alpha, beta, 7, dropout > 0)
+    spec = describe_model({"state_dict": state_dict}, "a.pth")
+    assert spec == ("GST", arch, alpha, beta, 7, dropout > 0, "mean")
 
 
 def test_other_networks_are_refused():

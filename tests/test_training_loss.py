@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from test_engine import train_epoch
 from torch.nn import functional
 
+import engine
 from classes import NEVER
 from frames.resize import DecodedClips, resize_clips
 from training.loss import TrainingLoss, find_class_weights
@@ -67,6 +69,16 @@ def test_mixup_resizes_decoded_clips():
     views = np.array([[(0, 0, 30, 20, 24, 16, 4, 0, 0)]] * 3)
     decoded = DecodedClips(pixels, shapes, np.array([[0, 1]] * 3), views, 16, 2)
     assert torch.equal(mix(0, decoded)[0], mix(0, resize_clips(decoded))[0])
+
+
+def test_training_mixes_clips_and_labels(monkeypatch):
+    plain = train_epoch(6, 6).model
+    monkeypatch.setattr(engine, "TrainingLoss", lambda: TrainingLoss(mixup=1.0))
+    mixed, again, other = (train_epoch(6, 6, seed=seed).model for seed in (3, 3, 4))
+    torch.testing.assert_close(mixed.fc.weight, again.fc.weight, rtol=0, atol=0)
+    for model in (plain, other):
+        assert not torch.equal(mixed.fc.weight, model.fc.weight)
+        assert not torch.equal(mixed.fc.bias, model.fc.bias)
 
 
 CATEGORIES = ["left", "right", "up", "never"]

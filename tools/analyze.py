@@ -1,14 +1,13 @@
-"""Show where in a trained GST the temporal path counts: its share in what each block's conv3 reads.
+"""Show where a trained GST uses time: the share of the temporal path in the input of each block's conv3.
 
     python tools/analyze.py --weights FILE
     python tools/analyze.py --weights FILE --out DIR      # also draws DIR/share.png
 
-A channel of bn2 varies in proportion to its scale, and conv3 passes it on with the kernel of that channel. So
-a channel contributes its absolute scale times the norm of its kernel. The share of a block is that of the
-temporal channels in the sum. Its weight is the share divided by the temporal path's share of the channels,
-1/alpha: above 1 the block prefers the temporal path. The paper finds (section on visualisation) that low
-layers weigh static and high layers dynamic cues. The control is an untrained model of the same form: its
-weights are close to 1.
+The contribution of a channel is its absolute scale in bn2 times the norm of its kernel in conv3. The share of
+a block is the sum of the contributions of the temporal channels, divided by the sum of all contributions. The
+weight is this share divided by 1/alpha, the share of the channels: above 1, the block prefers the temporal
+path. The paper finds (section on visualisation) that low layers use static cues and high layers use dynamic
+cues. The control is an untrained model of the same form, whose weights are close to 1.
 """
 
 import sys
@@ -40,23 +39,23 @@ def main() -> None:
     if spec.type != "GST":
         raise UserError(f"--weights {args.weights}: is a {spec.type} model; only GST has a temporal path")
     torch.manual_seed(0)
-    untrained = temporal_shares(TemporalModel(1, 1, spec.type, spec.arch, spec.alpha, spec.beta))
-    trained = temporal_shares(model)
+    control = temporal_shares(TemporalModel(1, 1, spec.type, spec.arch, spec.alpha, spec.beta))
+    shares = temporal_shares(model)
 
     print("| block | temporal share, % | weight | weight, untrained |")
     print("|---|---|---|---|")
-    for name, share in trained.items():
-        weights = f"{spec.alpha * share:.2f} | {spec.alpha * untrained[name]:.2f}"
+    for name, share in shares.items():
+        weights = f"{spec.alpha * share:.2f} | {spec.alpha * control[name]:.2f}"
         print(f"| {name} | {100 * share:.1f} | {weights} |")
     if args.out:
         picture = Path(args.out) / "share.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(picture, figure_png(lambda: draw(trained, untrained, spec.alpha)))
+        write_atomically(picture, figure_png(lambda: draw(shares, control, spec.alpha)))
         print(f"plot: {picture}")
 
 
 def temporal_shares(model: TemporalModel) -> dict[str, float]:
-    """Compute the share of the temporal path in what the conv3 of each block of a GST reads.
+    """Compute the share of the temporal path in the input of conv3, for each block of a GST.
 
     Returns:
         `{name of the block, such as layer1.0: share from 0 to 1}`, from the lowest to the highest block.
@@ -71,17 +70,17 @@ def temporal_shares(model: TemporalModel) -> dict[str, float]:
     return shares
 
 
-def draw(trained: Mapping[str, float], untrained: Mapping[str, float], alpha: int) -> Figure:
-    """Plot the shares of two models over depth; a line shows 1/alpha."""
+def draw(shares: Mapping[str, float], control: Mapping[str, float], alpha: int) -> Figure:
+    """Plot the shares of a trained model and of an untrained one over depth; a line shows 1/alpha."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(100 / alpha, color="0.8", label="share of the channels")
-    for shares, label, style in ((untrained, "untrained", "o:"), (trained, "trained", "s-")):
-        axes.plot([100 * share for share in shares.values()], style, color="black", label=label)
-    step = -(-len(trained) // 16)  # a deep model has more blocks than names fit
-    axes.set_xticks(range(0, len(trained), step), list(trained)[::step], rotation=45, ha="right")
-    axes.set(xlabel="block", ylabel="temporal share of what conv3 reads, %")
-    axes.set_ylim(0, 120 * max(1 / alpha, *trained.values(), *untrained.values()))
+    for values, label, style in ((control, "untrained", "o:"), (shares, "trained", "s-")):
+        axes.plot([100 * share for share in values.values()], style, color="black", label=label)
+    step = -(-len(shares) // 16)  # the names of all blocks of a deep model do not fit
+    axes.set_xticks(range(0, len(shares), step), list(shares)[::step], rotation=45, ha="right")
+    axes.set(xlabel="block", ylabel="temporal share of the input of conv3, %")
+    axes.set_ylim(0, 120 * max(1 / alpha, *shares.values(), *control.values()))
     axes.legend()
     return figure
 

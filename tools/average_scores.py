@@ -3,8 +3,8 @@
     python tools/average_scores.py gst8.npz gst16.npz
     python tools/average_scores.py gst8.npz gst16.npz gst_large8.npz --weights 1 2 1 --save_scores all.npz
 
-The files are written by `test_models.py --save_scores`. Videos are matched by name, in any order. Prints the
-accuracies of each file and of the average.
+The program prints the accuracies of each file and of the average. The files are written by
+`test_models.py --save_scores`. Videos are matched by name, in any order.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import Parser, UserError, non_negative_float, printable, run_program
-from utils.files import check_new_file, npz, write_atomically, writing
+from utils.files import check_new_file, npz, write_new, writing
 
 
 class Scores(NamedTuple):
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{name}: {file.accuracies()}")
     if args.save_scores:
         with writing("--save_scores", args.save_scores):
-            write_atomically(Path(args.save_scores), npz(**average._asdict()))
+            write_new(Path(args.save_scores), npz(**average._asdict()))
         print(f"scores: {args.save_scores}")
 
 
@@ -122,7 +122,7 @@ def read_scores(path: str) -> Scores:
 
 
 def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> Scores:
-    """Put a file's videos into the order of the first file.
+    """Reorder the videos of a file as in the first file.
 
     Raises:
         UserError: the files do not have the same videos, classes and labels.
@@ -130,10 +130,10 @@ def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> S
     if file.classes.tolist() != first.classes.tolist():
         raise UserError(f"{path}: its classes are not those of {first_path}, or have another order")
     rows = {video: row for row, video in enumerate(file.videos.tolist())}
-    differing = rows.keys() ^ set(first.videos.tolist())
-    if differing:
-        video = printable(min(differing))
-        raise UserError(f"{path}: does not have the videos of {first_path}: only one of them has '{video}'")
+    differences = rows.keys() ^ set(first.videos.tolist())
+    if differences:
+        video = printable(min(differences))
+        raise UserError(f"{path}: does not have the videos of {first_path}: only one file has '{video}'")
     order = [rows[video] for video in first.videos.tolist()]
     labels = file.labels[order]
     if (labels != first.labels).any():

@@ -1,18 +1,18 @@
-"""Measure this code's forms of the model and of the loader against the published ones.
+"""Compare the speed of this code's model and loader with that of the published ones.
 
     python tools/benchmark.py
     python tools/benchmark.py --only inference --frames 8 16 --compile
 
 The results are Markdown tables. The published model is float32, eager, NCTHW, with PyTorch's defaults (TF32
-convolutions on GPUs). The published loader is that of TSN-pytorch: PIL images, whole frames resized, stacked
-to an array, converted to a float tensor, normalised.
+convolutions on GPUs). The published loader is that of TSN-pytorch: it resizes whole PIL images, stacks them
+to an array, converts the array to a float tensor, and normalises it.
 
-The forms of a comparison take turns in one process: each runs once per round, in alternating order. The
-speed-up is published / form: of the fastest calls, and the median within the rounds. Multiply-adds are those
-of convolutions and classifier, times three in training. The matmul rate is that of square matrices in the
-same precision and rounds. bf16 is measured where the device has instructions for it. If OpenVINO is
-installed, inference on a CPU also measures the exported ONNX file, which takes a minute (pip install openvino
-onnx onnxruntime onnxscript).
+The variants (column "form") run in turns in one process: each runs once per round, in alternating order. The
+speed-up is the published time divided by the variant's time, for the fastest calls and as the median over the
+rounds. Multiply-adds are those of convolutions and classifier, times three in training. The matmul rate is
+measured with square matrices in the same precision and the same rounds. bf16 is measured if the device has
+instructions for it. If OpenVINO is installed, inference on a CPU also measures the exported ONNX file, which
+takes a minute (pip install openvino onnx onnxruntime onnxscript).
 """
 
 import argparse
@@ -96,11 +96,11 @@ def main() -> None:
 
 
 def compare(title: str, forms: list[Form], clips: int, rounds: int, macs: float = 0) -> None:
-    """Measure forms in turns, and print their rows of the table.
+    """Measure variants in turns, and print a row of the table for each.
 
     Args:
-        title: what they compute.
-        forms: the published one first.
+        title: name of the computation.
+        forms: the variants; the published one is first.
         clips: number of clips in a batch.
         rounds: number of measurements.
         macs: multiply-adds of a clip; 0 if throughput is not reported.
@@ -131,7 +131,7 @@ def compare(title: str, forms: list[Form], clips: int, rounds: int, macs: float 
 
 
 def matmul(precision: str) -> Callable[[], None]:
-    """Make the products of square matrices whose rate the forms' throughput is compared with."""
+    """Make a function that multiplies square matrices, whose rate is the reference for the throughput."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE, device=DEVICE).to(dtype)
 
@@ -175,14 +175,14 @@ def measure_models(args: argparse.Namespace, purpose: str) -> None:
 
 
 def precisions() -> dict[str, str]:
-    """The precisions that the device has instructions for: name -> key of `DTYPES`."""
+    """The precisions for which the device has instructions: name -> key of `DTYPES`."""
     return {"float32": "off"} | ({"bf16": "bf16"} if has_instructions(DEVICE, "bf16") else {})
 
 
 def model_forms(model: TemporalModel, clips: torch.Tensor, purpose: str, with_compiled: bool) -> list[Form]:
-    """The model as published and as the programs run it, for 'inference' or 'training'."""
+    """Make the variants of a model for 'inference' or 'training': the published one, and this code's."""
     is_training = purpose == "training"
-    default = "tf32" if DEVICE.type == "cuda" else "float32"  # PyTorch's, which training leaves as it is
+    default = "tf32" if DEVICE.type == "cuda" else "float32"  # PyTorch's default, which training keeps
     make_call = training_step if is_training else forward_pass
     forms = [Form("published", make_call(copy.deepcopy(model), clips), default)]
     for name, amp in precisions().items():
@@ -201,7 +201,7 @@ def model_forms(model: TemporalModel, clips: torch.Tensor, purpose: str, with_co
 
 
 def forward_pass(model: TemporalModel, clips: torch.Tensor, amp: str | None = None) -> Callable[[], None]:
-    """Make a forward pass of a fused model, or without `amp` of the published one."""
+    """Make a forward pass of a fused model; without `amp`, of the published model."""
     model.eval()
 
     def run() -> None:
@@ -251,7 +251,7 @@ def exported_forms(model: TemporalModel, clips: torch.Tensor) -> list[Form]:
 
 
 class TSNClips(VideoDataSet):
-    """Clips as TSN-pytorch makes them: frames * 3 x height x width, float32, normalised in the loader."""
+    """Clips as in TSN-pytorch: frames * 3 x height x width, float32, normalised in the loader."""
 
     def __getitem__(self, key: int) -> tuple[torch.Tensor, int]:
         record, rng = self.record(key), np.random.default_rng(key)
@@ -290,7 +290,7 @@ def open_clips(kind: type[VideoDataSet], path: Path, transform: Any, is_training
 
 
 def measure_loaders(args: argparse.Namespace) -> None:
-    """Measure on one core what the loader processes do for each clip."""
+    """Measure the work of the loader processes for each clip on one core."""
     batches = np.arange(24).reshape(3, 8).tolist()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -305,7 +305,7 @@ def measure_loaders(args: argparse.Namespace) -> None:
 
 
 def loader_forms(path: Path, is_training: bool, batches: list[list[int]]) -> list[Form]:
-    """TSN's loader, and this code's with each place of the resize."""
+    """Make the variants of the loader: TSN's, and this code's with each value of --resize."""
     steps = (transforms.GroupScale(256), transforms.GroupCenterCrop(224))
     transform = transforms.evaluation_transform(224)
     if is_training:

@@ -1,15 +1,15 @@
-"""Train types of block with the same budget and compare them: a table and a plot.
+"""Train models with different types of block in the same way, and compare them in a table and a plot.
 
     python tools/make_motion_dataset.py DATA --dataset motion3 --level 3 --size 64 64
     python tools/compare.py --root_path DATA --dataset motion3 --out DIR -- \\
         --arch resnet14 --input_size 48 --epochs 10 -b 8 --lr 0.008 --lr_schedule cosine
 
-The options after `--` are options of main.py, the same for all models. test_models.py scores each model after
-its last epoch; no checkpoint is chosen by its accuracy. Writes DIR/table.md and DIR/plot.png. After an
-interruption the same command continues. All models use the first visible GPU.
+The options after `--` are options of main.py, the same for all models. test_models.py evaluates the
+checkpoint of the last epoch, not that of the best one. The program writes DIR/table.md and DIR/plot.png.
+After an interruption, the same command continues. All models use the first visible GPU.
 
-The controls are GST on validation clips played backwards or with shuffled frames, and GST trained with flips
-that keep the labels of mirrored classes.
+The controls are GST on validation clips that are played backwards or have shuffled frames, and GST trained
+with flips that keep the labels of mirrored classes.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def read_groups(path: Path, categories: list[str]) -> dict[str, list]:
-    """Read from the data set's settings the pairs of labels, and the labels of static classes."""
+    """Read the pairs of labels and the labels of static classes from the data set's settings."""
     settings = json.loads(read_text(path, "tools/make_motion_dataset.py writes it"))
     label = {name: number for number, name in enumerate(categories)}
     pairs = {name: settings[name.replace(" ", "_")] for name in ("reversed pairs", "mirrored pairs")}
@@ -105,7 +105,7 @@ def read_groups(path: Path, categories: list[str]) -> dict[str, list]:
 
 
 def reorder(paths: DatasetPaths, order: str, root: Path) -> None:
-    """Make a data set of the validation clips with their frames in one of `ORDERS`, as links."""
+    """Make a data set of the validation clips with their frames in one of `ORDERS`, as symbolic links."""
     shutil.rmtree(root, ignore_errors=True)
     files = layout(order)
     for number, record in enumerate(read_list(paths.val_list, len(paths.categories))):
@@ -160,7 +160,7 @@ def run(name: str, program: str, *words: object) -> None:
             while process.poll() is None and not SIGNALS:
                 time.sleep(0.05)
         finally:
-            process.terminate()  # a training saves, and continues from there
+            process.terminate()  # a training saves first, and continues from there
             process.wait()
         if SIGNALS:
             sys.exit(128 + SIGNALS[0])
@@ -177,7 +177,7 @@ def last_checkpoint(out: Path, name: str) -> Path:
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray, groups: Mapping[str, list]) -> list[float]:
-    """Compute top-1 of each of `GROUPS` in percent from scores (clips x classes); nan without clips."""
+    """Compute top-1 (percent) of each of `GROUPS` from scores (clips x classes); nan without clips."""
     hits = scores.argmax(1) == labels
     results = [hits]
     for name in ("reversed pairs", "mirrored pairs"):
@@ -209,7 +209,7 @@ def table(accuracies: Mapping[str, np.ndarray], costs: Mapping[str, tuple[int, i
 
 
 def draw(accuracies: Mapping[str, np.ndarray], costs: Mapping[str, tuple[int, int]]) -> Figure:
-    """Plot accuracy against multiply-adds, of all clips and within reversed pairs; bars span the seeds."""
+    """Plot accuracy against multiply-adds, for all clips and within reversed pairs; bars show all seeds."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     for group, axes in enumerate(figure.subplots(1, 2)):
         for marker, (name, (_, macs)) in zip(cycle(MARKERS), costs.items(), strict=False):

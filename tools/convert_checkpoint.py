@@ -1,4 +1,4 @@
-"""Convert a checkpoint to a clean file of weights and metadata, or to the form that the authors released.
+"""Convert a checkpoint to a clean file with weights and metadata, or to the format of the authors' files.
 
     python tools/convert_checkpoint.py --weights FILE --out gst.safetensors
     python tools/convert_checkpoint.py --weights FILE --out gst.pth --dtype bf16      # half the size
@@ -23,14 +23,14 @@ import safetensors.torch
 import torch
 
 from inference.load import LoadedModel, load_model
-from opts import add_unsaid_options
+from opts import add_unstored_options
 from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
-from utils.files import check_new_file, write_atomically, writing
+from utils.files import check_new_file, write_new, writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")
-# The values and options of a checkpoint that a clean file keeps.
+# The values and options of a checkpoint that are copied to a clean file.
 KEPT = ("epoch", "best_prec1", "categories", "mirrored")
 KEPT_OPTIONS = ("amp", "batch_size", "consensus", "source")
 
@@ -39,7 +39,7 @@ def main() -> None:
     """Convert a checkpoint.
 
     Raises:
-        UserError: the checkpoint is incomplete or leaves something open, or the file cannot be written.
+        UserError: the checkpoint is incomplete or ambiguous, or the file cannot be written.
     """
     args = parse_args()
     loaded = load_model(args.weights, args, allow_guess=False)
@@ -65,7 +65,7 @@ def main() -> None:
         else:
             torch.save(content, buffer)
     with writing("--out", args.out):
-        write_atomically(Path(args.out), buffer.getvalue())
+        write_new(Path(args.out), buffer.getvalue())
     log.info(loaded.describe())
     form = "released form" if args.released else args.dtype
     log.info(f"{args.out}: {form}, {len(buffer.getvalue()) / 1e6:.1f} MB")
@@ -81,16 +81,16 @@ def parse_args() -> Namespace:
     parser.add_argument(
         "--released",
         action="store_true",
-        help="write the form of the authors' files: float32, keys with module., epoch, arch and best_prec1",
+        help="write the format of the authors' files: float32, keys with module., epoch, arch and best_prec1",
     )
-    add_unsaid_options(parser, unsaid_frames="needed")
+    add_unstored_options(parser, default_frames="needed")
     args = parser.parse_args()
     suffixes = SUFFIXES[:2] if args.released else SUFFIXES
     if not args.out.endswith(suffixes):
         form = " with --released" if args.released else ""
         raise UserError(f"--out {args.out}: the name{form} must end in {', '.join(suffixes)}")
     if args.released and args.dtype != "fp32":
-        raise UserError(f"--dtype {args.dtype}: the released form is float32")
+        raise UserError(f"--dtype {args.dtype}: the released format is float32")
     check_new_file(args.out, "--out")
     return args
 
@@ -109,7 +109,7 @@ def clean_content(loaded: LoadedModel) -> dict[str, Any]:
 def round_kernels(
     state_dict: dict[str, torch.Tensor], dtype: str, path: str | Path
 ) -> dict[str, torch.Tensor]:
-    """Round the kernels in a state dict; other tensors are kept.
+    """Round the kernels in a state dict. Other tensors do not change.
 
     Raises:
         UserError: a value is too large for the type.

@@ -4,9 +4,9 @@
     python tools/export.py --weights FILE --preprocess --softmax
     python tools/export.py --weights FILE --format pt2 --out model.pt2
 
-The file has the fused model (batch norm folded into the convolutions) in float32, the class names and a
-description of the model. The number of clips, their height and their width are free. The number of frames is
-the model's. The file is written only if its scores are the model's. docs/DEPLOYMENT.md shows how to run it.
+The file contains the fused model (batch norm folded into the convolutions) in float32, the class names and a
+description of the model. It accepts any number of clips, height and width; the number of frames is fixed. It
+is written only if its scores agree with those of the model. docs/DEPLOYMENT.md shows how to run it.
 """
 
 import re
@@ -23,11 +23,11 @@ import torch
 from inference.export import FORMATS, Exported
 from inference.load import LoadedModel, load_model
 from models import TemporalModel
-from opts import add_unsaid_options
+from opts import add_unstored_options
 from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
 from utils.distributed import keep_freed_memory
-from utils.files import check_new_file, write_atomically, writing
+from utils.files import check_new_file, write_new, writing
 
 # The largest difference between the scores of the file and of the model, relative to the largest score.
 TOLERANCE = 1e-4
@@ -41,7 +41,7 @@ def main() -> None:
             model's.
     """
     args = parse_args()
-    # A checkpoint's name ends in .pth.tar, or in one of the two.
+    # The name of a checkpoint without its suffixes.
     stem = re.sub(r"(?<=.)(\.(pth|pt|ckpt|safetensors))?(\.tar)?$", "", Path(args.weights).name)
     out = Path(args.out or Path(args.weights).with_name(f"{stem}.{args.format}"))
     check_new_file(out, "--out", f".{args.format}")
@@ -53,16 +53,18 @@ def main() -> None:
     save, load = FORMATS[args.format]
     content = save(exported, make_metadata(loaded, args))
     difference = check(loaded.model, exported, load(content), args.weights)
-    log.info(f"checked: the same best classes, scores that differ by at most {difference:.1g} of the largest")
+    log.info(f"checked: same best classes; scores differ by at most {difference:.1g} of the largest score")
     with writing("--out", out):
-        write_atomically(out, content)
+        write_new(out, content)
     log.info(f"exported: {out} ({len(content) / 1e6:.1f} MB); docs/DEPLOYMENT.md shows how to run it")
 
 
 def parse_args() -> Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint, own or released")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="of the file to write")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="a checkpoint of main.py or a released one"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="format of the exported file")
     parser.add_argument("--out", metavar="FILE", help="default: the checkpoint's name with another suffix")
     parser.add_argument(
         "--preprocess",
@@ -71,7 +73,7 @@ def parse_args() -> Namespace:
         "normalised float32, batch x frames x RGB x height x width)",
     )
     parser.add_argument("--softmax", action="store_true", help="return probabilities (default: logits)")
-    add_unsaid_options(parser)
+    add_unstored_options(parser)
     return parser.parse_args()
 
 
@@ -134,8 +136,8 @@ def check(
         difference = float((scores - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE or not torch.equal(scores.argmax(dim=1), expected.argmax(dim=1)):
             raise UserError(
-                f"{path}: not exported, because the file's scores would differ from the model's (by "
-                f"{100 * difference:.2g} % of the largest, or in the best class), or are not finite"
+                f"{path}: not exported, because the scores of the exported model are not finite or differ "
+                f"from the checkpoint's (by {100 * difference:.2g} % of the largest, or in the best class)"
             )
         largest = max(largest, difference)
     return largest

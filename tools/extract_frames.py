@@ -1,13 +1,12 @@
 """Decode a folder of videos into the frame folders that `main.py` reads.
 
 Each video becomes a folder of the same name with a JPEG for every frame, numbered from 1. Subfolders, such as
-one for each class, are kept. A folder appears under its name only when it is complete (it is filled under
-another name, then renamed), so the program may be killed at any moment and started again: finished videos are
-skipped.
+one for each class, are kept. A folder is filled under another name and renamed when it is complete. So the
+program may be killed at any time; a new start skips the finished videos.
 
 The frames are those of TRN-pytorch's script, `ffmpeg -vf scale=256:256 -q:v 0`: bicubic scaling, and 4:2:0
-JPEGs with the same quantisation tables. One difference is intended: every frame of the video appears exactly
-once, while ffmpeg repeats and drops frames if the frame rate varies.
+JPEGs with the same quantisation tables. There is one intended difference: every frame of the video appears
+exactly once, while ffmpeg repeats and drops frames if the frame rate varies.
 """
 
 import argparse
@@ -78,7 +77,7 @@ After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; the 
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos become JPEGs: the options of the program, which must not change within an output folder."""
+    """Options for the conversion of videos to JPEGs, which must be the same for a whole output folder."""
 
     short_side: int | None
     native: bool
@@ -103,12 +102,12 @@ def main() -> int:
         raise UserError(f"--videos {source}: no such file or folder")
     videos = [path for path in find_videos(source) if not path.is_dir()]
     if not videos:
-        raise UserError(f"--videos {source}: has no video files in it, only frame folders")
+        raise UserError(f"--videos {source}: contains only frame folders, no video files")
     if source in videos:
         source = source.parent
     check_writable_folder(out, "--out" if args.out else "")
     if out.exists() and out.samefile(source):
-        raise UserError(f"{out}: holds the videos; give another folder for the frames")
+        raise UserError(f"{out}: contains the videos; use another folder for the frames")
     videos = [str(path.relative_to(source)) for path in videos]
     failures = check_names(videos)
     usable = [name for name in videos if name not in failures]
@@ -215,10 +214,10 @@ def frame_folder(video: str) -> Path:
 
 
 def check_names(videos: list[str]) -> dict[str, str]:
-    """Find videos that would fill the same frame folder as another.
+    """Find videos with the same frame folder.
 
     Returns:
-        Their names, and why they are not extracted.
+        Their names, and the reason why they are not extracted.
     """
     names_of: dict[Path, list[str]] = {}
     for name in videos:
@@ -232,13 +231,13 @@ def check_names(videos: list[str]) -> dict[str, str]:
 
 
 def prepare_folder(out: Path, settings: Settings) -> None:
-    """Make the output folder. If it exists, refuse one with other settings, or made by another program."""
+    """Make the output folder. Refuse an existing one with other settings, or from another program."""
     out.mkdir(parents=True, exist_ok=True)
     check_writable_file(out / FAILURES_FILE)
     file, now = out / SETTINGS_FILE, asdict(settings)
     if not file.exists():
         if any(path.is_dir() for path in out.glob("[!.]*")):
-            raise UserError(f"{out}: holds folders made by another program; give a new folder")
+            raise UserError(f"{out}: contains folders from another program; use a new folder")
         write_texts({file: json.dumps(now, indent=2) + "\n"})
         return
     try:
@@ -248,12 +247,12 @@ def prepare_folder(out: Path, settings: Settings) -> None:
         raise UserError(f"{file}: is damaged; extract into a new folder") from None
     if changes:
         raise UserError(
-            f"{out}: its frames were made with {', '.join(changes)}; give the same options or a new folder"
+            f"{out}: its frames were made with {', '.join(changes)}; use the same options or a new folder"
         )
 
 
 def is_done(out: Path, settings: Settings, name: str) -> bool:
-    """Whether a video's frames exist: their folder gets its name when it is complete."""
+    """Whether a video's frames exist. Their folder gets its name when it is complete."""
     return (out / frame_folder(name) / settings.image_tmpl.format(1)).is_file()
 
 
@@ -261,8 +260,8 @@ def remove_leftovers(out: Path) -> None:
     """Remove the unfinished folders and files of killed processes."""
     for leftover in list(out.glob(".*.part")):
         if leftover.is_dir():
-            # Renamed first, so that a process that still fills it fails, instead of giving an incomplete
-            # folder its final name.
+            # Renamed first. Otherwise, a process that still writes to it could give an incomplete folder its
+            # final name.
             doomed = leftover.with_name(f".{uuid.uuid4().hex}.part")
             leftover.rename(doomed)
             shutil.rmtree(doomed)
@@ -284,13 +283,13 @@ def run_in_processes(
         with worker_pool(workers) as pool:
             with uninterrupted():
                 results = pool.map(task, videos, chunksize=chunksize)
-            with closing(results):  # after Ctrl-C, cancels what has not begun
+            with closing(results):  # after Ctrl-C, cancels the remaining tasks
                 for name, result in zip(videos, results, strict=True):
                     yield name, result
     except BrokenProcessPool:
         raise UserError(
             f"a process died soon after {printable(name)}; if out of memory, try fewer --workers, otherwise "
-            "remove the video at fault"
+            "remove the video that caused this"
         ) from None
 
 
@@ -309,7 +308,7 @@ def extract_video(source: Path, out: Path, settings: Settings, name: str) -> str
             folder.parent.mkdir(parents=True, exist_ok=True)
             part.rename(folder)
         except OSError as error:
-            return f"{printable(folder)} cannot be made its frame folder ({error.strerror})"
+            return f"cannot create its frame folder {printable(folder)} ({error.strerror})"
     except VideoError as error:
         return str(error)
     finally:

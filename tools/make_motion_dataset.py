@@ -8,10 +8,10 @@ In the demo, a textured shape moves left, right, up, down, nearer or farther in 
 The levels 1 to 3 add shapes that enter and leave at the sides, other shapes, a moving camera, changing light
 and uneven speed. Noise and compression grow with the level.
 
-The clips of a class are drawn like those of its partner, but played backwards. A single frame cannot
+Clips of one class are drawn like those of its partner, then played backwards. A single frame cannot
 distinguish the two: a model must use the order of the frames. In the levels, some classes are mirror images
 of each other, and two classes need no motion: a single frame shows a cross or a ring. motion_dataset.json,
-next to the lists, says which classes are pairs.
+next to the lists, lists the pairs of classes.
 
 The same seed gives the same pixels as long as NumPy's random numbers stay the same, and the same JPEG files
 for the same versions of NumPy and Pillow.
@@ -74,8 +74,8 @@ class Level(NamedTuple):
         contrast: contrast of the background's texture, in grey levels, in both directions.
         noise: camera noise, in grey levels, in both directions.
         quality: JPEG quality.
-        colours: colours of the cross and the ring. Under so much noise, a short training finds a colour,
-            but not a shape.
+        colours: colours of the cross and the ring; empty for random ones. Under much noise, a short training
+            learns a colour, but not a shape.
     """
 
     distractors: int
@@ -150,8 +150,8 @@ def draw_path(rng: np.random.Generator, name: str, frames: int) -> np.ndarray:
 
 def render_clip(rng: np.random.Generator, path: np.ndarray) -> list[Image.Image]:
     """Draw a clip of the demo: a random object that moves along `path` (see `draw_path`)."""
-    # A bright object on a dim, nearly grey background: a small network should spend its few minutes of
-    # training on the motion, not on finding the object.
+    # A bright object on a dim, nearly grey background: a short training should learn the motion, and not how
+    # to find the object.
     background_colour = rng.integers(40, 90) + rng.integers(-15, 16, size=3)
     object_colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
 
@@ -238,7 +238,7 @@ def draw_level_clip(
 
 
 def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
-    """As `draw_path`, but forwards, from the frame's centre, and relative to its short side."""
+    """Like `draw_path`, but always forwards, with positions relative to the frame's centre and short side."""
     # The object rests, moves, and rests again. The distribution is symmetric in time, so that a mirrored clip
     # of moving left is a clip of moving right.
     begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
@@ -375,7 +375,7 @@ def main() -> int:
         print(f"{target}: already exists, with these settings")
         return 0
     start = time.perf_counter()
-    # Renamed at the very end: an interrupted run leaves nothing that looks complete.
+    # Renamed at the end, so that an interrupted run leaves no folder that looks complete.
     partial = target.with_name(f".{args.dataset}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -397,27 +397,27 @@ def _check_same(target: Path, settings: Settings) -> None:
     """Check that an existing folder is the data set with these settings."""
     try:
         existing = json.loads(read_text(target / MOTION_SETTINGS))
-        different = [name for name, value in settings.content().items() if existing[name] != value]
+        changes = [name for name, value in settings.content().items() if existing[name] != value]
     except (UserError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{target}: already exists and is not from this program; choose another --dataset"
         ) from None
-    if different:
-        values = ", ".join(f"{name} {printable(existing[name])}" for name in different)
+    if changes:
+        values = ", ".join(f"{name} {printable(existing[name])}" for name in changes)
         raise UserError(f"{target}: already exists with other settings ({values}); choose another --dataset")
 
 
 def _texture(
     rng: np.random.Generator, colour: np.ndarray, size: tuple[int, int], cells: int, contrast: int
 ) -> Image.Image:
-    """A smooth random pattern around a colour; `size` is width and height in pixels."""
+    """Draw a smooth random pattern around a colour; `size` is width and height in pixels."""
     values = colour + rng.integers(-contrast, contrast + 1, size=(cells, cells, 3))
     coarse = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
 def _sprite(rng: np.random.Generator, shape: str | None, colour: np.ndarray, side: int) -> Image.Image:
-    """A textured shape (None: a random one), about as large as it gets in a frame with this short side."""
+    """Draw a textured shape (None: a random one), about as large as in a frame with this short side."""
     size = side * 40 // 64
     sprite = _texture(rng, colour, (size, size), cells=4, contrast=40)
     shape = shape or list(SHAPES)[rng.integers(len(SHAPES))]

@@ -2,9 +2,9 @@
 
     python tools/model_table.py
 
-ResNet-50, 174 classes, 224 x 224; the models have shapes and no values. Multiply-adds are those of the
-convolutions and the classifier for one clip. The paper's accuracies are top-1 in percent on Something-v1 and
-v2, with one centre crop of one clip.
+The models are ResNet-50 with 174 classes and clips of 224 x 224. Multiply-adds are those of the convolutions
+and the classifier for one clip. The paper's accuracies are top-1 in percent on Something-v1 and v2, with one
+clip and one centre crop.
 """
 
 import itertools

@@ -3,7 +3,7 @@
     python tools/plot_runs.py runs/log/A.csv runs/log/B.csv
     python tools/plot_runs.py seed*/log/*.csv --out seeds.png
 
-A run has the name of its file, or its path if two files have the same name.
+Runs are labelled with the names of their files, or with the paths if two files have the same name.
 """
 
 import csv
@@ -30,7 +30,7 @@ def main() -> None:
     check_new_file(args.out, "--out", ".png")
     runs = {name: read_log(path) for name, path in zip(name_runs(args.logs), args.logs, strict=True)}
     for name in [name for name, rows in runs.items() if not rows]:
-        print(f"{printable(name)}: left out, no epoch has finished yet")
+        print(f"{printable(name)}: skipped, no epoch has finished yet")
         del runs[name]
     if not runs:
         raise UserError("no run has finished an epoch yet")

@@ -96,7 +96,7 @@ class Finding(NamedTuple):
     what: str
 
     def __str__(self) -> str:
-        # Unchanged where possible, so that the names can be cut out for --exclude.
+        # Names are escaped only if necessary, so that they can be used with --exclude.
         video = self.video if self.video.isprintable() else printable(self.video)
         return f"{self.kind}\t{self.list_name}\t{video}\t{self.what}"
 
@@ -128,7 +128,7 @@ def parse_args() -> argparse.Namespace:
         "label and, optionally, split (train, val or test) and group",
     )
     data.add_argument(
-        "--source", choices=SOURCES, help="what to count the frames of (default: frames if both exist)"
+        "--source", choices=SOURCES, help="use frames or videos (default: frames if both exist)"
     )
     data.add_argument(
         "--val_fraction",
@@ -143,7 +143,7 @@ def parse_args() -> argparse.Namespace:
         "--group",
         metavar="REGEX",
         type=_regex,
-        help="the group of a video from its name: what REGEX, or its first (...), matches",
+        help="take the group of a video from its name: the match of REGEX, or of its first (...)",
     )
     data.add_argument(
         "--seed", metavar="N", type=non_negative_int, help="own data without a split: seed (default: 0)"
@@ -271,7 +271,7 @@ def _is_video_file(path: Path) -> bool:
 
 
 def _find_place(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
-    """Where the frames are counted: one of `SOURCES`, and its folder."""
+    """Find the frames or videos to count: one of `SOURCES`, and its folder."""
     frames = folder / layout(args.dataset).frames
     if args.videos and args.source != "frames" and (args.source or not frames.is_dir()):
         return "videos", Path(args.videos)
@@ -302,7 +302,7 @@ def check_lists(args: argparse.Namespace, folder: Path) -> int:
 
 
 def find_frame_names(folder: Path, place: Path, lists: Lists) -> tuple[str, int]:
-    """Find out how the frames are named; see `read_frame_names`."""
+    """Find the names of the frames; see `read_frame_names`."""
     template, first = read_frame_names(folder)
     paths = (place / record.path for records in lists.values() for record in records)
     path = next((path for path in paths if path.is_dir() and any(path.iterdir())), None)
@@ -310,7 +310,7 @@ def find_frame_names(folder: Path, place: Path, lists: Lists) -> tuple[str, int]
         return template, first
     try:
         frames = FrameFolder(path)
-    except UserError:  # examining the folders says what is wrong
+    except UserError:  # `examine` reports the problem
         return template, first
     return frames.template, frames.first
 
@@ -336,25 +336,25 @@ def examine(
         The lists with the numbers of frames to use, without the videos that have a problem; and all findings.
     """
     records = {record.path: record for records in lists.values() for record in records}
-    if not args.check:  # an annotation does not say how many frames there are
+    if not args.check:  # an annotation does not have the number of frames in the folder
         records = {name: record._replace(num_frames=0) for name, record in records.items()}
     if source == "frames":
         look = partial(look_into_folder, place, template, first, args.decode_all)
     else:
         look = partial(look_into_video, place, args.decode_all)
-    looked = look_into(look, list(records.values()), args.workers)
+    results = look_into(look, list(records.values()), args.workers)
     usable: Lists = {name: [] for name in lists}
     findings = []
     list_of: dict[str, str] = {}
     for name, records in lists.items():
         for record in records:
-            found, problems = looked[record.path]
+            num_existing, problems = results[record.path]
             if record.path in list_of:
                 problems = [f"is already in {list_of[record.path]}"]
             list_of.setdefault(record.path, name)
             findings += [Finding("problem", name, record.path, problem) for problem in problems]
-            count, kind, what = _frames_to_use(args, source, record, found)
-            if kind and found:
+            count, kind, what = _frames_to_use(args, source, record, num_existing)
+            if kind and num_existing:
                 findings.append(Finding(kind, name, record.path, what))
             if not problems and kind != "problem":
                 usable[name].append(record._replace(num_frames=count))
@@ -366,7 +366,7 @@ def look_into(
 ) -> dict[str, tuple[int, list[str]]]:
     """Call `look` in parallel; return path of a video -> its number of frames, and what is wrong with it."""
     looked = {}
-    # In chunks: a message between two processes takes as long as looking into a folder.
+    # In chunks, because a message between two processes takes as long as listing a folder.
     chunk = min(32, len(records) // (4 * workers) + 1)
     with worker_pool(workers) as pool, progress_bar(len(records)) as bar:
         with uninterrupted():
@@ -448,13 +448,13 @@ def look_into_folder(
 
 def _unlisted(source: str, place: Path, listed: dict[str, str]) -> list[Finding]:
     """Note the folders and videos that are in no list."""
-    known = {name.split("/")[0] for name in listed}  # a name may contain folders
+    top_names = {name.split("/")[0] for name in listed}  # a name may contain folders
     findings = []
     for path in sorted(place.iterdir()):
         is_folder = path.is_dir()
         is_file = source == "videos" and path.suffix.lower() in VIDEO_SUFFIXES and not is_folder
         name = path.stem if is_file else path.name
-        if name not in known and not name.startswith(".") and (is_folder or is_file):
+        if name not in top_names and not name.startswith(".") and (is_folder or is_file):
             thing = "folder" if is_folder else "video"
             findings.append(Finding("note", "-", path.name, f"{thing} without a label"))
     return findings
@@ -466,25 +466,25 @@ def _order_notes(path: Path) -> list[Finding]:
 
 
 def _frames_to_use(
-    args: argparse.Namespace, source: str, record: VideoRecord, found: int
+    args: argparse.Namespace, source: str, record: VideoRecord, count: int
 ) -> tuple[int, str, str]:
-    """How many of the `found` frames to list; kind and text of a finding, or empty."""
+    """Choose how many of `count` frames to list; also return kind and text of a finding, or empty."""
     thing, expected = "folder" if source == "frames" else "video", record.num_frames
-    if args.check and found != expected:
-        # Only the lists of Diving48 may stop before the video does.
-        kind = "note" if args.dataset == "diving48" and found > expected else "problem"
-        return expected, kind, f"the list says {expected} frames, the {thing} has {found}"
-    if expected and found > expected + 1:
-        return expected, "note", f"the {thing} has {found} frames, the annotation ends at {expected}"
-    if expected and found < expected - 1:
-        return found, "note", f"the {thing} has {found} of the annotation's {expected} frames"
-    return found, "", ""
+    if args.check and count != expected:
+        # Only the lists of Diving48 may have fewer frames than the video.
+        kind = "note" if args.dataset == "diving48" and count > expected else "problem"
+        return expected, kind, f"the list says {expected} frames, the {thing} has {count}"
+    if expected and count > expected + 1:
+        return expected, "note", f"the {thing} has {count} frames, the annotation ends at {expected}"
+    if expected and count < expected - 1:
+        return count, "note", f"the {thing} has {count} of the annotation's {expected} frames"
+    return count, "", ""
 
 
 def _write(texts: dict[Path, str]) -> None:
     try:
         write_texts(texts)
-    except OSError as error:  # a full disk does not name a file
+    except OSError as error:  # the error of a full disk has no file name
         folder = next(iter(texts)).parent
         raise UserError(f"{folder}: lists and report cannot be written ({error.strerror})") from None
 

@@ -1,4 +1,4 @@
-"""Checkpoints: save them completely or not at all, load those of this code and of others."""
+"""Save checkpoints atomically, and load those of this code and of other training code."""
 
 import glob
 import io
@@ -49,7 +49,7 @@ class HistoryRow(TypedDict):
 
 @with_config(_STRICT)
 class SavedOptions(TypedDict, total=False):
-    """The options of a training run that decide how its checkpoint is evaluated."""
+    """The options of a training run that affect the evaluation of its checkpoint."""
 
     type: str
     arch: str
@@ -65,7 +65,7 @@ class SavedOptions(TypedDict, total=False):
 
 @with_config(_STRICT)
 class Checkpoint(TypedDict, total=False):
-    """The content of a checkpoint, as far as it is checked. Only `state_dict` is always there."""
+    """The values of a checkpoint that are validated. Only `state_dict` is required."""
 
     state_dict: dict[str, torch.Tensor]
     epoch: Count
@@ -75,10 +75,10 @@ class Checkpoint(TypedDict, total=False):
     options: SavedOptions
     categories: list[str]
     mirrored: list[int]  # label of each class in mirrored clips, or NEVER
-    origin: str  # of a file of other training code: what was taken from it
+    origin: str  # for a file of other training code: which tensors were loaded
 
 
-# The names under which training code stores state dicts, the preferred ones first.
+# Names under which training code stores state dicts, in order of preference.
 _STATE_DICTS = (
     "state_dict",
     "model_state_dict",
@@ -89,7 +89,7 @@ _STATE_DICTS = (
     "network",
     "weights",
 )
-# Data that other training code stores next to its tensors: options, and numpy's numbers by both their names.
+# Types that other training code stores next to its tensors: options, and numpy scalars under both names.
 _SAFE_GLOBALS = [Namespace, np.dtype, *(type(np.dtype(name)) for name in ("bool", "i4", "i8", "f4", "f8"))]
 for _core in ("core", "_core"):
     _SAFE_GLOBALS.append((np.float64(0).__reduce__()[0], f"numpy.{_core}.multiarray.scalar"))
@@ -109,8 +109,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
         path: the file.
         content: what `load_checkpoint` returns.
         keep: number of files to keep; older ones become `path`.1, `path`.2 and so on.
-        best: also save the checkpoint under this name. It is written first: if the run is killed in between,
-            the resumed run writes it again.
+        best: also save the checkpoint under this name. This file is written first, because a run that is
+            killed between the two writes it again when it resumes.
 
     Raises:
         OSError: the file cannot be written; existing checkpoints are unchanged.
@@ -149,7 +149,7 @@ def all_checkpoints(path: Path) -> list[Path]:
 
 
 def damaged_checkpoints(path: Path) -> list[Path]:
-    """The files that `set_aside_newer` has renamed."""
+    """The damaged checkpoints that `set_aside_newer` has renamed."""
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.damaged*"))
 
 
@@ -173,7 +173,7 @@ def set_aside_newer(path: Path, good: Path) -> None:
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Load the newest intact checkpoint, and log which are damaged.
+    """Load the newest intact checkpoint, and log the damaged ones.
 
     Returns:
         Its file and content; None if there is no checkpoint.
@@ -195,10 +195,10 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Read a file of torch (new or old format) or safetensors onto the CPU. No code in it is run.
+    """Read a file of torch (new or old format) or safetensors onto the CPU, without running code in it.
 
     Raises:
-        UserError: the file is missing, damaged, or needs code to be run.
+        UserError: the file is missing or damaged, or loading it would run code.
     """
     try:
         with (
@@ -251,7 +251,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         A `Checkpoint`. The names of its tensors have no prefix such as `module.`.
 
     Raises:
-        UserError: see `read_tensors`; or the content is not that of a checkpoint.
+        UserError: see `read_tensors`; or the file is not a checkpoint.
     """
     if Path(path).suffix.lower() in (".onnx", ".pt2"):
         raise UserError(f"{path}: is an exported model; use the checkpoint")
@@ -279,14 +279,14 @@ def _from_other_code(content: dict[str, Any], path: str | Path) -> dict[str, Any
     prefix = _find_prefix(tensors)
     state_dict = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-    taken: dict[str, Any] = {"state_dict": state_dict}
+    checkpoint: dict[str, Any] = {"state_dict": state_dict}
     epoch, best = content.get("epoch"), content.get("best_prec1")
     if type(epoch) is int and epoch >= 0:
-        taken["epoch"] = epoch
+        checkpoint["epoch"] = epoch
     if isinstance(best, torch.Tensor) and best.numel() == 1:  # as the authors' code saved it
         best = best.item()
     if isinstance(best, int | float) and 0 <= best <= 100:
-        taken["best_prec1"] = float(best)
+        checkpoint["best_prec1"] = float(best)
     num_ignored = len(tensors) - len(state_dict)
     # DataParallel and DistributedDataParallel add `module.`, torch.compile adds `_orig_mod.`.
     has_usual_names = name in (None, "state_dict") and re.fullmatch(r"(module\.|_orig_mod\.)*", prefix)
@@ -296,8 +296,8 @@ def _from_other_code(content: dict[str, Any], path: str | Path) -> dict[str, Any
             words.append(f"of '{printable(name)}'")
         if prefix:
             words.append(f"with the prefix '{printable(prefix)}'")
-        taken["origin"] = " ".join(words) + (f", ignored {num_ignored} others" if num_ignored else "")
-    return taken
+        checkpoint["origin"] = " ".join(words) + (f", ignored {num_ignored} others" if num_ignored else "")
+    return checkpoint
 
 
 def _tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
@@ -339,14 +339,14 @@ def _check_values(state_dict: dict[str, torch.Tensor], path: str | Path) -> None
 
 
 def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
-    """Read initial weights: those of a 2D ResNet, or a checkpoint.
+    """Read initial weights from a 2D ResNet or a checkpoint.
 
     Args:
         choice: 'imagenet' for torchvision's `IMAGENET1K_V1`, from its cache or downloaded; or a file.
-        arch: the ResNet, for 'imagenet'.
+        arch: name of the ResNet, for 'imagenet'.
 
     Returns:
-        Their source, and what `load_checkpoint` returns.
+        A description of the source for the log, and the checkpoint (see `load_checkpoint`).
 
     Raises:
         UserError: they cannot be loaded.
@@ -404,9 +404,9 @@ def load_start(
     """Initialise a model from a checkpoint: its backbone, and its classifier if the classes are the same.
 
     Args:
-        model: changed in place. Only one of model and checkpoint may have dropout.
+        model: modified. It may have dropout when the checkpoint has none, and the other way round.
         checkpoint: see `load_checkpoint`.
-        class_permutation: for each class of the model its index in the checkpoint's classifier; None to keep
+        class_permutation: for each class of the model, its index in the checkpoint's classifier; None to keep
             the model's classifier.
         path: the checkpoint's file, for messages.
 

@@ -1,4 +1,4 @@
-"""What a checkpoint contains: which model, and which classes in which order."""
+"""Determine from a checkpoint its model configuration and the order of its classes."""
 
 import itertools
 from pathlib import Path
@@ -32,7 +32,7 @@ def describe_model(checkpoint: dict[str, Any], path: str | Path, kind: str | Non
     Args:
         checkpoint: see `load_checkpoint`.
         path: its file, for messages.
-        kind: the type of block, if `possible_types` are several; by default the first of them.
+        kind: the type of block, if `possible_types` returns several (default: the first one).
 
     Raises:
         UserError: the model is unknown.
@@ -64,7 +64,7 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
         if set(names) <= options.keys():
             return {types[0]: {name: options[name] for name in names}}
 
-    # The tensors of the first block tell the type.
+    # Compare the tensors of the first block with those of each type.
     prefix = "base_model.layer1.0."
     shapes = {
         name.removeprefix(prefix): tensor.shape
@@ -72,7 +72,7 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
         if name.startswith(prefix) and "downsample" not in name
     }
     choices = {"alpha": ALPHAS, "beta": BETAS}
-    fitting = {}
+    candidates = {}
     for kind in types:
         names = block_kwargs(kind)
         for values in itertools.product(*(choices[name] for name in names)):
@@ -80,13 +80,13 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
             with torch.device("meta"):
                 block = BLOCKS[kind](64, 64, **kwargs)
             if {name: tensor.shape for name, tensor in block.state_dict().items()} == shapes:
-                fitting[kind] = kwargs
-    if not fitting:
+                candidates[kind] = kwargs
+    if not candidates:
         raise UserError(
             f"{path}: is not a model of this code: no type of block ({', '.join(BLOCKS)}) has its tensors "
             f"'{prefix}*'"
         )
-    return fitting
+    return candidates
 
 
 def _find_arch(state_dict: dict[str, torch.Tensor], path: str | Path) -> str:
@@ -129,7 +129,7 @@ def class_names(checkpoint: dict[str, Any], path: str | Path) -> list[str] | Non
 
 
 def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> np.ndarray:
-    """Find the classes of a data set in a checkpoint's classifier, by name.
+    """Match the classes of a data set with those of a checkpoint, by name.
 
     Args:
         checkpoint: see `load_checkpoint`.
@@ -137,10 +137,10 @@ def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | P
         path: the checkpoint's file, for messages.
 
     Returns:
-        For each label of the data set the label of the checkpoint.
+        For each label of the data set, the label of the checkpoint.
 
     Raises:
-        UserError: the classes differ in number or, if the checkpoint has names, in names.
+        UserError: the numbers of classes differ, or the checkpoint has other class names.
     """
     _, num_class = find_classifier(checkpoint["state_dict"], path)
     if num_class != len(categories):
@@ -148,10 +148,10 @@ def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | P
     names = class_names(checkpoint, path)
     permutation = match_categories(categories, names) if names else None
     if permutation is None and "categories" in checkpoint:
-        known = {without_brackets(name) for name in categories}
-        unknown = [name for name in names if without_brackets(name) not in known]
+        own_names = {without_brackets(name) for name in categories}
+        unknown = [name for name in names if without_brackets(name) not in own_names]
         raise UserError(f"{path} has the class '{printable((unknown or names)[0])}', unlike category.txt")
-    # A checkpoint without names may be for 174 other classes.
+    # The 174 classes of a checkpoint without names may also be others than Something-Something's.
     return np.array(range(num_class) if permutation is None else permutation)
 
 
@@ -164,10 +164,10 @@ def find_mirrored(checkpoint: dict[str, Any], categories: list[str], path: str |
         path: the checkpoint's file, for the message.
 
     Returns:
-        For each class a label, or `NEVER`.
+        For each class, a label or `NEVER`.
 
     Raises:
-        UserError: the checkpoint's labels are not for its classes.
+        UserError: the labels in the checkpoint do not match its classes.
     """
     names = class_names(checkpoint, path) or categories
     mirrored = checkpoint["mirrored"] if "mirrored" in checkpoint else mirrored_labels(names)
@@ -189,10 +189,10 @@ def describe_labels(labels: np.ndarray, path: str | Path) -> str:
 
 
 def check_categories(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> None:
-    """Check that a checkpoint's classes are the data set's, in the same order, to continue training.
+    """Check that a checkpoint has the data set's classes in the same order, so that training can continue.
 
     Raises:
-        UserError: they differ in number or, if the checkpoint has names, in names or order.
+        UserError: the numbers of classes differ, or the checkpoint has other class names or another order.
     """
     labels = find_labels(checkpoint, categories, path)
     saved_names = checkpoint.get("categories", categories)

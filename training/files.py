@@ -1,4 +1,4 @@
-"""The files of a run: their names, the record of how it was started, the table of its epochs."""
+"""The files of a run: their names, the record of its starts, and the table of its epochs."""
 
 import csv
 import io
@@ -47,13 +47,13 @@ class RunFiles:
         self.tensorboard = top / "tensorboard" / name
 
     def existing(self) -> list[Path]:
-        """Those that exist."""
+        """The files of this run that exist."""
         others = (self.best, self.csv, self.json, self.log, self.picture, self.batch, self.tensorboard)
         checkpoints = all_checkpoints(self.checkpoint) + damaged_checkpoints(self.checkpoint)
         return checkpoints + [path for path in others if path.exists()]
 
     def has_results(self) -> bool:
-        """Whether there is a checkpoint or a finished epoch. A start that failed before leaves neither.
+        """Whether the run has a checkpoint or a finished epoch.
 
         Raises:
             UserError: the CSV file cannot be read.
@@ -71,7 +71,7 @@ class RunFiles:
 
 
 def describe_start() -> dict[str, Any]:
-    """When, where and by which command this process was started."""
+    """Describe when, where and by which command this process was started."""
     packages = ("torchvision", "numpy", "pillow", "tensorboardX")
     versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version(name) for name in packages}
@@ -89,7 +89,7 @@ def describe_start() -> dict[str, Any]:
 
 
 def find_commit() -> str:
-    """The commit of this code, and whether files differ from it; 'unknown' outside a git repository."""
+    """The commit of this code, with a note if files were changed; 'unknown' outside a git repository."""
     folder = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
@@ -109,9 +109,9 @@ def write_json(path: Path, metadata: dict[str, Any], part: dict[str, Any]) -> No
     """Write the description of a run.
 
     Args:
-        path: the file; the parts of the run that it has already stay in it.
-        metadata: options, sizes and so on.
-        part: how this part of the run was started, and where it continues.
+        path: the file. Earlier parts of the run are kept in it.
+        metadata: options, devices, numbers of clips.
+        part: description of this start, see `describe_start`, with the epoch and step.
     """
     content = metadata | {"versions": part["versions"], "parts": [*read_parts(path), part]}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -13,7 +13,7 @@ from frames.resize import DecodedClips, resize_clips
 from utils.cli import UserError
 from utils.files import read_text
 
-Targets = list[tuple[torch.Tensor, float]]  # labels, and their share of the loss
+Targets = list[tuple[torch.Tensor, float]]  # labels, and their weight in the loss
 
 
 class TrainingLoss(nn.Module):
@@ -39,20 +39,20 @@ class TrainingLoss(nn.Module):
     def mix(
         self, clips: torch.Tensor | DecodedClips, labels: torch.Tensor
     ) -> tuple[torch.Tensor | DecodedClips, Targets]:
-        """Mix each clip of a batch with the clip before it; one random share for the batch, as in timm.
+        """Mix each clip of a batch with the previous one, by the same random share (mixup, as in timm).
 
         Args:
             clips: uint8, clips x frames x height x width x channel; or decoded clips, which are resized here.
             labels: one per clip, after mirroring.
 
         Returns:
-            The clips, and the labels with their shares. Without mixup the clips do not change.
+            The clips, and the labels with their weights. Without mixup the clips do not change.
         """
         if not self.mixup:
             return clips, [(labels, 1.0)]
         if isinstance(clips, DecodedClips):
             clips = resize_clips(clips.to(labels.device))
-        # From torch's generator on the CPU, which is seeded by seed, epoch and step.
+        # Drawn on the CPU, whose generator is seeded with seed, epoch and step.
         share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
         mixed = torch.lerp(clips.roll(1, 0).float(), clips.float(), share).round().byte()
         return mixed, [(labels, share), (labels.roll(1), 1 - share)]
@@ -67,7 +67,7 @@ class TrainingLoss(nn.Module):
         return sum(share * self.sum_over_clips(logits, labels) for labels, share in targets)
 
     def sum_over_clips(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the clips' losses for one label per clip."""
+        """Compute the sum of the losses of all clips, with one label per clip."""
         return functional.cross_entropy(
             logits, labels, self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
         )
@@ -76,7 +76,7 @@ class TrainingLoss(nn.Module):
 def find_class_weights(
     choice: str | None, labels: np.ndarray, categories: list[str], mirrored: list[int]
 ) -> list[float] | None:
-    """The factors of `--class_weights`.
+    """Compute or read the factors of `--class_weights`.
 
     Args:
         choice: 'balanced', a file, or None for no weights.
@@ -85,8 +85,8 @@ def find_class_weights(
         mirrored: see `classes.mirrored_labels`.
 
     Returns:
-        'balanced': inversely proportional to a class's number of clips, where half of them are mirrored; the
-        mean over the clips is 1. For a file, see `read_class_weights`.
+        For 'balanced', factors inversely proportional to the number of clips of a class, where half of the
+        clips are mirrored; their mean over all clips is 1. For a file, see `read_class_weights`.
 
     Raises:
         UserError: see `read_class_weights`.

@@ -1,4 +1,4 @@
-"""The optimizer, and its learning rate at every moment of training (paper, section 4.2)."""
+"""The optimizer and the learning rate schedule (paper, section 4.2)."""
 
 import math
 from argparse import Namespace
@@ -30,16 +30,14 @@ def make_optimizer(
 
 
 def learning_rate(options: Namespace, epoch: float) -> float:
-    """The learning rate at a moment of training.
+    """Compute the learning rate.
+
+    After `warmup_epochs` of linear warmup from 0, 'step' divides `lr` by 10 at each of `lr_steps` (paper,
+    section 4.2), and 'cosine' decays it to 0 along a half cosine (arXiv 1608.03983).
 
     Args:
         options: options of main.py: `lr`, `lr_schedule`, `lr_steps`, `warmup_epochs`, `epochs`.
-        epoch: epochs since the start, a fraction within an epoch.
-
-    Returns:
-        With 'step', `lr` divided by 10 at each of `lr_steps` (paper, section 4.2); with 'cosine',
-        `lr` falling to 0 on half a cosine (arXiv 1608.03983). Before that a linear rise from 0
-        over the first `warmup_epochs`.
+        epoch: epochs since the start of training, with fractions.
     """
     if epoch < options.warmup_epochs:
         return options.lr * epoch / options.warmup_epochs
@@ -50,10 +48,10 @@ def learning_rate(options: Namespace, epoch: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, options: Namespace, epoch: float) -> float:
-    """Set the learning rate of every parameter group for a moment of training, and return it.
+    """Set the learning rate of every parameter group, and return the rate without factors.
 
     Args:
-        optimizer: changed in place; each group's rate is multiplied by its `lr_mult`.
+        optimizer: modified. The rate of each group is multiplied by its `lr_mult`.
         options: see `learning_rate`.
         epoch: see `learning_rate`.
     """
@@ -69,10 +67,10 @@ def load_optimizer(
     checkpoint: dict[str, Any],
     path: str | Path,
 ) -> None:
-    """Continue with a checkpoint's momentum and loss scale, if it has them.
+    """Load momentum and loss scale from a checkpoint, if it has them.
 
     Raises:
-        UserError: they belong to another optimizer.
+        UserError: the checkpoint's optimizer has other parameters.
     """
     if "optimizer" not in checkpoint:
         log.info(f"{path} has no optimizer state: momentum starts from zero")
@@ -84,7 +82,7 @@ def load_optimizer(
     if own_groups != loaded_groups or not loaded["state"].keys() <= set(sum(own_groups, [])):
         raise UserError(f"{path}: its optimizer has other groups of parameters")
     try:
-        # Rates and decays come from the options, not from the file.
+        # Learning rates and weight decays come from the options, not from the file.
         optimizer.load_state_dict({"state": loaded["state"], "param_groups": own["param_groups"]})
         scaler.load_state_dict(checkpoint.get("scaler", scaler.state_dict()))
     except (KeyError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The weights that training starts from: a 2D ResNet's, or another checkpoint's."""
+"""The initial weights of training, from a 2D ResNet or another checkpoint."""
 
 from argparse import Namespace
 from collections import Counter
@@ -23,10 +23,10 @@ def load_initial_weights(
     categories: list[str],
     world: World,
 ) -> bool:
-    """Load the weights that training starts or continues with, in every process.
+    """Load the weights of a checkpoint to resume from, or the weights of `--pretrained`.
 
     Args:
-        model: changed in place.
+        model: modified.
         args: options of main.py.
         checkpoint: content of the checkpoint to continue from; None for a new run.
         categories: class names of the data set.
@@ -44,9 +44,9 @@ def load_initial_weights(
     if args.pretrained == "none":
         log.info("weights: random start")
         if args.freeze and world.is_main:
-            log.warning("warning: --freeze: the weights that are not trained are random")
+            log.warning("warning: --freeze: the frozen weights are random")
         return True
-    # The main process loads them; the others get them with the model's first broadcast.
+    # Only the main process loads the weights; `World.wrap` broadcasts them.
     return world.broadcast(load_pretrained(model, args, categories) if world.is_main else None)
 
 
@@ -54,7 +54,7 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
     """Load the weights of `--pretrained`.
 
     Args:
-        model: changed in place.
+        model: modified.
         args: `pretrained` and the options of the model.
         categories: class names of the data set.
 
@@ -67,20 +67,22 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
     source, start = read_pretrained(args.pretrained, args.arch)
     if not any(name.startswith("base_model.") for name in start["state_dict"]):
         try:
-            loaded, kept = load_2d_weights(model.base_model, start["state_dict"])
+            loaded_names, other_names = load_2d_weights(model.base_model, start["state_dict"])
         except ValueError as error:
             raise UserError(
                 f"{source} {error}: it must be a 2D {args.arch}'s state dict or a checkpoint of this code"
             ) from None
-        new = [*_count_tensors(name for name in kept if name.startswith("layer")), "the classifier"]
-        log.info(f"{source}: {len(loaded)} tensors loaded, not {' and '.join(new)}")
+        new = [*_count_tensors(name for name in other_names if name.startswith("layer")), "the classifier"]
+        log.info(f"{source}: {len(loaded_names)} tensors loaded, not {' and '.join(new)}")
         return True
     spec = describe_model(start, source, args.type)
     names = ("arch", "alpha", "beta") if spec.type == args.type else ("arch",)
-    differing = [name for name in names if getattr(spec, name) not in (None, getattr(args, name))]
-    if differing:
-        values = ", ".join(f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in differing)
-        options = " ".join(f"--{name} {getattr(spec, name)}" for name in differing)
+    differences = [name for name in names if getattr(spec, name) not in (None, getattr(args, name))]
+    if differences:
+        values = ", ".join(
+            f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in differences
+        )
+        options = " ".join(f"--{name} {getattr(spec, name)}" for name in differences)
         raise UserError(f"--pretrained {source} is a model with {values}: give {options}")
     if spec.type != args.type:
         start["state_dict"], line = fit_backbone(model, start["state_dict"])
@@ -100,30 +102,31 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
 def fit_backbone(
     model: TemporalModel, state_dict: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Take what fits from the checkpoint of another type of block.
+    """Adapt the state dict of another type of block to a model.
+
+    A tensor of the backbone is taken from the checkpoint if it has the same name and shape there. Otherwise
+    it is taken from `start_from_2d` of its block, or else from the model. The classifier is the checkpoint's.
 
     Args:
         model: the new model; not changed.
-        state_dict: of the checkpoint.
+        state_dict: weights of the checkpoint.
 
     Returns:
-        The state dict: tensors of the checkpoint with the same name and shape, otherwise those of
-        `start_from_2d` of the block, otherwise those of the model; the classifier is the checkpoint's.
-        And a description for the log.
+        The adapted state dict, and a description for the log.
     """
     start = {f"base_model.{name}": value for name, value in start_tensors(model.base_model).items()}
     head = ("new_fc.", "base_model.fc.")
     own = {name: value for name, value in (model.state_dict() | start).items() if not name.startswith(head)}
-    fitting = {
+    matches = {
         name: value
         for name, value in state_dict.items()
         if name.startswith(head) or (name in own and own[name].shape == value.shape)
     }
-    new = _count_tensors(name.partition(".")[2] for name in own.keys() - fitting.keys())
-    unused = _count_tensors(name.partition(".")[2] for name in state_dict.keys() - fitting.keys())
-    num_loaded = len(own.keys() & fitting.keys())
+    new = _count_tensors(name.partition(".")[2] for name in own.keys() - matches.keys())
+    unused = _count_tensors(name.partition(".")[2] for name in state_dict.keys() - matches.keys())
+    num_loaded = len(own.keys() & matches.keys())
     description = f"{num_loaded} tensors loaded; new: {', '.join(new) or 'none'}"
-    return own | fitting, f"{description}; in the file only: {', '.join(unused) or 'none'}"
+    return own | matches, f"{description}; in the file only: {', '.join(unused) or 'none'}"
 
 
 def _count_tensors(names: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A training run: what it resumes from, when it saves, which signals stop it."""
+"""A training run: finds its checkpoint, saves, writes its files, and stops on signals."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ from utils.distributed import World
 from utils.files import check_writable_folder, write_atomically, write_texts
 from utils.metrics import DivergedError, Result, averages
 
-# What may not change between a checkpoint and the run that continues it.
+# Options that must be the same in a checkpoint and the run that continues it.
 MODEL_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
 STEP_OPTIONS = (
     "batch_size",
@@ -45,7 +45,7 @@ STEP_OPTIONS = (
     "clip_gradient",
 )
 RATE_OPTIONS = ("lr", "lr_schedule", "lr_steps", "warmup_epochs", "lr_mult_new")
-# With the values for older checkpoints, which do not have them.
+# Options that older checkpoints do not have, and their values in these.
 NEW_OPTIONS = {"consensus": "mean", "freeze": None, "label_smoothing": 0.0, "mixup": 0.0, "best": "prec1"}
 RECIPE = (*MODEL_OPTIONS, *STEP_OPTIONS, *RATE_OPTIONS, *NEW_OPTIONS, "seed", "amp")
 
@@ -72,7 +72,7 @@ class Run:
         self.has_shown_batch = False
         # Loader processes of a killed run may hold its lock for some seconds.
         self.lock = FileLock(self.files.lock, timeout=8, thread_local=False)
-        # Log lines from before the log file is opened.
+        # Keeps log lines until the log file is opened.
         self.early_log = MemoryHandler(1 << 20)
         if not world.is_main:
             return
@@ -83,7 +83,7 @@ class Run:
         log.info(f"host {self.part['host']}, commit {self.part['commit']}, {versions}")
 
     def find_checkpoint(self) -> dict[str, Any] | None:
-        """Load the checkpoint to continue from, in the main process, for all processes.
+        """Load the checkpoint to continue from in the main process, and broadcast it to all processes.
 
         Returns:
             Its content; None to start from scratch.
@@ -96,7 +96,7 @@ class Run:
         loaded = None
         if self.world.is_main:
             check_writable_folder(args.checkpoint_dir, "--checkpoint_dir")
-            if self.files.lock.exists():  # so that a second start ends at once
+            if self.files.lock.exists():  # report at once that another process trains this run
                 self._acquire_lock()
             if args.resume == "auto":
                 loaded = load_newest(self.files.checkpoint)
@@ -133,10 +133,10 @@ class Run:
         if "mirrored" in checkpoint:
             mirrored = find_mirrored(checkpoint, data.categories, path)
             pairs = zip(data.categories, mirrored, data.mirrored, strict=True)
-            differing = [name for name, old, new in pairs if old != new]
-            if differing:
+            differences = [name for name, old, new in pairs if old != new]
+            if differences:
                 raise UserError(
-                    f"{path} was trained with another mirrored class for '{printable(differing[0])}': "
+                    f"{path} was trained with another mirrored class for '{printable(differences[0])}': "
                     "give the same --flip_pairs or --no_flip to continue it"
                 )
         if checkpoint.get("class_weights", class_weights) != class_weights:
@@ -153,7 +153,7 @@ class Run:
             )
 
     def begin(self, state: TrainState, data: Datasets, sampler: ClipSampler) -> None:
-        """Prepare the files, and catch signals from now on.
+        """Prepare the files of the run and start to handle signals.
 
         Raises:
             UserError: the files cannot be written, or the checkpoint has more steps than the epoch.
@@ -198,7 +198,7 @@ class Run:
             at_end.callback(log_file.close)
             at_end.callback(log.removeHandler, log_file)
         if not self.files.best.exists():
-            state.best = 0.0  # the best accuracy of another run
+            state.best = 0.0  # the checkpoint had the best accuracy of another run
         log.info(f"run {self.files.name}, written below {self.args.checkpoint_dir}")
         if state.epoch >= self.args.epochs:
             log.info(f"finished: {state.epoch} of {self.args.epochs} epochs")
@@ -206,10 +206,10 @@ class Run:
         self.interruption = Interruption()
 
     def _acquire_lock(self) -> None:
-        """Own the run's name, on all hosts that share its disk. The system ends it with the process.
+        """Lock the run's name on all hosts that share its disk. The end of the process releases the lock.
 
         Raises:
-            BusyError: another process owns it.
+            BusyError: another process holds the lock.
         """
         try:
             self.files.lock.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ class Run:
                 f"run {self.files.name} is being trained by {owner}; wait for its end, or choose another "
                 "name (--store_name)"
             ) from None
-        except NotImplementedError:  # Lustre, for one, may be mounted without locks
+        except NotImplementedError:  # some file systems, such as Lustre, may be mounted without locks
             log.warning("warning: no file locks here: do not start a second process of this run")
         except OSError as error:
             raise UserError(
@@ -232,10 +232,10 @@ class Run:
         at_end.callback(self.lock.release)
 
     def after_step(self, state: TrainState, step: Step) -> None:
-        """Draw the first batch, add the step's curves, save if due, and stop if a signal asks for it.
+        """Draw the first batch, add the step's curves, save if due, and stop after a signal.
 
         Raises:
-            SystemExit: a signal stops the run; the exit status is the shell's for that signal.
+            SystemExit: a signal stops the run. The exit status is 128 plus the number of the signal.
             UserError: see `save`.
         """
         number = state.epoch * self.sampler.num_steps + state.step - 1
@@ -245,7 +245,7 @@ class Run:
                 with self._spare(self.files.batch):
                     self._show_batch(step, number)
             self.curves.add(step.curves, number)
-        # One exchange: whether a process was asked to stop, and whether the main process's save is due.
+        # One all-reduce for both: the signal that stops the run, and whether the main process has to save.
         minutes = (time.monotonic() - self.last_save) / 60
         is_late = self.world.is_main and minutes > self.args.save_minutes
         signal_number, is_late = self.world.all_reduce_max(self.interruption.get_signal(), is_late)
@@ -255,16 +255,16 @@ class Run:
             self.save(state)
 
     def _show_batch(self, step: Step, number: int) -> None:
-        keys = next(iter(self.sampler))  # of the epoch's first batch in this part of the run
-        drawn = keys[:MAX_CLIPS]
+        keys = next(iter(self.sampler))  # clips of the first batch since the start of this process
+        first_keys = keys[:MAX_CLIPS]
         clips = resize_clips(step.clips) if isinstance(step.clips, DecodedClips) else step.clips
         picture = draw_batch(
             clips[:MAX_CLIPS].cpu().numpy(),
             step.labels.tolist(),
-            [self.data.train.is_mirrored(key) for key in drawn],
-            [self.data.train.record(clip).path for _, clip in drawn],
+            [self.data.train.is_mirrored(key) for key in first_keys],
+            [self.data.train.record(clip).path for _, clip in first_keys],
             self.data.categories,
-            f"First batch of this run, at step {number}: {len(drawn)} of its {len(keys)} clips",
+            f"First batch of this run, at step {number}: {len(first_keys)} of its {len(keys)} clips",
         )
         self.curves.add_picture("train/batch", np.asarray(picture), number)
         write_atomically(self.files.batch, image_png(picture))
@@ -301,11 +301,11 @@ class Run:
         self.last_end = time.monotonic()
 
     def explain(self, error: DivergedError, epoch: int) -> UserError:
-        """The message for a loss that is not finite; it names the clips of the step."""
+        """Make the error for a loss that is not finite, with the clips of the step."""
         clips = [self.data.train.record(clip).path for clip in self.sampler.clips_of(error.step)]
         return UserError(
-            f"epoch {epoch}, step {error.step}: loss or gradient is {error.loss}, so training stops and "
-            f"nothing more is saved; try a smaller --lr. The clips of that step: "
+            f"epoch {epoch}, step {error.step}: loss or gradient is {error.loss}; training stops without "
+            f"saving; try a smaller --lr. The clips of this step: "
             f"{', '.join(map(printable, clips))}"
         )
 
@@ -314,27 +314,29 @@ class Run:
         return (epoch + 1) % self.args.eval_freq == 0 or epoch + 1 == self.args.epochs
 
     def end_epoch(self, state: TrainState, result: Result | None) -> None:
-        """Log and save an epoch, also as the best one; stop if a signal asks for it.
+        """Log and save an epoch, update the best checkpoint, and stop after a signal.
 
-        The result of the validation is None if it was not due, or if a signal stopped it.
+        Args:
+            state: state of the run.
+            result: of the validation; None if it was not due, or if a signal stopped it.
 
         Raises:
-            UserError: the validation loss is not finite, or see `save`.
+            UserError: the validation loss is not finite; or see `save`.
             SystemExit: a signal stops the run.
         """
         if result is None and self.is_validation_due(state.epoch):
             self.stop(state, self.world.all_reduce_max(self.interruption.get_signal())[0])
-        trained = dict(zip(("loss", "prec1", "prec5"), averages(state.meters.totals), strict=True))
+        train_averages = dict(zip(("loss", "prec1", "prec5"), averages(state.meters.totals), strict=True))
         row = {"epoch": state.epoch, "lr": learning_rate(self.args, state.epoch)}
-        row |= {f"train_{name}": value for name, value in trained.items()}
-        curves = {f"train_epoch/{name}": value for name, value in trained.items()}
+        row |= {f"train_{name}": value for name, value in train_averages.items()}
+        curves = {f"train_epoch/{name}": value for name, value in train_averages.items()}
         is_best = False
         is_last = state.epoch + 1 == self.args.epochs
         if result:
             if not math.isfinite(result.loss):
                 raise UserError(
-                    f"epoch {state.epoch}: the validation loss is {result.loss}, so training stops and "
-                    "nothing more is saved; try a smaller --lr"
+                    f"epoch {state.epoch}: the validation loss is {result.loss}; training stops without "
+                    "saving; try a smaller --lr"
                 )
             row |= {f"val_{name}": value for name, value in result.averages().items()}
             curves |= {f"val/{name}": value for name, value in result.averages().items()}
@@ -362,11 +364,11 @@ class Run:
             self.stop(state, signal_number)
 
     def save(self, state: TrainState, is_best: bool = False, is_last: bool = False) -> None:
-        """Save checkpoint and CSV file in the main process. One failure is tolerated.
+        """Save checkpoint and CSV file in the main process. A single failed save is only reported.
 
         Raises:
-            DivergedError: a loss was not finite; nothing is saved then.
-            UserError: it failed, and so did the save before, or no other save follows.
+            DivergedError: a loss was not finite. Nothing is saved.
+            UserError: the save failed, and so did the previous one, or no other save follows.
         """
         content = state.state_dict()
         if not self.world.is_main:
@@ -378,7 +380,7 @@ class Run:
         except OSError as error:
             message = f"cannot save {self.files.checkpoint} ({error.strerror}); the last save is intact"
             if self.has_failed_save or is_last:
-                raise UserError(f"{message}; make room and continue with --resume auto") from None
+                raise UserError(f"{message}; free disk space and continue with --resume auto") from None
             log.warning(f"warning: {message}; training stops if the next save fails too")
             self.has_failed_save = True
         else:
@@ -394,7 +396,7 @@ def make_metadata(
     has_new_classifier: bool,
     class_weights: list[float] | None,
 ) -> dict[str, Any]:
-    """What a checkpoint says about its run, apart from its state."""
+    """Make the values of a checkpoint that do not change during training."""
     return {
         "arch": args.arch,
         "options": vars(args) | {"amp": amp, "source": data.source},
@@ -411,7 +413,7 @@ def make_metadata(
 
 
 def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> None:
-    """Check that a checkpoint continues with the same model and recipe.
+    """Check that the options have the model and recipe of the checkpoint.
 
     Raises:
         UserError: names the options that differ.
@@ -436,7 +438,7 @@ def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> Non
 
 
 def describe_changes(args: Namespace, checkpoint: dict[str, Any], num_devices: int) -> list[str]:
-    """Allowed changes that make a resumed run differ from an uninterrupted one."""
+    """List the allowed changes that make a resumed run differ from an uninterrupted one."""
     changes = []
     epochs = checkpoint.get("options", {}).get("epochs", args.epochs)
     if args.lr_schedule == "cosine" and epochs != args.epochs:
@@ -453,8 +455,8 @@ class Interruption:
     """Remembers the signal that asks a run to stop, so that the run can finish its step and save.
 
     The signals are SIGTERM, SIGINT, SIGHUP (a lost terminal) and SIGUSR1 (Slurm's warning). A closed output
-    pipe counts as SIGPIPE. A dead torchrun counts as SIGTERM: without it, the processes of this attempt
-    would train alongside those of the next one.
+    pipe counts as SIGPIPE. The end of torchrun counts as SIGTERM. Otherwise this process would continue
+    training next to the processes of a new start.
     """
 
     def __init__(self) -> None:

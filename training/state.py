@@ -61,13 +61,13 @@ class TrainState:
         self.meters = ClipMeters(world)  # over the epoch so far
         self.watch = LossWatch()
         self.num_skipped = torch.zeros((), device=world.device)  # steps that fp16 has skipped in the epoch
-        # What the best checkpoint is chosen by, a key of `METRICS`, and its highest value.
+        # The metric that selects the best checkpoint, a key of `METRICS`, and its highest value.
         self.metric = metadata.get("options", {}).get("best", "prec1")
         self.best = 0.0
         self.history: list[dict[str, Any]] = []  # a row of the CSV file for each epoch
 
     def describe_best(self) -> str:
-        """Describe the best accuracy, and its epoch if that is known, for the log."""
+        """Describe the best accuracy and its epoch, if known, for the log."""
         epochs = [row["epoch"] for row in self.history if row.get(f"val_{self.metric}") == self.best]
         return f"{METRICS[self.metric]} {self.best:.3f}" + (f" (epoch {epochs[0]})" if epochs else "")
 
@@ -82,14 +82,14 @@ class TrainState:
         self.step = step + 1
         self.meters.update(sums)
         loss = self.meters.last[0]
-        if self.scaler.is_enabled():  # the scaler finds its scale by gradients beyond fp16's range
+        if self.scaler.is_enabled():  # gradients beyond fp16's range are normal while the scaler adapts
             self.num_skipped += ~gradient_norm.isfinite()
             self.watch.add(step, loss)
         else:
             self.watch.add(step, loss + gradient_norm)
 
     def check_loss(self) -> None:
-        """Look at the losses since the last check. That waits for the device.
+        """Check the losses since the last call. This waits for the device.
 
         Raises:
             DivergedError: a loss is not finite, or fp16 finds no scale for it.
@@ -132,10 +132,10 @@ class TrainState:
         }
 
     def resume(self, checkpoint: dict[str, Any], path: str | Path) -> None:
-        """Continue where a checkpoint ends. The model has its weights already.
+        """Load everything except the weights, which the model has already, from a checkpoint.
 
         Args:
-            checkpoint: content from `load_checkpoint`. A released one has epoch and best accuracy only.
+            checkpoint: content from `load_checkpoint`. A released one has only epoch and best accuracy.
             path: its file, for messages.
 
         Raises:

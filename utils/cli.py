@@ -1,4 +1,4 @@
-"""What every program needs around its work: option parsing, the log, and errors in one line."""
+"""Option parsing, the log, and one-line errors for all programs."""
 
 import argparse
 import errno
@@ -18,7 +18,7 @@ from tqdm import tqdm
 class UserError(Exception):
     """An error that the user can fix: a wrong option, a missing file, a full disk, a diverging loss.
 
-    The message is one line. It names the culprit and says what to do.
+    The message is one line. It names the cause and says what to do.
     """
 
     status = 1
@@ -36,7 +36,7 @@ def one_line(text: str) -> str:
 
 
 def printable(name: object, limit: int = 200) -> str:
-    """Format a name or value that comes from data: escaped, and at most `limit` characters."""
+    """Format a name or value from a file: escape control characters, and cut it to `limit` characters."""
     text = one_line(str(name)[: limit + 1]).replace("\t", "\\t")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -47,7 +47,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 class OneLine(logging.Formatter):
-    """Format a record as one line, with control characters escaped. A traceback follows it."""
+    """Format a record as one line with control characters escaped, followed by the traceback, if any."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return one_line(super().formatMessage(record))
@@ -56,7 +56,7 @@ class OneLine(logging.Formatter):
 class _Terminal(logging.Handler):
     """Write records above any progress bar: warnings and errors to stderr, the rest to stdout."""
 
-    # Called when the output is closed. A training run sets it, and saves before it stops.
+    # Called when the output is closed. A training run sets it in order to save before it stops.
     on_lost_output: Callable[[], None] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -73,12 +73,12 @@ class _Terminal(logging.Handler):
 
 terminal = _Terminal()
 terminal.setFormatter(OneLine())
-log = logging.getLogger(__name__)  # another one for each clone that torch.hub loads
+log = logging.getLogger(__name__)  # torch.hub loads each clone under another name
 log.setLevel(logging.INFO)
 log.propagate = False
 log.addHandler(terminal)
 
-# What a program has to undo when it ends: the locks and log files of a run.
+# Callbacks for the end of the program, such as releasing the lock of a run.
 at_end = ExitStack()
 
 
@@ -94,7 +94,7 @@ def run_program(
     for name in ("stdout", "stderr"):
         # A stream that the shell has closed (`>&-`) is None.
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: PTH123, SIM115
-        # By lines, so that a log file can be followed. Some locales cannot encode every name.
+        # Line buffering shows each line at once in a log file. Some locales cannot encode every name.
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
         setattr(sys, name, stream)
     try:
@@ -104,7 +104,7 @@ def run_program(
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        # Half-built objects must not print a traceback after the message when they are deleted.
+        # Deleting incomplete objects must not print a traceback after the message.
         sys.unraisablehook = lambda _: None
         with suppress(OSError):  # stderr may be lost, too
             if message := _describe_error(error):
@@ -120,7 +120,7 @@ def run_program(
     discard_lost_output()
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
-        # After an error, this process of torchrun must not wait for the others: they wait for this one.
+        # After an error, a process of torchrun must not wait for the others, because they wait for it.
         os._exit(status or 0)
     sys.exit(status)
 
@@ -137,7 +137,7 @@ def _describe_error(error: Exception) -> str | None:
         return f"{path}{error.strerror or error}{advice}"
     if isinstance(error, UnicodeEncodeError):
         return f"'{printable(error.object)}' cannot be encoded in this locale; set PYTHONUTF8=1"
-    # torch has an exception for GPUs only.
+    # torch has an exception class for GPU memory only.
     is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if is_memory_error or "can't allocate memory" in str(error):
         return "out of memory; try a smaller batch, fewer frames or fewer --workers"
@@ -145,7 +145,7 @@ def _describe_error(error: Exception) -> str | None:
 
 
 def discard_lost_output() -> None:
-    """Redirect streams that cannot be written to the null device. Python's flush at exit would fail too."""
+    """Redirect broken output streams to the null device, so that Python's flush at exit does not fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -155,7 +155,7 @@ def discard_lost_output() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until the body is done; processes started in it inherit this."""
+    """Delay Ctrl-C and SIGTERM until the end of the body. Processes started in the body inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -195,7 +195,7 @@ def number_type(
 
 
 def comma_separated(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    """A type for argparse: some of the choices, separated by commas."""
+    """Make an argparse type for a list of choices, separated by commas."""
 
     def parse(text: str) -> list[str]:
         words = text.split(",")
@@ -213,7 +213,7 @@ non_negative_float = number_type(float, 0)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose options accept `_` and `-` alike."""
+    """A parser with one-line errors, which accepts both `_` and `-` in the names of options."""
 
     def __init__(self, description: str, epilog: str = "") -> None:
         super().__init__(
@@ -223,7 +223,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As in argparse; `--an_option` may be written `--an-option` and vice versa."""
+        """Parse options as argparse does, but accept `--an-option` for `--an_option` and vice versa."""
         spellings = {name.replace("-", "_"): name for name in self._option_string_actions}
         words = []
         for word in sys.argv[1:] if args is None else args:
@@ -235,7 +235,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # An empty path would be the working folder.
+        # An empty path would mean the working folder.
         if "" in arg_strings and action.default != "":
             raise argparse.ArgumentError(action, "is empty (an unset shell variable?)")
         return super()._get_values(action, arg_strings)
@@ -246,7 +246,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Append the default to each help text, unless there is none or the text has it already."""
+    """Append the default to each help text, unless the text already mentions it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = action.default

@@ -22,11 +22,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep freed memory for its next tensors, instead of giving it back to the system.
+    """Let the process reuse freed memory for new tensors instead of returning it to the system.
 
-    A CPU's activations are allocated anew in every forward pass. By default each of them is mapped and
-    unmapped, and the system fills every page with zeros first. Only glibc has the switch; elsewhere
-    nothing changes. Numbers never change.
+    By default, each activation of a forward pass on a CPU is mapped and unmapped, and the system first fills
+    every page with zeros. This needs glibc; with other C libraries the call does nothing. Results do not
+    depend on it.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -36,10 +36,10 @@ def keep_freed_memory() -> None:
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run.
+    """The processes of a run, seen from one of them.
 
-    Without torchrun there is one process, every method is the identity, and `devices` may be several
-    GPUs that share each batch by DataParallel. With torchrun a process has one device.
+    Without torchrun there is only one process, and no method communicates. `devices` may then be several GPUs
+    that share each batch with DataParallel. With torchrun, each process has one device.
     """
 
     rank: int
@@ -53,55 +53,55 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """Where this process's batches go."""
+        """The device of this process; with DataParallel, the first one."""
         return self.devices[0]
 
     @property
     def num_devices(self) -> int:
-        """How many devices share a batch of training."""
+        """Number of devices that share a training batch."""
         return self.size * len(self.devices)
 
     def wrap(self, model: nn.Module, for_training: bool = False, sync_bn: bool = False) -> nn.Module:
-        """Move a model to the devices.
+        """Move a model to the devices, and wrap it if there are several.
 
         Args:
-            model: moved in place.
+            model: modified.
             for_training: average the gradients over the processes.
             sync_bn: compute batch norm over the clips of all processes.
 
         Returns:
-            What to call: the model, or a wrapper that shares the work.
+            The model, or a wrapper that distributes its work.
         """
         if sync_bn and self.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(self.device)
         if for_training and self.size > 1:
-            # Channels last and NCTHW differ in the strides of 1x1x1 kernels by name only.
+            # For 1x1x1 kernels, channels last and NCTHW differ in strides, but not in memory.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.14's new name
-            self.broadcast_buffers(model)  # the main process alone has read the initial weights
+            self.broadcast_buffers(model)  # only the main process has read the initial weights
             with self.lost_process():
-                # Each process keeps running statistics of its own; `broadcast_buffers` makes them equal
-                # before an evaluation. The main process's are saved.
+                # Each process updates its running statistics separately. `broadcast_buffers` makes them equal
+                # before an evaluation. Checkpoints have those of the main process.
                 return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         return DataParallel(model, device_ids=self.devices) if len(self.devices) > 1 else model
 
     def seed(self, *numbers: int) -> None:
-        """Seed torch's generators, for each device another way, by these numbers alone."""
+        """Seed torch's generators with a different seed for each device, derived from these numbers."""
         torch.manual_seed(derive_seed(*numbers, self.rank))
         for number, device in enumerate(self.devices[1:], start=1):
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(derive_seed(*numbers, number))
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over the processes, in place."""
+        """Sum a tensor over the processes. The tensor is overwritten and returned."""
         if self.size > 1:
             with self.lost_process():
                 distributed.all_reduce(values)
         return values
 
     def all_reduce_max(self, *values: int) -> list[int]:
-        """The largest of each value over the processes. Goes over the CPU: no GPU is waited for."""
+        """The maximum of each value over the processes, exchanged on the CPU so that no GPU has to wait."""
         box = torch.tensor(values)
         if self.size > 1:
             with self.lost_process():
@@ -109,7 +109,7 @@ class World:
         return box.tolist()
 
     def broadcast(self, value: Any) -> Any:
-        """What `value` is in the main process."""
+        """The main process's `value`."""
         if self.size == 1:
             return value
         box = [value]
@@ -118,7 +118,7 @@ class World:
         return box[0]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What `value` is in every process, in the order of their ranks."""
+        """The values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         box = [None] * self.size
@@ -127,30 +127,30 @@ class World:
         return box
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every process the main process's running statistics of batch norm."""
+        """Copy the main process's running statistics of batch norm to all processes."""
         with self.lost_process():
             for buffer in model.buffers() if self.size > 1 else ():
                 distributed.broadcast(buffer, 0)
 
     @contextmanager
     def lost_process(self) -> Iterator[None]:
-        """Report in one line that another process of the run has ended while this one talked to it.
+        """Report in one line that another process ended during communication.
 
         Raises:
-            UserError: that is so.
+            UserError: another process ended.
         """
         try:
             yield
         except RuntimeError as error:
-            # Those of gloo have no type of their own, but name the file in its source.
+            # Errors of gloo have no separate type, but their text has the path of its source file.
             is_gloo = "/gloo/" in str(error) or " by peer" in str(error)
             is_lost = is_gloo or isinstance(error, distributed.DistError)
             if self.size == 1 or not is_lost:
                 raise
-            raise UserError("lost another process of this run, whose own message says why") from None
+            raise UserError("lost another process of this run; see the error of that process") from None
 
     def describe(self, batch_size: int) -> str:
-        """One line for the log: the devices, and what each gets of a batch."""
+        """Describe the devices and the clips of a batch on each of them, in one line for the log."""
         if self.device.type == "cpu":
             device = f"CPU, {torch.get_num_threads()} threads"
         else:
@@ -165,9 +165,9 @@ class World:
 
 
 class DataParallel(nn.DataParallel):
-    """Copies each device's share of a batch from the CPU to the device, without a detour over the first one.
+    """Copies the parts of a batch from the CPU directly to their devices, not through the first device.
 
-    Its only input has `chunk` and `to`, as a tensor.
+    The only input of the model has the methods `chunk` and `to`, like a tensor.
     """
 
     def scatter(self, inputs: tuple, kwargs: dict, device_ids: list) -> tuple[list[tuple], list[dict]]:
@@ -181,7 +181,7 @@ class DataParallel(nn.DataParallel):
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed for torch that differs for each combination of numbers."""
+    """Derive a seed for torch from a combination of numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -194,7 +194,7 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         compiled: whether the model is compiled.
 
     Raises:
-        UserError: a GPU does not exist or does not work, or the options do not go together.
+        UserError: a GPU does not exist or does not work, or the options contradict each other.
     """
     available = torch.cuda.device_count()
     if available and not torch.cuda.is_available():  # a driver that is too old for this torch
@@ -219,11 +219,11 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
     device = torch.device("cuda", local) if available else torch.device("cpu")
     if available:
         torch.cuda.set_device(device)
-    # gloo alongside NCCL, for values on the CPU: no GPU waits for them.
+    # NCCL for the GPUs; gloo for values on the CPU, so that no GPU has to wait for them.
     backend = "cpu:gloo,cuda:nccl" if available else "gloo"
     try:
         store, _, _ = next(rendezvous("env://"))
-        # After a restart by torchrun the store still has the addresses of the former processes.
+        # After a restart by torchrun, the store still has the addresses of the previous processes.
         store = distributed.PrefixStore(str(restarts), store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
@@ -239,7 +239,7 @@ def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compi
         if gpu >= available:
             raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
         if gpus.count(gpu) > 1:
-            raise UserError(f"--gpus: {gpu} is given twice")
+            raise UserError(f"--gpus: {gpu} appears twice")
     numbers = gpus or range(available)
     if len(numbers) > 1 and (sync_bn or compiled):
         option = "--sync_bn" if sync_bn else "--compile"
@@ -254,17 +254,17 @@ def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compi
 
 
 def choose_kernels(device: torch.device, deterministic: bool) -> None:
-    """Let cuDNN time its kernels and take the fastest, or restrict torch to deterministic ones.
+    """Let cuDNN select the fastest kernels, or restrict torch to deterministic ones.
 
     Args:
-        device: of the training; nothing changes for a CPU.
-        deterministic: two runs on the same GPU give the same bits.
+        device: device of the training; a CPU needs no choice.
+        deterministic: use kernels that give the same bits in two runs on the same GPU.
     """
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
 
@@ -282,9 +282,9 @@ def environment_number(name: str) -> int:
 
 
 def leave() -> None:
-    """Leave the processes of torchrun after success.
+    """Leave the process group of torchrun after success.
 
-    After an error a process must not: NCCL would wait for the others, which wait for this one.
+    Do not call this after an error: NCCL would wait for the other processes, which wait for this one.
     """
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Read regular files only, and write files completely or not at all."""
+"""Read only regular files, and write files atomically."""
 
 import errno
 import io
@@ -23,7 +23,7 @@ _KINDS = {
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading. Other things, such as a named pipe that blocks the reader, are refused.
+    """Open a regular file for reading, and refuse others, such as a named pipe that would block the reader.
 
     Raises:
         OSError: the path cannot be opened, or is not a regular file; see `strerror`.
@@ -48,7 +48,7 @@ def read_regular(path: str, limit: int) -> bytes | None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(descriptor, size)
-        # Network file systems may return less at a time.
+        # Network file systems may return fewer bytes per call.
         while len(data) < size and (more := os.read(descriptor, size - len(data))):
             data += more
     finally:
@@ -89,7 +89,7 @@ def read_text(path: str | Path, purpose: str = "") -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any time, even after a power cut, its old or its new content is complete.
+    """Write a file atomically: even after a power cut, it has either its old or its new content.
 
     Raises:
         OSError: the file cannot be written; its old content is unchanged.
@@ -98,30 +98,60 @@ def write_atomically(path: Path, content: bytes) -> None:
         pass
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Write a new file atomically. An existing file is never replaced, even if it appeared in the meantime.
+
+    Raises:
+        OSError: the file exists or cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        give_name(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def give_name(part: Path, path: Path) -> None:
+    """Give a complete file its name, without replacing an existing file.
+
+    Raises:
+        OSError: a file of that name exists.
+    """
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this disk
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        part.replace(path)
+
+
 def npz(**arrays: Any) -> bytes:
-    """The content of an npz file with these arrays."""
+    """Encode arrays as an npz file."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     return content.getvalue()
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write text files that belong together in UTF-8, see `staged`."""
+    """Write several text files in UTF-8, all or none of them; see `staged`."""
     with staged({path: text.encode() for path, text in texts.items()}):
         pass
 
 
 @contextmanager
 def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
-    """Write files under hidden names, and rename them to their names when the body of the `with` ends.
+    """Write files under hidden names, and rename them at the end of the `with` block.
 
-    All files are on the disk before the first is renamed. Ctrl-C and SIGTERM wait until all are renamed.
+    All files are on the disk before the first one is renamed. Ctrl-C and SIGTERM wait until all are renamed.
 
     Args:
         contents: the files and their contents. Their folders must exist.
 
     Raises:
-        OSError: a file cannot be written, or the body raised it; existing files are unchanged.
+        OSError: a file cannot be written, or the block raised it; existing files are unchanged.
     """
     parts = {path: path.with_name(f".{path.name}.part") for path in contents}
     try:
@@ -142,14 +172,14 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
 
 
 def check_writable_file(file: str | Path, option: str = "") -> None:
-    """Refuse an output file that cannot be written, before any work is done. The file is not touched.
+    """Check before the work begins that an output file can be written. The file is not changed.
 
     Args:
         file: file to write or replace.
         option: the option that names it, for the message.
 
     Raises:
-        UserError: the path is not a file, its folder is missing, or permissions are.
+        UserError: the path is not a file, its folder is missing, or it may not be written.
     """
     path, name = Path(file), f"{option} {file}".strip()
     if os.path.lexists(path) and not path.is_file():
@@ -180,7 +210,7 @@ def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
 
 @contextmanager
 def writing(option: str, file: str | Path) -> Iterator[None]:
-    """Write the file of an option in the body of the `with`.
+    """Report an error in the `with` block as an error of an option's output file.
 
     Raises:
         UserError: the file cannot be written, for example because the disk is full.
@@ -192,10 +222,10 @@ def writing(option: str, file: str | Path) -> Iterator[None]:
 
 
 def check_writable_folder(folder: str | Path, option: str = "") -> None:
-    """Refuse an output folder that cannot be created or written to, before any work is done.
+    """Check before the work begins that an output folder can be created or written to.
 
     Args:
-        folder: it may not exist yet, nor the folders above it.
+        folder: the folder. It need not exist, nor the folders above it.
         option: the option that names it, for the message.
 
     Raises:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils.cli import UserError, log
 from utils.distributed import World
 
-# The accuracies by which the best checkpoint can be chosen.
+# The metrics that can select the best checkpoint.
 METRICS = {"prec1": "Prec@1", "mean_class": "mean class accuracy"}
 
 
@@ -55,7 +55,7 @@ class DivergedError(Exception):
 
 
 class LossWatch:
-    """Finds out, without waiting for the device at every step, that a loss is not finite."""
+    """Detects a loss that is not finite, without waiting for the device at every step."""
 
     def __init__(self) -> None:
         self.pending: list[tuple[int, torch.Tensor]] = []
@@ -65,7 +65,7 @@ class LossWatch:
         self.pending.append((step, loss))
 
     def check(self) -> None:
-        """Look at the losses since the last check, as must be done before the weights are saved.
+        """Check the losses since the last call. Call this before saving the weights.
 
         Raises:
             DivergedError: one of them is not finite.
@@ -78,28 +78,26 @@ class LossWatch:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, and days where there are some, for the log."""
+    """Format a duration for the log, such as 1:02:03 or '2 days, 1:02:03'."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory that was used so far, in GB: by tensors on a GPU, or by this process."""
+    """The peak memory of the tensors on a GPU, or of this process, in GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used * (1 if sys.platform == "darwin" else 1024) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class ProgressLog:
-    """The steps of a loop: a progress bar, their times, and a line in the log.
-
-    Iterating over it gives the numbers of the steps.
+    """Progress bar, times and log lines of a loop. Iterating over it yields the numbers of the steps.
 
     Args:
-        world: the main process shows the bar.
+        world: the processes; the main process shows the bar.
         title: name of the bar.
         first_step: the step to start at.
-        num_steps: steps of the whole loop.
+        num_steps: number of steps of the whole loop.
     """
 
     def __init__(self, world: World, title: str, first_step: int, num_steps: int) -> None:
@@ -124,7 +122,7 @@ class ProgressLog:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Count the time of the body as waiting for data."""
+        """Measure the time of the `with` block as time spent waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
@@ -168,11 +166,11 @@ class ProgressLog:
 class ClipMeters:
     """Loss, top-1 and top-5 accuracy (percent): of the last step, and over all clips so far.
 
-    The sums stay on the device, so that adding to them waits for nothing; reading them does.
+    The sums stay on the device: updates do not wait for the device, reading does.
 
     Args:
-        world: whose processes' clips are counted together.
-        totals: sums to continue from, as `totals` gave them.
+        world: the processes whose clips are counted together.
+        totals: earlier value of `totals` to continue from.
     """
 
     def __init__(self, world: World, totals: list[float] | None = None) -> None:
@@ -181,7 +179,7 @@ class ClipMeters:
         self.total = torch.tensor(totals or [0.0] * 4, dtype=torch.float64, device=world.device)
 
     def update(self, sums: torch.Tensor) -> None:
-        """Add a step: the sum over its batches of what `batch_sums` gives."""
+        """Add a step: the result of `batch_sums`, summed over its batches."""
         self.last = self.world.all_reduce_sum(sums)
         self.total += self.last
 
@@ -197,9 +195,9 @@ class ClipMeters:
 
 
 def averages(totals: list[float]) -> tuple[float, float, float]:
-    """Loss, top-1 and top-5 accuracy (percent) over the clips of such sums."""
+    """Compute loss, top-1 and top-5 accuracy (percent) from the sums of `ClipMeters.totals`."""
     loss, prec1, prec5, count = totals
-    count = max(count, 1)  # none, where all clips that were left in an epoch are excluded
+    count = max(count, 1)  # it is 0 if all remaining clips of an epoch are excluded
     return loss / count, prec1 / count, prec5 / count
 
 
@@ -215,34 +213,39 @@ def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -
 
     Args:
         logits: videos x views x classes.
-        mirrored: for each class its class in a mirrored clip, or -1. Then the second half of the views is
-            the first half mirrored. A class's score in a mirrored view is that of the class
-            that it becomes there. A class without one keeps the score of the view that is not mirrored.
+        mirrored: for each class, its class in a mirrored clip, or -1; None if no view is mirrored. The second
+            half of the views are the mirror images of the first half. In a mirrored view, a class gets the
+            score of its mirrored class. A class without one gets the score of the unmirrored view.
 
     Returns:
         Videos x classes.
     """
     if mirrored is not None:
         classes = torch.tensor(mirrored, device=logits.device)
-        as_is, flipped = logits.chunk(2, dim=1)
-        flipped = torch.where(classes < 0, as_is, flipped[..., classes.clamp(min=0)])
-        logits = torch.cat([as_is, flipped], dim=1)
+        plain, flipped = logits.chunk(2, dim=1)
+        flipped = torch.where(classes < 0, plain, flipped[..., classes.clamp(min=0)])
+        logits = torch.cat([plain, flipped], dim=1)
     return logits.mean(dim=1)
 
 
 def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Whether each of a clip's five best classes, best first, is its label: batch x min(5, classes), bool."""
+    """Compare the five best classes, best first, with the label: batch x min(5, classes), bool."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return best == labels[:, None]
 
 
 class Result(NamedTuple):
-    """An evaluation: raw scores (clips x classes, float32), labels, and what follows from them.
+    """The result of an evaluation.
 
-    Accuracies are in percent: `class_prec1` has the top-1 of each class that has clips, by its label, and
-    `mean_class` is their mean. Where the clips have no labels (-1), the loss and the accuracies are nan, and
-    there are no classes. `features` is what the classifier gets (clips x features, float32), if that was
-    asked for.
+    Attributes:
+        scores: clips x classes, before softmax, float32.
+        labels: one per clip; -1 if the list has no labels. Loss and accuracies are then nan.
+        prec1: top-1 accuracy in percent.
+        prec5: top-5 accuracy in percent.
+        mean_class: mean of `class_prec1`.
+        loss: mean cross entropy.
+        class_prec1: top-1 accuracy in percent of each class that has clips, by label.
+        features: input of the classifier, clips x features, float32; None if it was not requested.
     """
 
     scores: np.ndarray
@@ -256,7 +259,7 @@ class Result(NamedTuple):
 
     @property
     def has_labels(self) -> bool:
-        """Whether there are labels, and so accuracies."""
+        """Whether the clips have labels."""
         return bool((self.labels >= 0).all())
 
     def averages(self) -> dict[str, float]:
@@ -270,32 +273,32 @@ class Result(NamedTuple):
 
 
 def check_result(result: Result, path: str | Path) -> None:
-    """Refuse the figures of an evaluation whose logits are not finite.
+    """Check that the scores of an evaluation are finite.
 
     Args:
-        result: of the evaluation.
-        path: of the checkpoint, for the message.
+        result: result of the evaluation.
+        path: path of the checkpoint, for the message.
 
     Raises:
-        UserError: that is so.
+        UserError: a score is not finite.
     """
     if not np.isfinite(result.scores).all():
-        raise UserError(
-            f"{path}: its logits are not finite, so that its accuracy says nothing; try --amp off"
-        )
+        raise UserError(f"{path}: its logits are not finite, so the accuracy is meaningless; try --amp off")
 
 
 def summarise(scores: torch.Tensor, labels: torch.Tensor, features: torch.Tensor | None = None) -> Result:
-    """Compute an evaluation's figures over clips.
+    """Compute loss and accuracies over clips; see `Result`.
 
     Args:
-        scores: clips x classes, raw.
-        labels: one for each clip; -1 for all of them if they are not known.
-        features: of each clip, to go along.
+        scores: clips x classes, before softmax.
+        labels: one per clip; all -1 if they are unknown.
+        features: one row per clip, stored in the result.
     """
-    kept = None if features is None else features.numpy()
+    features_array = None if features is None else features.numpy()
     if (labels < 0).any():
-        return Result(scores.numpy(), labels.numpy(), *[math.nan] * 4, class_prec1={}, features=kept)
+        return Result(
+            scores.numpy(), labels.numpy(), *[math.nan] * 4, class_prec1={}, features=features_array
+        )
     hits = top_k_hits(scores, labels).numpy()
     per_class = {int(label): 100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()}
     return Result(
@@ -306,5 +309,5 @@ def summarise(scores: torch.Tensor, labels: torch.Tensor, features: torch.Tensor
         mean_class=float(np.mean([*per_class.values()])),
         loss=float(functional.cross_entropy(scores.double(), labels)),
         class_prec1=per_class,
-        features=kept,
+        features=features_array,
     )

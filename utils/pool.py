@@ -1,4 +1,4 @@
-"""Processes and progress of the programs that work through many videos."""
+"""Worker processes and progress bars for programs that process many videos."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Lines:
-    """A stream for tqdm that writes lines. Its carriage returns would make a log file one endless line."""
+    """A stream for tqdm that writes lines instead of carriage returns, for log files."""
 
     def write(self, text: str) -> None:
         if text.strip():
@@ -35,7 +35,7 @@ def progress_bar(total: int, initial: int = 0) -> tqdm:
 
     Args:
         total: number of videos.
-        initial: number of videos that were done before; they do not count for the speed.
+        initial: number of videos that are already done; the speed is computed without them.
     """
     if sys.stderr.isatty():
         style = {"smoothing": 0.05, "dynamic_ncols": True}
@@ -55,10 +55,10 @@ def progress_bar(total: int, initial: int = 0) -> tqdm:
 def worker_pool(workers: int) -> ProcessPoolExecutor:
     """Make a pool of processes that ignore Ctrl-C and end with their parent, even on kill -9.
 
-    Submit work inside `uninterrupted`: it starts the processes, and Ctrl-C during their start would print
-    a traceback.
+    Submit work inside `uninterrupted`. Submitting starts the processes, and Ctrl-C during their start would
+    print a traceback.
     """
-    # Forked processes would inherit each other's pipes and miss the death of the parent.
+    # Forked processes would inherit each other's pipes and not notice the end of the parent.
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
 
 

@@ -50,25 +50,25 @@ def has_instructions(device: torch.device, amp: str) -> bool:
 
 
 def has_avx2_at_most() -> bool:
-    """Whether this is an x86 CPU without AVX-512, or PyTorch or oneDNN are limited to AVX2."""
+    """Whether this is an x86 CPU without AVX-512, or PyTorch or oneDNN is limited to AVX2."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISAS_WITHOUT_AVX512:
         return True
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
-def training_precision(option: str | None, trained: str | None, device: torch.device) -> Precision:
+def training_precision(option: str | None, checkpoint_amp: str | None, device: torch.device) -> Precision:
     """Choose the precision of training steps.
 
     Args:
         option: `--amp`: a key of `DTYPES`, 'auto', or None.
-        trained: precision of the resumed run; None for a new run.
+        checkpoint_amp: precision of the resumed run; None for a new run.
         device: device of the run.
     """
     if option not in (None, "auto"):
         return Precision(option, f"--amp {option}")
-    if trained:
-        emulated = "" if has_instructions(device, trained) else f", emulated on {_name(device)}"
-        return Precision(trained, f"as the checkpoint was trained{emulated}")
+    if checkpoint_amp:
+        emulated = "" if has_instructions(device, checkpoint_amp) else f", emulated on {_name(device)}"
+        return Precision(checkpoint_amp, f"as the checkpoint was trained{emulated}")
     if option is None:
         return Precision("off", "as published")
     if has_instructions(device, "bf16"):
@@ -76,12 +76,12 @@ def training_precision(option: str | None, trained: str | None, device: torch.de
     return Precision("off", f"--amp auto: {_name(device)} has no bfloat16 instructions")
 
 
-def evaluation_precision(option: str | None, trained: str, device: torch.device) -> Precision:
+def evaluation_precision(option: str | None, training_amp: str, device: torch.device) -> Precision:
     """Choose the precision of an evaluation: during training, by `main.py -e` and by `test_models.py`.
 
     Args:
         option: `--amp`: a key of `DTYPES`, 'auto', or None.
-        trained: precision that the checkpoint was trained in; 'off' if it does not say.
+        training_amp: precision of training, from the checkpoint; 'off' if it is not stored.
         device: device of the evaluation.
 
     Returns:
@@ -91,9 +91,9 @@ def evaluation_precision(option: str | None, trained: str, device: torch.device)
         return training_precision("auto", None, device)
     if option is not None:
         return Precision(option, f"--amp {option}")
-    if has_instructions(device, trained):
-        return Precision(trained, "as it was trained" if trained != "off" else "as published")
-    return Precision("off", f"trained in {trained}, which {_name(device)} has no instructions for")
+    if has_instructions(device, training_amp):
+        return Precision(training_amp, "as it was trained" if training_amp != "off" else "as published")
+    return Precision("off", f"trained in {training_amp}, which {_name(device)} has no instructions for")
 
 
 def emulation_warning(precision: Precision, device: torch.device) -> str | None:

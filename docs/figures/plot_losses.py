@@ -3,8 +3,8 @@
     make demo
     python docs/figures/plot_losses.py demo/data docs/figures/losses.png
 
-Runs main.py with the demo's recipe: in float32 with three seeds, and with the first seed in the other forms.
-The spread of the seeds shows the noise. Takes some minutes on a CPU.
+The program runs main.py with the demo's recipe: in float32 with three seeds, and in each variant with the
+first seed. The differences between seeds show the noise. This takes some minutes on a CPU.
 """
 
 import re
@@ -24,7 +24,7 @@ from utils.files import check_writable_file
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
 # Model and recipe of `make demo`, with one validation at the end and every step in the log.
 RECIPE = "--arch resnet14 --input_size 48 --epochs 5 -b 6 --lr 0.006 --lr_schedule cosine --eval-freq 5 -p 1"
-WINDOW = 40  # steps that a point of a curve averages
+WINDOW = 40  # steps averaged for a point of a curve
 SEEDS = (0, 1, 2)
 FORMS = ("--amp bf16", "--compile", "--amp bf16 --compile")
 
