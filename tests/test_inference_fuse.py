@@ -407,6 +407,7 @@ def runs(compiler, root, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # compiles
 def test_compiled_run_trains_as_eager_run(runs):
     """With the same dropout masks: other masks change the losses by more."""
     assert runs["compiled"].graphs == 1  # training; validation is not compiled
@@ -419,6 +420,7 @@ def test_compiled_run_trains_as_eager_run(runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [("compiled", "compiled"), ("compiled", "plain")])
+@pytest.mark.timeout(600)  # compiles
 def test_compiled_run_resumes(compiler, runs, root, tmp_path, first, second):
     """Bit by bit in a new process, as after a crash; or without compilation."""
     (tmp_path / "checkpoint").mkdir()
@@ -434,6 +436,7 @@ def test_compiled_run_resumes(compiler, runs, root, tmp_path, first, second):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # compiles
 def test_fast_evaluation_scores(compiler, runs, root, tmp_path):
     def evaluate(*more):
         """Scores, precision from the log, and number of compiled graphs."""
