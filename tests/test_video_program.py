@@ -179,14 +179,6 @@ def test_single_frames_with_an_edit_list(name, tmp_path):
     assert_same_frames(tmp_path / name)
 
 
-def test_single_frames_with_wrong_key_frames(tmp_path):
-    write_video(tmp_path / "right.mp4", noisy_images(60))
-    remux(tmp_path / "right.mp4", tmp_path / "wrong.mp4", all_keys=True)
-    keys = [len(index_frames(tmp_path / name).keys) for name in ("right.mp4", "wrong.mp4")]
-    assert keys[0] < keys[1]
-    assert_same_frames(tmp_path / "wrong.mp4")
-
-
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm"])
 def test_other_frames_are_not_decoded(name, tmp_path):
     path = tmp_path / name
