@@ -191,7 +191,8 @@ def model_forms(model: TemporalModel, clips: torch.Tensor, purpose: str, with_co
                 fast, title = copy.deepcopy(model), f"{name}, channels last"
                 to_channels_last(fast, DEVICE, for_training=True)
             else:
-                fast, title = fuse(model.eval(), DEVICE, DTYPES[amp]), f"{name}, fused"
+                fast = fuse(model.eval(), DEVICE, DTYPES[amp], plain=is_compiled)
+                title = f"{name}, fused"
             if is_compiled:
                 fast.forward = compile_function(fast.forward)
                 title += ", compiled"
