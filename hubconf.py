@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-dependencies = ["torch", "numpy", "pydantic", "safetensors", "tqdm"]
+dependencies = ["torch", "numpy", "safetensors", "tqdm"]
 
 _HOME = Path(__file__).resolve().parent
 # Each clone has its own package, so that a program can load two versions.
@@ -95,10 +95,6 @@ def temporal_model(
     arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
     arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}
     options = {name: value for name, value in arguments.items() if value is not None}
-    for name, value in options.items():
-        kind = str if name in ("type", "arch") else int
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{name} {value!r} is not {'a string' if kind is str else 'a whole number'}")
     return _build(options) if weights is None else _load(options, weights)
 
 

@@ -26,7 +26,7 @@ _server = multiprocessing.get_context("forkserver")
 # An optimizer imports torch._dynamo.
 _server.set_forkserver_preload(
     ["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image", "matplotlib.figure", "av"]
-    + ["pydantic", "safetensors.torch", "simplejpeg", "filelock"]
+    + ["safetensors.torch", "simplejpeg", "filelock"]
 )
 
 
