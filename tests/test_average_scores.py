@@ -43,20 +43,12 @@ def accuracies(scores: np.ndarray) -> list[str]:
     return [f"{100 * value:.3f}" for value in values]
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(scores.astype(np.float64))
-    return exponentials / exponentials.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize("is_softmax", [False, True])
-def test_average(write, tmp_path, is_softmax):
+def test_average(write, tmp_path):
     a, b = write("a.npz", 1), write("b.npz", 2, [3, 1, 0, 5, 4, 2])
-    options = ["--softmax"] * is_softmax
-    done = call(PROGRAM, a, b, "--weights", 1, 3, *options, "--save_scores", tmp_path / "out.npz")
+    done = call(PROGRAM, a, b, "--weights", 1, 3, "--save_scores", tmp_path / "out.npz")
     assert done.returncode == 0, done.stderr
     one, two = make_arrays(1)["scores"], make_arrays(2)["scores"]
-    parts = [softmax(scores) if is_softmax else scores.astype(np.float64) for scores in (one, two)]
-    expected = (parts[0] + 3 * parts[1]) / 4
+    expected = (one.astype(np.float64) + 3 * two) / 4
     lines = done.stdout.splitlines()
     for line, start, scores in zip(lines, (a, b, "average"), (one, two, expected), strict=False):
         assert line.startswith(str(start))
@@ -91,14 +83,8 @@ def test_starts_without_torch(write):
     ("changes", "culprit"),
     [
         ({"videos": ["1", "2", "folder/3", "4", "5", "7"]}, "'6'"),
-        ({"videos": ["1", "2", "folder/3", "4", "5", "1"]}, "'1'"),
         ({"labels": [0, 1, 2, 6, 1, 5]}, "'5'"),
-        ({"labels": [-1] * 6}, "'1'"),
-        ({"labels": [0, 1, 2]}, "(3,)"),
         ({"classes": [*CLASSES[:6], "Other\n"]}, "classes"),
-        ({"scores": np.zeros((6, 8), np.float32), "classes": [*CLASSES, "h"]}, "classes"),
-        ({"scores": np.zeros((6, 7, 1))}, "(6, 7, 1)"),
-        ({"scores": np.full((6, 7), np.nan)}, "not finite"),
         ({"scores": None}, "b.npz"),
         ({"videos": np.array(VIDEOS, dtype=object)}, "b.npz"),
     ],
@@ -109,14 +95,14 @@ def test_files_that_do_not_match(write, tmp_path, changes, culprit):
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "cut", "folder", "missing"])
+@pytest.mark.parametrize("kind", ["text", "cut", "folder", "missing"])
 def test_unreadable_file(write, tmp_path, kind):
     good, path = write("a.npz", 1), tmp_path / "b.npz"
     data = good.read_bytes()
     if kind == "folder":
         path.mkdir()
     elif kind != "missing":
-        path.write_bytes({"text": b"words", "empty": b"", "cut": data[: len(data) // 2]}[kind])
+        path.write_bytes({"text": b"words", "cut": data[: len(data) // 2]}[kind])
     assert_one_line_error(call(PROGRAM, good, path), path)
 
 
@@ -124,7 +110,6 @@ def test_unreadable_file(write, tmp_path, kind):
     ("options", "culprit"),
     [
         (["--weights", 1], "--weights"),
-        (["--weights", 0, 0], "--weights"),
         (["--weights", 1, -1], "-1"),
         (["--save_scores", "out.txt"], "--save_scores"),
         (["--save_scores", "there.npz"], "there.npz"),

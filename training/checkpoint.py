@@ -1,5 +1,6 @@
 """Save checkpoints atomically, and load those of this code and of other training code."""
 
+import errno
 import glob
 import io
 import json
@@ -143,8 +144,12 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UserError):
+    except UserError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL or error.filename:
+            raise
+        raise UserError(f"{path}: is damaged (a wrong position in the zip)") from None
     except Exception as error:  # of any type, for damaged files
         if code := re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error)):
             raise UserError(

@@ -63,13 +63,13 @@ class RunFiles:
 
 def describe_start() -> dict[str, Any]:
     """Describe when, where and by which command this process was started, for the log."""
-    versions = {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}
+    versions = {name: version(name) for name in ("torchvision", "numpy", "pillow")}
     return {
         "started": datetime.now().isoformat(" ", "seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "host": f"{socket.gethostname()}, process {os.getpid()}",
         "commit": find_commit(),
-        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda} | versions,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__} | versions,
     }
 
 

@@ -14,6 +14,9 @@ import numpy as np
 from utils.cli import UserError, uninterrupted
 
 
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading, and refuse others, such as a named pipe that would block the reader.
 
@@ -46,8 +49,9 @@ def read_regular(path: str, limit: int) -> bytes | None:
 
 def _regular_size(path: str | Path) -> int:
     status = os.stat(path)  # noqa: PTH116 - called for each frame
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "is not a file", str(path))
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, f"is {_KINDS.get(kind, 'a device')}, not a file", str(path))
     return status.st_size
 
 
