@@ -84,13 +84,11 @@ def temporal_model(
         weights: a checkpoint that test_models.py accepts; None for random weights.
 
     Returns:
-        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits. Frames are in
-        time order, RGB, from 0 to 1, normalised by its `input_mean` and `input_std`. Its `categories` are the
-        class names, or None if they are unknown.
+        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits. Frames are
+        RGB, from 0 to 1, normalised by its `input_mean` and `input_std`. `categories` are the class names.
 
     Raises:
-        ValueError: an argument is not possible or contradicts the checkpoint, or the checkpoint cannot be
-            loaded.
+        ValueError: an argument is impossible or contradicts the checkpoint, which may not be loadable.
     """
     arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
     arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}

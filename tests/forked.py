@@ -33,12 +33,8 @@ _server.set_forkserver_preload(
 class Program:
     """A running program of the repository, whose output goes to files.
 
-    Args:
-        script: path of the program in the repository.
-        args: its command line.
-        cwd: its working folder.
-        env: more environment variables.
-        prepare: a function at the top level of a module, called in the new process before the program.
+    `env` has more environment variables. `prepare`, a function at the top level of a module, is called before
+    the program.
     """
 
     def __init__(

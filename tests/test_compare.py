@@ -9,7 +9,6 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 
 from datasets_video import return_dataset
-from models import BLOCKS
 from tools import compare
 from utils.cli import UserError
 
@@ -74,11 +73,6 @@ def test_comparison(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_one_line_error(call(*words(root, out), "--lr", 0.5), f"--out {out}")
 
 
-def test_failed_program_is_one_line(root: Path, tmp_path: Path) -> None:
-    failed = call(*words(root, tmp_path / "out"), "--lr", "much")
-    assert_one_line_error(failed, "GST_seed0", "main.py failed")
-
-
 def test_reordered_clips(root: Path, tmp_path: Path) -> None:
     paths = return_dataset("tiny", root)
     video = paths.val_list.read_text().split()[0]
@@ -120,13 +114,3 @@ def test_table_has_mean_and_spread() -> None:
     text = compare.table({"X": values, "Y": values}, {"X": (1_250_000, 2_000_000)})
     common = "60.0 (50.0 to 70.0) | 60.5 (60.0 to 61.0) | - | 92.5 (90.0 to 95.0)"
     assert text.splitlines()[-2:] == [f"| X | {common} | 1.25 M | 0.002 G |", f"| Y | {common} |  |  |"]
-
-
-def test_plot_shows_each_type() -> None:
-    values = np.array([[95.4, 99.9, 80, 70]] * 3)
-    costs = {name: (1, 10**9 * (number + 1)) for number, name in enumerate(BLOCKS)}
-    figure = compare.draw(dict.fromkeys(BLOCKS, values), costs)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(BLOCKS)
-    for axes, expected in zip(figure.axes, (95.4, 99.9), strict=True):
-        points = [container.lines[0].get_xydata()[0] for container in axes.containers]
-        np.testing.assert_allclose(points, [(number + 1, expected) for number in range(len(BLOCKS))])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from forked import REPOSITORY
 from helpers import assert_one_line_error, call, files_limited_to, small_run
 from synthetic import CATEGORIES
 from video_files import write_video
@@ -69,23 +68,6 @@ def test_converted_file_has_the_same_scores(trained, released, trn_root, tmp_pat
     assert scores(half, trn_root) == pytest.approx(own, rel=0.05, abs=0.01)
 
 
-@pytest.mark.slow
-def test_commands_of_the_docs(trained, released, tmp_path, monkeypatch):
-    text = (REPOSITORY / "docs" / "CHECKPOINTS.md").read_text(encoding="utf-8")
-    commands = [
-        line.partition("#")[0].split() for line in text.splitlines() if line.startswith(f"python {TOOL}")
-    ]
-    assert len(commands) == 3
-    for number, (_, _, *words) in enumerate(commands):
-        source = released if "--num_segments" in words else trained
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-        done = call(TOOL, *[source if word == "FILE" else word for word in words])
-        assert done.returncode == 0, done.stderr
-        assert [file.name for file in folder.iterdir()] == [words[words.index("--out") + 1]]
-
-
 @pytest.mark.parametrize(
     ("dtype", "kind", "suffix"), [("bf16", torch.bfloat16, ".pth"), ("fp16", torch.float16, ".safetensors")]
 )
@@ -120,12 +102,6 @@ def test_metadata_of_a_clean_file(trained, released, tmp_path):
     again = load_checkpoint(convert(file, tmp_path / "own.pth"))
     del again["state_dict"]
     assert again == metadata | {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-
-    content = load_checkpoint(convert(released, tmp_path / "released.pth", *SEGMENTS))
-    del content["state_dict"], content["source_sha256"]
-    options = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 4, "input_size": 224}
-    values = {"epoch": 3, "best_prec1": 61.5, "arch": "resnet14", "num_class": 4}
-    assert content == values | {"options": options}
 
 
 @pytest.mark.slow

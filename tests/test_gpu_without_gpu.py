@@ -83,7 +83,7 @@ def flatten_weights(model):
         weight.data = torch._C._nn.unflatten_dense_tensors(flat, [weight.data])[0]
 
 
-@pytest.mark.parametrize(("amp", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16)])
 def test_threads_train_in_the_requested_precision(amp, dtype):
     model, dtypes = small_model(), []
     model.base_model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
@@ -109,12 +109,7 @@ def test_predictor_computes_without_tf32(monkeypatch):
 def test_several_gpus_in_one_process_are_refused(two_gpus, options):
     with pytest.raises(UserError, match="torchrun"):
         init_distributed(None, **options)
-    assert init_distributed([1], **options).devices == [torch.device("cuda", 1)]
-
-
-def test_single_process_selects_its_gpu(two_gpus):
-    init_distributed([1])
-    assert two_gpus == [torch.device("cuda", 1)]
+    assert init_distributed([1], **options).devices == two_gpus == [torch.device("cuda", 1)]
 
 
 def test_broken_driver_is_one_line(two_gpus, monkeypatch):
@@ -135,7 +130,7 @@ def test_replica_computes_in_channels_last():
     assert layouts == [True]
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["bf16"])
 def test_training_on_gpus_uses_2d_kernels(amp):
     model = small_model()
     to_channels_last(model, CUDA, for_training=True)
@@ -146,11 +141,6 @@ def test_training_on_gpus_uses_2d_kernels(amp):
         logits = fake(torch.empty(2, 2, 64, 64, 3, dtype=torch.uint8, device="cuda"))
         assert mode is not None
         assert (logits.shape, logits.dtype, logits.device.type) == ((2, 5), torch.float32, "cuda")
-
-
-def test_fused_model_has_no_3d_kernels():
-    kinds = {type(module) for module in fuse(small_model(), CUDA, torch.bfloat16).modules()}
-    assert not kinds & {nn.Conv3d, nn.MaxPool3d, nn.BatchNorm3d}
 
 
 def decoded_clips(videos=3):
@@ -169,14 +159,6 @@ def decoded_clips(videos=3):
     return DecodedClips(
         torch.from_numpy(np.concatenate(arrays)), np.array(shapes), order, np.array(views), 32, 2
     )
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 5])
-def test_chunks_of_decoded_clips(number):
-    clips = decoded_clips()
-    parts = clips.chunk(number)
-    assert [len(part.shapes) for part in parts] == [len(part) for part in torch.arange(3).chunk(number)]
-    assert torch.equal(torch.cat([resize_clips(part) for part in parts]), resize_clips(clips))
 
 
 @pytest.mark.parametrize("batch", [pixels(3), decoded_clips()], ids=["pixels", "decoded"])

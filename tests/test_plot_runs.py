@@ -69,11 +69,6 @@ def test_names_of_runs_are_complete_and_apart():
     assert len(looks) == len(names)
 
 
-def test_runs_of_one_name_get_their_paths():
-    assert plot_runs.name_runs(["s0/log/a.csv", "s1/log/b.csv"]) == ["a", "b"]
-    assert plot_runs.name_runs(["s0/log/a.csv", "s1/log/a.csv"]) == ["s0/log/a.csv", "s1/log/a.csv"]
-
-
 GOOD = format_csv(ROWS)
 
 
@@ -102,8 +97,3 @@ def test_runs_without_an_epoch_are_skipped(logs, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("new: skipped")
     assert out.exists()
-
-
-@pytest.mark.parametrize("out", ["out.jpg", "missing/out.png"])
-def test_other_pictures_are_refused(logs, tmp_path, out):
-    assert_one_line_error(call("tools/plot_runs.py", logs[0], "--out", tmp_path / out), "--out", out)

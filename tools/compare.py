@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -57,7 +56,6 @@ def main() -> None:
     add("-j", "--workers", type=non_negative_int, default=0, metavar="N", help="loader processes")
     add("options", nargs="*", metavar="OPTION", help="options of main.py, after --")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     out = args.out
     check_writable_folder(out, "--out")
     paths = return_dataset(args.dataset, args.root_path, source="frames")
@@ -141,11 +139,7 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def run(name: str, program: str, *words: object) -> None:
-    """Run a program of the repository on one GPU; stop it if this program is stopped.
-
-    Raises:
-        UserError: the program failed.
-    """
+    """Run a program of the repository on one GPU; stop it if this program is interrupted."""
     print(f"{name}: {program}", flush=True)
     command = [sys.executable, str(REPOSITORY / program), *map(str, words)]
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -50,9 +50,6 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
     """Find the types of block that a checkpoint may have, with their alpha and beta.
 
     There are several only if the checkpoint has no options: C2D and TSM have the same tensors.
-
-    Raises:
-        UserError: the type is unknown, or the tensors fit none.
     """
     options = checkpoint.get("options", {})
     types = list(BLOCKS)
@@ -144,15 +141,9 @@ def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | P
 
 
 def find_mirrored(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> list[int]:
-    """Find the label that each of a checkpoint's classes has when a clip is mirrored.
+    """The label that each of a checkpoint's classes has when a clip is mirrored, or `classes.NEVER`.
 
-    Args:
-        checkpoint: see `load_checkpoint`. If it does not have the labels, the class names decide.
-        categories: the data set's class names, for a checkpoint without names.
-        path: the checkpoint's file, for messages.
-
-    Returns:
-        For each class, a label or `classes.NEVER`.
+    If the checkpoint does not have them, its class names decide, or else those of the data set.
     """
     return checkpoint.get("mirrored") or mirrored_labels(class_names(checkpoint, path) or categories)
 

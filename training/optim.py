@@ -14,13 +14,7 @@ from utils.cli import UserError, log
 def make_optimizer(
     model: TemporalModel, args: Namespace, classifier_lr_mult: float = 1.0
 ) -> torch.optim.Optimizer:
-    """SGD with the model's parameter groups (paper, section 4.2).
-
-    Args:
-        model: the model to train.
-        args: `lr`, `momentum` and `weight_decay`.
-        classifier_lr_mult: see `TemporalModel.get_optim_policies`.
-    """
+    """SGD with the model's parameter groups (paper, section 4.2); see `TemporalModel.get_optim_policies`."""
     groups = [
         group | {"lr": args.lr * group["lr_mult"], "weight_decay": args.weight_decay * group["decay_mult"]}
         for group in model.get_optim_policies(classifier_lr_mult)

@@ -16,10 +16,7 @@ from tqdm import tqdm
 
 
 class UserError(Exception):
-    """An error that the user can fix: a wrong option, a missing file, a full disk, a diverging loss.
-
-    The message is one line. It names the cause and says what to do.
-    """
+    """An error that the user can fix. The message is one line: it names the cause and says what to do."""
 
     status = 1
 
@@ -85,11 +82,9 @@ at_end = ExitStack()
 def run_program(
     main: Callable[..., int | None], parse: Callable[[], argparse.Namespace] | None = None
 ) -> None:
-    """Run a program and end the process. An expected error is one line on stderr.
+    """Run a program with the options of `parse`, and end the process. An expected error is one line.
 
-    Args:
-        main: the program; may return an exit status.
-        parse: returns the options that are passed to `main`.
+    `main` may return an exit status.
     """
     for stream in (sys.stdout, sys.stderr):
         # Line buffering shows each line at once in a log file. Some locales cannot encode every name.
@@ -217,7 +212,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse options as argparse does, but accept `--an-option` for `--an_option` and vice versa."""
+        # `--an-option` is `--an_option`, and vice versa.
         spellings = {name.replace("-", "_"): name for name in self._option_string_actions}
         words = []
         for word in sys.argv[1:] if args is None else args:
@@ -242,8 +237,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = action.default
-        has_none = default in (None, "", argparse.SUPPRESS) or isinstance(default, bool)
-        if has_none or "(default" in action.help:
+        if default in (None, "", argparse.SUPPRESS) or isinstance(default, bool) or "(default" in action.help:
             return action.help
         values = default if isinstance(default, list) else [default]
         return f"{action.help} (default: {' '.join(map(str, values))})"

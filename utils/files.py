@@ -13,7 +13,6 @@ import numpy as np
 
 from utils.cli import UserError, uninterrupted
 
-
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
 
 
