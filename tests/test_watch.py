@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import call, run, small_run
+from helpers import call, small_run
 from PIL import Image
 from synthetic import CATEGORIES, make_dataset
 
@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Namespace:
     """A run of an epoch whose batches are larger than the picture of one. Read only: it is shared."""
     out = tmp_path_factory.mktemp("finished")
-    process = run("main.py", *small_run(root, out, "-b", 15))
+    process = call("main.py", *small_run(root, out, "-b", 15))
     assert (process.returncode, process.stderr) == (0, "")
     return Namespace(out=out, log=out / "log")
 
@@ -59,13 +59,10 @@ def expected_batch(root: Path, epoch: int, title: str) -> np.ndarray:
     return np.asarray(draw_batch(np.stack(clips), labels, mirrored, names, CATEGORIES, title))
 
 
-def test_first_batch_is_drawn_as_trained(finished, root):
+def test_pictures_of_a_run(finished, root):
     expected = expected_batch(root, 0, "First batch of this run, at step 0: 12 of its 15 clips")
     with Image.open(finished.log / f"{NAME}.batch.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), expected)
-
-
-def test_curves_are_drawn(finished):
     with Image.open(finished.log / f"{NAME}.png") as picture:
         assert picture.size[0] > 1000
         assert np.asarray(picture.convert("L")).min() < 100
