@@ -94,10 +94,7 @@ def train_one_epoch(
         criterion: the loss; None for cross entropy.
 
     Yields:
-        Each finished step.
-
-    Raises:
-        UserError: the loss is not finite. It is checked at the logged steps and before saving.
+        Each finished step. The loss is checked at the logged steps and before saving.
     """
     world, optimizer, scaler = state.world, state.optimizer, state.scaler
     criterion = criterion or TrainingLoss()

@@ -243,17 +243,10 @@ def _find_prefix(names: Iterable[str]) -> str:
 
 
 def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
-    """Read initial weights from a 2D ResNet or a checkpoint.
-
-    Args:
-        choice: 'imagenet' for torchvision's `IMAGENET1K_V1`, from its cache or downloaded; or a file.
-        arch: name of the ResNet, for 'imagenet'.
+    """Read initial weights: torchvision's ImageNet weights of an arch (downloaded once), or those of a file.
 
     Returns:
         A description of the source for the log, and the checkpoint (see `load_checkpoint`).
-
-    Raises:
-        UserError: they cannot be loaded.
     """
     if choice != "imagenet":
         checkpoint = load_checkpoint(choice)
@@ -309,9 +302,6 @@ def load_start(
         class_permutation: for each class of the model, its index in the checkpoint's classifier; None to keep
             the model's classifier.
         path: the checkpoint's file, for messages.
-
-    Raises:
-        UserError: a tensor does not fit.
     """
     head = f"{find_classifier(checkpoint['state_dict'], path)[0]}."
     own_head = "base_model.fc." if model.new_fc is None else "new_fc."

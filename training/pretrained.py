@@ -80,17 +80,10 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
 def fit_backbone(
     model: TemporalModel, state_dict: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Adapt the state dict of another type of block to a model.
+    """Adapt the state dict of another type of block to a model, and describe it for the log.
 
     A tensor of the backbone is taken from the checkpoint if it has the same name and shape there. Otherwise
     it is taken from `start_from_2d` of its block, or else from the model. The classifier is the checkpoint's.
-
-    Args:
-        model: the new model; not changed.
-        state_dict: weights of the checkpoint.
-
-    Returns:
-        The adapted state dict, and a description for the log.
     """
     start = {f"base_model.{name}": value for name, value in start_tensors(model.base_model).items()}
     head = ("new_fc.", "base_model.fc.")

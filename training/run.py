@@ -116,11 +116,7 @@ class Run:
     def check_data(
         self, checkpoint: dict[str, Any], data: Datasets, class_weights: list[float] | None
     ) -> None:
-        """Check that a checkpoint continues with the same lists, classes, mirrored classes and class weights.
-
-        Raises:
-            UserError: they differ.
-        """
+        """Check that a checkpoint continues with the same lists, classes and class weights."""
         path, options = self.checkpoint, checkpoint.get("options", {})
         check_categories(checkpoint, data.categories, path)
         if checkpoint.get("mirrored", data.mirrored) != data.mirrored:
@@ -180,12 +176,7 @@ class Run:
         }
 
     def after_step(self, state: TrainState, step: Step) -> None:
-        """Draw the first batch, add the step's curves, save if due, and stop after a signal.
-
-        Raises:
-            SystemExit: a signal stops the run. The exit status is 128 plus the number of the signal.
-            UserError: see `save`.
-        """
+        """Draw the first batch, add the step's curves, save if due, and stop after a signal."""
         number = state.epoch * self.sampler.num_steps + state.step - 1
         if self.curves:
             self.curves.add(step.curves, number)
@@ -245,13 +236,7 @@ class Run:
     def end_epoch(self, state: TrainState, result: Result | None) -> None:
         """Log and save an epoch, update the best checkpoint, and stop after a signal.
 
-        Args:
-            state: state of the run.
-            result: of the validation; None if it was not due, or if a signal stopped it.
-
-        Raises:
-            UserError: the validation loss is not finite; or see `save`.
-            SystemExit: a signal stops the run.
+        `result` is that of the validation; None if it was not due, or if a signal stopped it.
         """
         if result is None and self.is_validation_due(state.epoch):
             self.stop(state, self.world.all_reduce_max(self.interruption.get_signal())[0])
@@ -313,11 +298,7 @@ class Run:
 
 
 def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> None:
-    """Check that the options have the model and recipe of the checkpoint.
-
-    Raises:
-        UserError: names the options that differ.
-    """
+    """Check that the options have the model and recipe of the checkpoint."""
     spec = describe_model(checkpoint, path, args.type)
     expected = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     options = checkpoint.get("options")

@@ -217,8 +217,8 @@ class Parser(argparse.ArgumentParser):
         words = []
         for word in sys.argv[1:] if args is None else args:
             name, equals, value = word.partition("=")
-            key = name.replace("-", "_")
-            words.append(spellings.get(key, name) + equals + value if word.startswith("--") else word)
+            name = spellings.get(name.replace("-", "_"), name)
+            words.append(name + equals + value if word.startswith("--") else word)
         return super().parse_known_args(words, namespace)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:

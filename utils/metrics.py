@@ -114,13 +114,9 @@ class ProgressLog:
 
 
 class ClipMeters:
-    """Loss, top-1 and top-5 accuracy (percent): of the last step, and over all clips so far.
+    """Loss, top-1 and top-5 accuracy (percent) over the clips of all processes: of the last step, and so far.
 
     The sums stay on the device: updates do not wait for the device, reading does.
-
-    Args:
-        world: the processes whose clips are counted together.
-        totals: earlier value of `totals` to continue from.
     """
 
     def __init__(self, world: World, totals: list[float] | None = None) -> None:
@@ -163,16 +159,11 @@ def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tenso
 
 
 def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -> torch.Tensor:
-    """Average a video's logits, before softmax, over its views (TSM's test program).
+    """Average the logits of a video (videos x views x classes) over its views (TSM's test program).
 
-    Args:
-        logits: videos x views x classes.
-        mirrored: for each class, its class in a mirrored clip, or -1; None if no view is mirrored. The second
-            half of the views are the mirror images of the first half. In a mirrored view, a class gets the
-            score of its mirrored class. A class without one gets the score of the unmirrored view.
-
-    Returns:
-        Videos x classes.
+    `mirrored` has the class of each class in a mirrored clip, or -1; None if no view is mirrored. The second
+    half of the views mirror the first half. In a mirrored view, a class gets the score of its mirrored class.
+    A class without one gets the score of the unmirrored view.
     """
     if mirrored is not None:
         classes = torch.tensor(mirrored, device=logits.device)
