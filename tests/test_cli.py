@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 from helpers import REPOSITORY, finish
 
-from utils.cli import UserError, non_negative_int, number_type, positive_float, positive_int
+from utils.cli import UserError, non_negative_int, number_type, positive_int
 from utils.files import check_new_file, check_writable_file, check_writable_folder
 
 PERCENT = number_type(int, 1, 100)
@@ -19,13 +19,7 @@ RATE = number_type(Fraction, 0, 1000, above=True)
 
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
-    [
-        (non_negative_int, "007", 7),
-        (positive_float, "1e-3", 0.001),
-        (PERCENT, "100", 100),
-        (SHARE, "0.999", 0.999),
-        (RATE, "24000/1001", Fraction(24000, 1001)),
-    ],
+    [(non_negative_int, "007", 7), (SHARE, "0.999", 0.999), (RATE, "24000/1001", Fraction(24000, 1001))],
 )
 def test_number_in_range(kind, text, value):
     parsed = kind(text)
@@ -35,11 +29,10 @@ def test_number_in_range(kind, text, value):
 @pytest.mark.parametrize(
     ("kind", "texts"),
     [
-        (positive_int, ["", "a", "0", "-1", "1.0", "1e1", "0x1", "9" * 5000]),
+        (positive_int, ["", "0", "-1", "1.0", "1e1", "9" * 5000]),
         (PERCENT, ["0", "101"]),
         (SHARE, ["1", "-0.1", "nan"]),
         (RATE, ["0", "1/0", "1001", "x"]),
-        (positive_float, ["0", "inf"]),
     ],
 )
 def test_number_out_of_range_is_refused(kind, texts):
@@ -114,7 +107,6 @@ def test_lost_output_ends_a_program(redirection, status, words):
         ("raise UserError('a.txt: no such\\nfile')", 1, "error: a.txt: no such\\nfile"),
         ("half_built = HalfBuilt(); raise OSError(24, 'Too many open files')", 1, "ulimit -n"),
         ("raise OSError(28, 'No space left on device', '/a/file')", 1, "/a/file: No space left on device"),
-        ("raise MemoryError", 1, "out of memory"),
         ('raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")', 1, "out of memory"),
         ("raise KeyboardInterrupt", 130, ""),
     ],

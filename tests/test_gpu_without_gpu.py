@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import PixelModel, Predictor, train_one_epoch
-from frames import resize
 from frames.resize import DecodedClips, resize_clips
 from inference.fuse import fuse, to_channels_last
 from models import TemporalModel
@@ -217,19 +215,3 @@ def test_process_group_is_destroyed_after_success_only(monkeypatch, is_error):
     with pytest.raises(SystemExit) as exit_:
         run_program(main)
     assert (calls, exit_.value.code) == (([1], 1) if is_error else (["destroy"], None))
-
-
-def test_resize_of_a_batch_takes_few_launches(monkeypatch):
-    launches = []
-    monkeypatch.setitem(resize._MAX_BYTES, "cpu", resize._MAX_BYTES["cuda"])
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if not function.is_view:
-                launches.append(function)
-            return function(*args, **(kwargs or {}))
-
-    clips = decoded_clips(24)
-    with Count():
-        resize_clips(clips)
-    assert len(launches) <= 30

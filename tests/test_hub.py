@@ -165,7 +165,6 @@ def test_wrong_weights_are_refused(tmp_path):
         ({"type": "C2D", "alpha": 8}, "alpha 8"),
         ({"type": "R9D"}, "type R9D"),
         ({"arch": "resnet7"}, "arch resnet7"),
-        ({"alpha": 3}, "alpha 3"),
     ],
 )
 def test_wrong_argument_is_refused(arguments, culprit):

@@ -561,7 +561,6 @@ def test_start_from_another_model_is_refused(tmp_path):
         ("--exclude none.txt", "none.txt"),
         ("--flip_pairs none.txt", "none.txt"),
         ("--pretrained none.pth", "none.pth"),
-        ("--train_list none.txt", "none.txt"),
     ],
 )
 def test_wrong_option_is_one_line(trn_root, tmp_path, options, culprit):
