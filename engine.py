@@ -18,7 +18,7 @@ from training.optim import set_learning_rate
 from training.state import Step, TrainState
 from utils.cli import log
 from utils.distributed import World
-from utils.metrics import ClipMeters, ProgressLog, Result, average_views, batch_sums, summarise
+from utils.metrics import ClipMeters, ProgressLog, Result, average_views, averages, batch_sums, summarise
 from utils.precision import DTYPES
 
 
@@ -94,10 +94,7 @@ def train_one_epoch(
         criterion: the loss; None for cross entropy.
 
     Yields:
-        Each finished step.
-
-    Raises:
-        DivergedError: the loss is not finite. It is checked at the logged steps and before saving.
+        Each finished step. The loss is checked at the logged steps and before saving.
     """
     world, optimizer, scaler = state.world, state.optimizer, state.scaler
     criterion = criterion or TrainingLoss()
@@ -151,8 +148,9 @@ def train_one_epoch(
         if step % args.print_freq == 0:
             state.check_loss()
             title = f"Epoch: [{state.epoch}][{step}/{num_steps}], lr: {rate:.5f}"
-            curves = progress.log(title, state.describe_progress(), args.epochs - state.epoch - 1)
-            curves |= state.last_averages() | {"lr": rate, "gradient_norm": float(gradient_norm)}
+            curves = progress.log(title, str(state.meters), args.epochs - state.epoch - 1)
+            curves |= averages(state.meters.last.tolist())
+            curves |= {"lr": rate, "gradient_norm": float(gradient_norm)}
         yield Step(*first_batch, {f"train/{name}": value for name, value in curves.items()})
 
 
@@ -217,7 +215,7 @@ def evaluate(
     """Score every video of a list once.
 
     Args:
-        loader: the batches of this process (`dataset.evaluation_batches`).
+        loader: the batches of this process (`loader.evaluation_batches`).
         predictor: computes the logits.
         world: this process and the others.
         print_freq: number of batches between log lines.
@@ -243,8 +241,8 @@ def evaluate(
             outputs.append((logits, labels, *features))
         progress.update(0)
         if step % print_freq == 0 and world.is_main:
-            averages = f"\t{meters}" if has_labels else ""
-            log.info(f"Test: [{step}/{num_batches}]\tTime {progress.batch_time}{averages}")
+            so_far = f"\t{meters}" if has_labels else ""
+            log.info(f"Test: [{step}/{num_batches}]\tTime {progress.batch_time}{so_far}")
         if should_stop and world.all_reduce_max(should_stop())[0]:
             return None
     shares = world.all_gather([tuple(tensor.cpu() for tensor in output) for output in outputs])
@@ -253,11 +251,9 @@ def evaluate(
 
 
 def to_devices(batch: Batch, world: World) -> Batch:
-    """Copy a batch to a GPU while the GPU still computes the previous one.
+    """Copy a batch (clips, perhaps labels) to the GPU while the GPU still computes the previous one.
 
-    Args:
-        batch: clips, and possibly labels, on the CPU.
-        world: the devices. With several, DataParallel copies each device's share of the clips itself.
+    With several devices, DataParallel copies each device's share of the clips itself.
     """
     if world.device.type != "cuda":
         return batch
@@ -283,9 +279,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:
     """Use the running statistics of batch norm in training without updating them (mmaction2's `norm_eval`).
 
-    Args:
-        model: modified.
-        only_frozen: only for batch norms whose weights are not trained (`TemporalModel.freeze`).
+    With `only_frozen`, only for batch norms whose weights are not trained (`TemporalModel.freeze`).
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-dependencies = ["torch", "numpy", "pydantic", "safetensors", "tqdm"]
+dependencies = ["torch", "numpy", "safetensors", "tqdm"]
 
 _HOME = Path(__file__).resolve().parent
 # Each clone has its own package, so that a program can load two versions.
@@ -84,21 +84,15 @@ def temporal_model(
         weights: a checkpoint that test_models.py accepts; None for random weights.
 
     Returns:
-        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits. Frames are in
-        time order, RGB, from 0 to 1, normalised by its `input_mean` and `input_std`. Its `categories` are the
-        class names, or None if they are unknown.
+        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits. Frames are
+        RGB, from 0 to 1, normalised by its `input_mean` and `input_std`. `categories` are the class names.
 
     Raises:
-        ValueError: an argument is not possible or contradicts the checkpoint, or the checkpoint cannot be
-            loaded.
+        ValueError: an argument is impossible or contradicts the checkpoint, which may not be loadable.
     """
     arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
     arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}
     options = {name: value for name, value in arguments.items() if value is not None}
-    for name, value in options.items():
-        kind = str if name in ("type", "arch") else int
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{name} {value!r} is not {'a string' if kind is str else 'a whole number'}")
     return _build(options) if weights is None else _load(options, weights)
 
 

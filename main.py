@@ -31,17 +31,17 @@ from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
 from loader import ClipLoader, evaluation_batches, make_loaders, open_datasets
 from models import TemporalModel, multiply_adds
-from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options
+from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options, parser
 from training.describe import describe_labels, find_labels
 from training.loss import TrainingLoss, find_class_weights
 from training.optim import make_optimizer
 from training.pretrained import load_initial_weights
-from training.run import Run, make_metadata
+from training.run import Run
 from training.state import TrainState
 from transforms import evaluation_transform
 from utils.cli import log, pluralize, run_program
 from utils.distributed import World, choose_kernels, init_distributed, leave
-from utils.metrics import DivergedError, check_result
+from utils.metrics import check_result
 from utils.precision import DTYPES, emulation_warning, evaluation_precision, training_precision
 
 
@@ -107,8 +107,7 @@ def main(args: Namespace) -> None:
         log.info(f"frozen: {', '.join(args.freeze)}; {num_trainable / 1e6:.2f} M parameters are trained")
     model.to(world.device)
     choose_kernels(world.device, args.deterministic)
-    if world.device.type == "cpu" or not args.no_channels_last:
-        to_channels_last(model, world.device, for_training=True)
+    to_channels_last(model, world.device, for_training=True)
     log.info(world.describe(args.batch_size))
     for line in describe_flips(data.categories, data.mirrored):
         log.info(line)
@@ -120,7 +119,7 @@ def main(args: Namespace) -> None:
     if args.lr_mult_new != 1 and not has_new_classifier:
         log.info("--lr_mult_new has no effect: the classifier did not start from scratch")
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision.amp == "fp16")
-    metadata = make_metadata(args, run, data, precision.amp, has_new_classifier, class_weights)
+    metadata = run.metadata(data, precision.amp, has_new_classifier, class_weights)
     state = TrainState(model, optimizer, scaler, world, metadata)
     state.epoch = args.start_epoch or 0
     if checkpoint:
@@ -141,12 +140,9 @@ def main(args: Namespace) -> None:
     run.begin(state, data, sampler)
     for epoch in range(state.epoch, args.epochs):
         state.batch_sizes = sampler.start(epoch, state.step)
-        try:
-            for step in train_one_epoch(ddp_model, train_loader, state, args, criterion):
-                run.after_step(state, step)
-            run.log_training_results(state)
-        except DivergedError as error:
-            raise run.explain(error, epoch) from None
+        for step in train_one_epoch(ddp_model, train_loader, state, args, criterion):
+            run.after_step(state, step)
+        run.log_training_results(state)
         result = None
         if run.is_validation_due(epoch):
             world.broadcast_buffers(model)
@@ -161,15 +157,7 @@ def main(args: Namespace) -> None:
 
 
 def evaluate_checkpoint(args: Namespace, world: World) -> None:
-    """Evaluate the checkpoint of `--resume` on the validation list, like the validation during training.
-
-    Args:
-        args: options of main.py.
-        world: this process and the others.
-
-    Raises:
-        UserError: the checkpoint or the data cannot be used.
-    """
+    """Evaluate the checkpoint of `--resume` on the validation list, like the validation during training."""
     # Model
     loaded, precision = load_fused(args.resume, args, world, args.amp)
     checkpoint, path = loaded.checkpoint, loaded.path
@@ -219,4 +207,5 @@ def evaluate_checkpoint(args: Namespace, world: World) -> None:
 
 
 if __name__ == "__main__":
+    parser.epilog = __doc__.partition("\n\n")[2]
     run_program(main, parse_training_options)

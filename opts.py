@@ -26,23 +26,6 @@ from utils.cli import (
 from utils.metrics import METRICS
 from utils.pool import cores
 
-TRAINING_EXAMPLES = """\
-GST and GST-Large as published, on all GPUs of this machine:
-  python main.py --root_path DATA --dataset somethingv1 --type GST --arch resnet50 --num_segments 8 \\
-      --alpha 4 --beta 2
-  python main.py --root_path DATA --dataset somethingv1 --type GST --arch resnet50 --num_segments 8 \\
-      --alpha 4 --beta 1
-
-8 GPUs, one process for each, which is faster:
-  torchrun --nproc_per_node=8 main.py --root_path DATA --dataset somethingv1 --sync_bn --resume auto
-
-two nodes of 8 GPUs; run this on both (HOST is one of them):
-  torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \\
-      main.py --root_path DATA --dataset somethingv1 --sync_bn --resume auto
-
-Slurm; the job requeues itself until training is finished:
-  sbatch docs/slurm.sbatch
-"""
 TESTING_EXAMPLES = """\
 examples:
   python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
@@ -143,7 +126,7 @@ def _add_device_options(group: argparse._ArgumentGroup, amp: str) -> None:
 # ---------------------------------------------------------------------------------------------------------
 # main.py
 
-parser = Parser("Train GST or a baseline on frame folders or videos.", TRAINING_EXAMPLES)
+parser = Parser("Train GST or a baseline on frame folders or videos.")
 
 data = _add_data_options(parser)
 data.add_argument("--train_list", metavar="FILE", help="training list, instead of the data set's own")
@@ -231,9 +214,6 @@ run = _add_run_options(
     amp="as published; bf16 and fp16 are mixed precision (autocast)",
     compiled=f"compile the training steps {COMPILE}; validation is compiled only with --evaluate",
 )
-run.add_argument(
-    "--no_channels_last", action="store_true", help="on GPUs, store channels first and use 3D kernels; slower"
-)
 run.add_argument("--deterministic", action="store_true", help="use deterministic GPU kernels; slower")
 run.add_argument("--store_name", default="", metavar="NAME", help="suffix of the run's name")
 run.add_argument(
@@ -258,10 +238,7 @@ run.add_argument("-ef", "--eval-freq", type=positive_int, default=1, help="epoch
 
 
 def parse_training_options(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line of `main.py`.
-
-    Args:
-        words: arguments; None for `sys.argv`.
+    """Parse and check the command line of `main.py`, or other words.
 
     Returns:
         The options. `alpha` and `beta` are None for types of block that do not have them.
@@ -283,9 +260,8 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
         args.pretrained = "imagenet" if has_weights else "none"
     if args.pretrained == "imagenet" and not has_weights:
         raise UserError(f"--pretrained imagenet: {args.arch} has no ImageNet weights; use FILE or none")
-    name = args.store_name
-    if "/" in name or not (name + " ").isprintable() or len(os.fsencode(name)) > 150:
-        raise UserError(f"--store_name {name}: must be part of a file name of at most 150 bytes, without '/'")
+    if "/" in args.store_name:
+        raise UserError(f"--store_name {args.store_name}: must be part of a file name, without '/'")
     if args.evaluate and args.resume in (None, "auto"):
         raise UserError("--evaluate needs --resume FILE, the checkpoint to evaluate")
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
@@ -298,39 +274,28 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
 
 
 def describe_recipe(args: argparse.Namespace) -> str:
-    """Describe for the log how the options differ from the data set's published recipe; empty if not.
-
-    `describe_batch` reports another batch size with the published learning rate.
-    """
+    """Describe for the log how the options differ from the data set's published recipe; empty if not."""
     if args.dataset not in RECIPES:
         steps = f", with --lr_steps {_format(args.lr_steps)}" if args.lr_schedule == "step" else ""
         return f"{args.dataset}: no published recipe; the defaults are Something-Something's{steps}"
     published = _published_recipe(args.dataset)
-    changes = []
-    if args.batch_size * args.accumulate != published["batch_size"] and args.lr != published["lr"]:
-        accumulate = f" with --accumulate {args.accumulate}" if args.accumulate > 1 else ""
-        changes.append(f"-b {published['batch_size']} (now {args.batch_size}{accumulate})")
-    for name in RECIPE_OPTIONS:
-        value = getattr(args, name)
-        is_unused = name == "lr_steps" and args.lr_schedule != "step"
-        if value != published[name] and not is_unused:
-            changes.append(f"--{name} {_format(published[name])} (now {_format(value)})")
-    if not changes:
-        return ""
-    return f"{args.dataset}: its published recipe has {', '.join(changes)}; see docs/TRAINING.md"
+    changes = [
+        f"--{name} {_format(published[name])} (now {_format(getattr(args, name))})"
+        for name in RECIPE_OPTIONS
+        if getattr(args, name) != published[name] and not (name == "lr_steps" and args.lr_schedule != "step")
+    ]
+    return f"{args.dataset}: its published recipe has {', '.join(changes)}" if changes else ""
 
 
 def describe_batch(args: argparse.Namespace) -> str:
-    """Describe the clips per step and the learning rate for the log, and suggest --lr if they do not fit."""
+    """Describe the clips per step and the learning rate for the log, and what the linear rule would give."""
     clips = args.batch_size * args.accumulate
     published = _published_recipe(args.dataset)
-    text = f"{clips} clips per step"
-    if args.accumulate > 1:
-        text += f" ({args.accumulate} batches of {args.batch_size})"
-    text += f", learning rate {args.lr:g}"
-    if clips != published["batch_size"] and args.lr == published["lr"]:
-        linear = args.lr * clips / published["batch_size"]
-        text += f", published for {published['batch_size']}; the linear rule would give --lr {linear:g}"
+    text = f"{clips} clips per step, learning rate {args.lr:g}"
+    if clips != published["batch_size"]:
+        linear = published["lr"] * clips / published["batch_size"]
+        text += f"; published for {published['batch_size']}: {published['lr']:g}, "
+        text += f"from which the linear rule would give --lr {linear:g}"
     return text
 
 
@@ -340,7 +305,6 @@ def _published_recipe(dataset: str) -> dict[str, Any]:
 
 
 def _format(value: Any) -> str:
-    """Format an option's value as it is typed."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -431,12 +395,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argume
 
 
 def add_unstored_options(group: argparse._ActionsContainer, default_frames: str = "8") -> None:
-    """Add the options for values that may not be stored in a checkpoint.
-
-    Args:
-        group: a parser that has `--weights`, or a group of it.
-        default_frames: value of `--num_segments` if the checkpoint does not store it, for the help text.
-    """
+    """Add the options for values that a checkpoint may lack to a parser that has `--weights`."""
     ambiguous = "; needed if the file's tensors fit several types"
     group.add_argument("--type", **TYPE | {"help": TYPE["help"] + ambiguous})
     group.add_argument(
@@ -480,13 +439,8 @@ def _add_evaluation_batch_option(group: argparse._ArgumentGroup) -> None:
 
 
 def evaluation_batch_size(option: int | None, training_batch_size: int | None, num_devices: int) -> int:
-    """Compute the batch size of a process in an evaluation.
+    """Compute the batch size of a process in an evaluation, from `--batch-size` or else from the training.
 
     It is the same in all programs for a checkpoint, because the last digits of the scores may depend on it.
-
-    Args:
-        option: `--batch-size`, which has priority; None if it is not set.
-        training_batch_size: from the checkpoint; None if it is not stored.
-        num_devices: devices that share a batch with DataParallel.
     """
     return option or min(training_batch_size or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices

@@ -3,11 +3,9 @@
 import time
 from pathlib import Path
 
-import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import histogram, image, scalar, text
+from tensorboardX.summary import scalar
 
 from utils.cli import log
 
@@ -33,26 +31,7 @@ class Curves:
     def add(self, values: dict[str, float], step: int) -> None:
         """Add a point to each curve."""
         for name, value in values.items():
-            self.add_summary(scalar(name, value), step)
-
-    def add_text(self, name: str, content: str, step: int) -> None:
-        """Add a text without formatting: each line begins with four spaces, a code block in Markdown."""
-        self.add_summary(text(name, "\n".join(f"    {line}" for line in content.splitlines())), step)
-
-    def add_lengths(self, name: str, num_frames: np.ndarray, step: int) -> None:
-        """Add a histogram of the lengths of videos in frames."""
-        # The width of the bins is a whole number, so that no bin is empty by chance. TensorBoard shows 30.
-        width = -(-(int(np.ptp(num_frames)) + 1) // 30)
-        bins = np.arange(num_frames.min(), num_frames.max() + width + 1, width) - 0.5
-        self.add_summary(histogram(f"data/{name}_frames", num_frames, bins), step)
-
-    def add_picture(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Add a picture, height x width x RGB."""
-        self.add_summary(image(name, pixels, dataformats="HWC"), step)
-
-    def add_summary(self, summary: Summary, step: int) -> None:
-        """Add a summary of tensorboardX."""
-        self._write(Event(step=step, summary=summary))
+            self._write(Event(step=step, summary=scalar(name, value)))
 
     def _write(self, event: Event) -> None:
         if self.file is None:

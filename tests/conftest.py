@@ -52,16 +52,6 @@ def pytest_runtest_makereport() -> Iterator[None]:
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests of GPUs did not run."""
-    skipped = [
-        report for report in terminalreporter.stats.get("skipped", []) if "test_gpu.py" in report.nodeid
-    ]
-    if skipped:
-        reasons = ", ".join(sorted({report.longrepr[2].removeprefix("Skipped: ") for report in skipped}))
-        terminalreporter.write_line(f"NOT RUN: {len(skipped)} tests of GPUs ({reasons})", yellow=True)
-
-
 @pytest.fixture(scope="session")
 def trn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small somethingv1 with TRN-pytorch's list names and spaces. Read only: it is shared."""

@@ -26,19 +26,15 @@ _server = multiprocessing.get_context("forkserver")
 # An optimizer imports torch._dynamo.
 _server.set_forkserver_preload(
     ["torch._dynamo", "torch.distributed.run", "tensorboardX", "PIL.Image", "matplotlib.figure", "av"]
-    + ["pydantic", "safetensors.torch", "simplejpeg", "filelock"]
+    + ["safetensors.torch", "simplejpeg", "filelock"]
 )
 
 
 class Program:
     """A running program of the repository, whose output goes to files.
 
-    Args:
-        script: path of the program in the repository.
-        args: its command line.
-        cwd: its working folder.
-        env: more environment variables.
-        prepare: a function at the top level of a module, called in the new process before the program.
+    `env` has more environment variables. `prepare`, a function at the top level of a module, is called before
+    the program.
     """
 
     def __init__(

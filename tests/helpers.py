@@ -41,12 +41,7 @@ def finish(command: list[object], **kwargs: object) -> subprocess.CompletedProce
 
 @contextmanager
 def running(command: list[object], **kwargs: object) -> Iterator[subprocess.Popen[str]]:
-    """Start a command in a new session, and kill its processes in the end.
-
-    Args:
-        command: its words.
-        kwargs: options of `subprocess.Popen`.
-    """
+    """Start a command in a new session, and kill its processes in the end."""
     process = subprocess.Popen(
         [str(word) for word in command], text=True, encoding="utf-8", start_new_session=True, **kwargs
     )
@@ -88,14 +83,7 @@ def kill_what_is_left() -> None:
 
 
 def small_run(root: Path, out: Path, *more: object, dataset: str = "somethingv1") -> list[object]:
-    """The command line of a small run of `main.py`.
-
-    Args:
-        root: `--root_path`.
-        out: `--checkpoint_dir`.
-        more: more options.
-        dataset: `--dataset`.
-    """
+    """The command line of a small run of `main.py`."""
     return [
         *("--dataset", dataset, "--root_path", root, "--checkpoint_dir", out),
         *("--arch", "resnet14", "--input_size", 32, "--num_segments", 4, "-j", 0, "-p", 1),
@@ -105,12 +93,7 @@ def small_run(root: Path, out: Path, *more: object, dataset: str = "somethingv1"
 
 
 def call(program: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Run a program of the repository in this process, which saves the seconds of importing torch.
-
-    Args:
-        program: path of the program in the repository.
-        args: its command line.
-    """
+    """Run a program of the repository in this process, which saves the seconds of importing torch."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
     handlers = [signal.getsignal(number) for number in numbers]

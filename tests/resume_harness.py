@@ -56,16 +56,7 @@ def start(
     *more: object,
     prepare: Callable[[], None] = without_curves,
 ) -> list[Program]:
-    """Start a run.
-
-    Args:
-        root: `--root_path`.
-        out: `--checkpoint_dir`.
-        processes: number of processes on all nodes together.
-        nodes: number of nodes. Several are as many agents of torchrun, all on this machine.
-        more: more options of main.py.
-        prepare: see `Program`; not for the processes of torchrun.
-    """
+    """Start a run with so many processes in all; nodes are agents of torchrun on this machine."""
     options = training_options(root, out, *more)
     if processes == 1:
         return [Program("main.py", *options, env=ONE_THREAD, prepare=prepare)]
@@ -136,12 +127,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 def make_data(folder: Path, videos: bool = False) -> Path:
-    """Make data for runs of a few seconds; 14 clips leave a short last batch.
-
-    Args:
-        folder: `--root_path` of the data.
-        videos: make videos instead of frames, half of them VP9 and half H.264.
-    """
+    """Make data for runs of a few seconds, as frames or as VP9 and H.264 videos; the last batch is short."""
     root = make_dataset(folder, train=14, val=6, frames=6)
     frames = root / "somethingv1" / "20bn-something-something-v1"
     if videos:
@@ -219,20 +205,11 @@ def kill_and_compare(
 ) -> list[str]:
     """Kill runs during saves, and resume each until it ends.
 
-    After every third kill, a bit of the newest checkpoint is flipped.
-
-    Args:
-        root: `--root_path`.
-        folder: where the runs write.
-        alone: what `run_alone` returned for this data, processes, nodes and options.
-        kills: number of kills in all. A run that ends before it is killed is followed by another one.
-        processes: see `start`.
-        nodes: see `start`.
-        seed: seed of the moments.
-        more: more options of main.py.
+    After every third kill, a bit of the newest checkpoint is flipped. A run that ends before it is killed is
+    followed by another one.
 
     Returns:
-        The places where the results differ from those of the uninterrupted run.
+        The places where the results differ from those of the uninterrupted run (`alone`).
     """
     expected, duration = alone
     rng = random.Random(seed)

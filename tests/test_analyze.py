@@ -8,7 +8,7 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 
 from models import TemporalModel
-from tools.analyze import draw, temporal_shares
+from tools.analyze import temporal_shares
 
 
 @pytest.fixture
@@ -51,16 +51,6 @@ def test_table_and_plot(model, tmp_path: Path):
     with Image.open(out / "share.png") as picture:
         assert min(picture.size) > 300
     assert call("tools/analyze.py", "--weights", file).stdout.startswith("| block |")  # without a plot
-
-
-def test_plot_shows_both_models():
-    (axes,) = draw({"a": 0.25, "b": 0.5}, {"a": 0.25, "b": 0.26}, alpha=4).axes
-    assert axes.get_ylim()[1] > 50
-    assert {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()} == {
-        "share of the channels": [25, 25],
-        "untrained": [25, 26],
-        "trained": [25, 50],
-    }
 
 
 def test_refusals(model, tmp_path: Path):

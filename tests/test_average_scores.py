@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import REPOSITORY
-from helpers import assert_one_line_error, call, files_limited_to, finish
+from helpers import assert_one_line_error, call, finish
 
 PROGRAM = "tools/average_scores.py"
 CLASSES = [f"Doing {name}" for name in "abcdefg"]
@@ -43,20 +43,12 @@ def accuracies(scores: np.ndarray) -> list[str]:
     return [f"{100 * value:.3f}" for value in values]
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(scores.astype(np.float64))
-    return exponentials / exponentials.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize("is_softmax", [False, True])
-def test_average(write, tmp_path, is_softmax):
+def test_average(write, tmp_path):
     a, b = write("a.npz", 1), write("b.npz", 2, [3, 1, 0, 5, 4, 2])
-    options = ["--softmax"] * is_softmax
-    done = call(PROGRAM, a, b, "--weights", 1, 3, *options, "--save_scores", tmp_path / "out.npz")
+    done = call(PROGRAM, a, b, "--weights", 1, 3, "--save_scores", tmp_path / "out.npz")
     assert done.returncode == 0, done.stderr
     one, two = make_arrays(1)["scores"], make_arrays(2)["scores"]
-    parts = [softmax(scores) if is_softmax else scores.astype(np.float64) for scores in (one, two)]
-    expected = (parts[0] + 3 * parts[1]) / 4
+    expected = (one.astype(np.float64) + 3 * two) / 4
     lines = done.stdout.splitlines()
     for line, start, scores in zip(lines, (a, b, "average"), (one, two, expected), strict=False):
         assert line.startswith(str(start))
@@ -71,14 +63,6 @@ def test_average(write, tmp_path, is_softmax):
     assert again.returncode == 0, again.stderr
 
 
-def test_without_labels(write, tmp_path):
-    files = [write(name, seed, labels=[-1] * 6) for name, seed in (("a.npz", 1), ("b.npz", 2))]
-    done = call(PROGRAM, *files, "--save_scores", tmp_path / "out.npz")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("no accuracy") == 3
-    assert np.load(tmp_path / "out.npz")["labels"].tolist() == [-1] * 6
-
-
 def test_starts_without_torch(write):
     code = f"import sys, runpy; sys.argv = ['x', {str(write('a.npz', 1))!r}]\n"
     code += f"try: runpy.run_path({str(REPOSITORY / PROGRAM)!r}, run_name='__main__')\n"
@@ -91,14 +75,8 @@ def test_starts_without_torch(write):
     ("changes", "culprit"),
     [
         ({"videos": ["1", "2", "folder/3", "4", "5", "7"]}, "'6'"),
-        ({"videos": ["1", "2", "folder/3", "4", "5", "1"]}, "'1'"),
         ({"labels": [0, 1, 2, 6, 1, 5]}, "'5'"),
-        ({"labels": [-1] * 6}, "'1'"),
-        ({"labels": [0, 1, 2]}, "(3,)"),
         ({"classes": [*CLASSES[:6], "Other\n"]}, "classes"),
-        ({"scores": np.zeros((6, 8), np.float32), "classes": [*CLASSES, "h"]}, "classes"),
-        ({"scores": np.zeros((6, 7, 1))}, "(6, 7, 1)"),
-        ({"scores": np.full((6, 7), np.nan)}, "not finite"),
         ({"scores": None}, "b.npz"),
         ({"videos": np.array(VIDEOS, dtype=object)}, "b.npz"),
     ],
@@ -109,26 +87,8 @@ def test_files_that_do_not_match(write, tmp_path, changes, culprit):
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "cut", "folder", "missing"])
-def test_unreadable_file(write, tmp_path, kind):
-    good, path = write("a.npz", 1), tmp_path / "b.npz"
-    data = good.read_bytes()
-    if kind == "folder":
-        path.mkdir()
-    elif kind != "missing":
-        path.write_bytes({"text": b"words", "empty": b"", "cut": data[: len(data) // 2]}[kind])
-    assert_one_line_error(call(PROGRAM, good, path), path)
-
-
 @pytest.mark.parametrize(
-    ("options", "culprit"),
-    [
-        (["--weights", 1], "--weights"),
-        (["--weights", 0, 0], "--weights"),
-        (["--weights", 1, -1], "-1"),
-        (["--save_scores", "out.txt"], "--save_scores"),
-        (["--save_scores", "there.npz"], "there.npz"),
-    ],
+    ("options", "culprit"), [(["--weights", 1], "--weights"), (["--save_scores", "there.npz"], "there.npz")]
 )
 def test_wrong_options(write, tmp_path, monkeypatch, options, culprit):
     monkeypatch.chdir(tmp_path)
@@ -136,11 +96,3 @@ def test_wrong_options(write, tmp_path, monkeypatch, options, culprit):
     Path("there.npz").write_text("precious")
     assert_one_line_error(call(PROGRAM, *files, *options), culprit)
     assert Path("there.npz").read_text() == "precious"
-
-
-def test_full_disk(write, tmp_path):
-    a, out = write("a.npz", 1), tmp_path / "out.npz"
-    with files_limited_to(100):
-        done = call(PROGRAM, a, a, "--save_scores", out)
-    assert_one_line_error(done, out)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 from helpers import REPOSITORY, finish
 
-from utils.cli import UserError, non_negative_int, number_type, positive_float, positive_int
+from utils.cli import UserError, non_negative_int, number_type, positive_int
 from utils.files import check_new_file, check_writable_file, check_writable_folder
 
 PERCENT = number_type(int, 1, 100)
@@ -19,13 +19,7 @@ RATE = number_type(Fraction, 0, 1000, above=True)
 
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
-    [
-        (non_negative_int, "007", 7),
-        (positive_float, "1e-3", 0.001),
-        (PERCENT, "100", 100),
-        (SHARE, "0.999", 0.999),
-        (RATE, "24000/1001", Fraction(24000, 1001)),
-    ],
+    [(non_negative_int, "007", 7), (SHARE, "0.999", 0.999), (RATE, "24000/1001", Fraction(24000, 1001))],
 )
 def test_number_in_range(kind, text, value):
     parsed = kind(text)
@@ -35,11 +29,10 @@ def test_number_in_range(kind, text, value):
 @pytest.mark.parametrize(
     ("kind", "texts"),
     [
-        (positive_int, ["", "a", "0", "-1", "1.0", "1e1", "0x1", "9" * 5000]),
+        (positive_int, ["", "0", "-1", "1.0", "1e1", "9" * 5000]),
         (PERCENT, ["0", "101"]),
         (SHARE, ["1", "-0.1", "nan"]),
         (RATE, ["0", "1/0", "1001", "x"]),
-        (positive_float, ["0", "inf"]),
     ],
 )
 def test_number_out_of_range_is_refused(kind, texts):
@@ -48,38 +41,23 @@ def test_number_out_of_range_is_refused(kind, texts):
             kind(text)
 
 
-def test_writable_paths_are_not_touched(tmp_path):
-    (tmp_path / "old").write_text("precious")
-    check_writable_file(tmp_path / "old")
-    check_writable_file(tmp_path / "new", "--json")
-    check_new_file(tmp_path / "new.npz", "--save_scores", ".npz")
-    check_writable_folder(tmp_path / "a" / "b")
-    assert (tmp_path / "old").read_text() == "precious"
-
-
 def test_unwritable_paths_are_refused(tmp_path):
     (tmp_path / "file").touch()
-    (tmp_path / "closed").mkdir(mode=0o500)
-    (tmp_path / "dangling").symlink_to("nothing")
     wrong = [
         (check_writable_file, tmp_path),
         (check_writable_file, tmp_path / "none" / "new"),
         (check_writable_file, tmp_path / "file" / "new"),
-        (check_writable_file, tmp_path / "dangling"),
         (check_new_file, tmp_path / "file"),
         (check_writable_folder, tmp_path / "file" / "a" / "b"),
-        (check_writable_folder, tmp_path / "dangling" / "a"),
     ]
-    if os.geteuid() != 0:
-        wrong += [
-            (check_writable_file, tmp_path / "closed" / "new"),
-            (check_writable_folder, tmp_path / "closed"),
-        ]
     for check, path in wrong:
         with pytest.raises(UserError, match=f"^--out {path}: "):
             check(path, "--out")
     with pytest.raises(UserError, match=r"^--out .*\.npz$"):
         check_new_file(tmp_path / "new.txt", "--out", ".npz")
+    check_new_file(tmp_path / "new.npz", "--out", ".npz")
+    check_writable_folder(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # A program that ends with the statements of its first argument.
@@ -112,7 +90,6 @@ def run_program(redirection, ending="pass", **env):
     ("redirection", "status", "words"),
     [
         (">/dev/null", 0, []),
-        (">&- 2>&-", 0, []),
         ("| head -1", 1, ["output pipe closed"]),
         (">/dev/full", 1, ["No space left"]),
         (">/dev/full 2>&1", 1, []),
@@ -130,9 +107,7 @@ def test_lost_output_ends_a_program(redirection, status, words):
         ("raise UserError('a.txt: no such\\nfile')", 1, "error: a.txt: no such\\nfile"),
         ("half_built = HalfBuilt(); raise OSError(24, 'Too many open files')", 1, "ulimit -n"),
         ("raise OSError(28, 'No space left on device', '/a/file')", 1, "/a/file: No space left on device"),
-        ("raise MemoryError", 1, "out of memory"),
         ('raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")', 1, "out of memory"),
-        ("'\u00fc'.encode('ascii')", 1, "PYTHONUTF8=1"),
         ("raise KeyboardInterrupt", 130, ""),
     ],
 )

@@ -1,18 +1,16 @@
 """tools/compare.py: trained and evaluated by real processes on a tiny data set, stopped and continued."""
 
 import math
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forked import Program
 from helpers import assert_one_line_error, call
 from PIL import Image
 
 from datasets_video import return_dataset
-from models import BLOCKS
 from tools import compare
+from utils.cli import UserError
 
 OPTIONS = ["--arch", "resnet14", "--input_size", 32, "--num_segments", 2, "-b", 12, "--epochs", 1]
 
@@ -34,18 +32,26 @@ def words(root: Path, out: Path) -> list[object]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_comparison_is_stopped_and_continued(root: Path, tmp_path: Path) -> None:
+def test_comparison(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process. The second program fails, and the same command continues."""
     out = tmp_path / "new" / "out"
-    program = Program(*words(root, out))
-    program.wait_for("GST_seed0: main.py")
-    program.send_signal(signal.SIGTERM)
-    assert program.finish().returncode == 128 + signal.SIGTERM
-    assert not (out / "table.md").exists()
+    runs = []
 
-    done = call(*words(root, out))
-    assert (done.returncode, done.stderr) == (0, "")
+    def run_here(name: str, program: str, *words: object) -> None:
+        runs.append(program)
+        if len(runs) == 2:
+            raise UserError("stopped")
+        done = call(program, *words)
+        assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr(compare, "run", run_here)
+    monkeypatch.setattr("sys.argv", [str(word) for word in words(root, out)])
+    with pytest.raises(UserError, match="stopped"):
+        compare.main()
+    assert not (out / "table.md").exists()
+    compare.main()
+    assert runs.count("main.py") == 3  # GST again, which is finished, and the one without swaps
     text = (out / "table.md").read_text()
-    assert done.stdout.endswith(text)
     rows = [line.strip("| ").split(" | ")[0] for line in text.splitlines() if line.startswith("| GST")]
     assert rows == ["GST", *compare.CONTROLS]
     assert "7.26 M | 0.055 G" in text
@@ -65,6 +71,11 @@ def test_comparison_is_stopped_and_continued(root: Path, tmp_path: Path) -> None
     # A finished comparison runs nothing; other options are refused.
     assert call(*words(root, out)).stdout == text
     assert_one_line_error(call(*words(root, out), "--lr", 0.5), f"--out {out}")
+
+
+def test_failed_program_is_named() -> None:
+    with pytest.raises(UserError, match="^GST_seed0: main.py failed"):
+        compare.run("GST_seed0", "main.py", "--lr", "much")
 
 
 def test_reordered_clips(root: Path, tmp_path: Path) -> None:
@@ -108,25 +119,3 @@ def test_table_has_mean_and_spread() -> None:
     text = compare.table({"X": values, "Y": values}, {"X": (1_250_000, 2_000_000)})
     common = "60.0 (50.0 to 70.0) | 60.5 (60.0 to 61.0) | - | 92.5 (90.0 to 95.0)"
     assert text.splitlines()[-2:] == [f"| X | {common} | 1.25 M | 0.002 G |", f"| Y | {common} |  |  |"]
-
-
-def test_plot_shows_each_type() -> None:
-    values = np.array([[95.4, 99.9, 80, 70]] * 3)
-    costs = {name: (1, 10**9 * (number + 1)) for number, name in enumerate(BLOCKS)}
-    figure = compare.draw(dict.fromkeys(BLOCKS, values), costs)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(BLOCKS)
-    for axes, expected in zip(figure.axes, (95.4, 99.9), strict=True):
-        points = [container.lines[0].get_xydata()[0] for container in axes.containers]
-        np.testing.assert_allclose(points, [(number + 1, expected) for number in range(len(BLOCKS))])
-
-
-def test_refusals(root: Path, tmp_path: Path) -> None:
-    failed = call(*words(root, tmp_path / "out"), "--lr", "much")
-    assert_one_line_error(failed, "GST_seed0", "--lr")
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "mine").write_text("mine")
-    assert_one_line_error(call(*words(root, tmp_path / "foreign")), f"--out {tmp_path / 'foreign'}")
-    settings = root / "tiny" / "motion_dataset.json"
-    settings.rename(tmp_path / "settings")
-    assert_one_line_error(call(*words(root, tmp_path / "other")), settings, "make_motion_dataset")
-    (tmp_path / "settings").rename(settings)

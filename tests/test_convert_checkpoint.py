@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors
 import torch
-from forked import REPOSITORY
-from helpers import assert_one_line_error, call, files_limited_to, run, small_run
-from reference.fill import fill_state_dict
+from helpers import assert_one_line_error, call, files_limited_to, small_run
 from synthetic import CATEGORIES
 from video_files import write_video
 
@@ -19,7 +16,6 @@ from models import TemporalModel
 from training.checkpoint import load_checkpoint
 
 TOOL = "tools/convert_checkpoint.py"
-REFERENCE = Path(__file__).parent / "reference"
 SEGMENTS = ("--num_segments", 4)
 
 
@@ -27,7 +23,7 @@ SEGMENTS = ("--num_segments", 4)
 def trained(tmp_path_factory, trn_root) -> Path:
     """The best checkpoint of a small run of main.py. Read only: it is shared."""
     out = tmp_path_factory.mktemp("run")
-    done = run("main.py", *small_run(trn_root, out, "-b", 2, "--pretrained", "none"))
+    done = call("main.py", *small_run(trn_root, out, "-b", 2, "--pretrained", "none"))
     assert done.returncode == 0, done.stderr
     (best,) = (out / "checkpoint").glob("*_best.pth.tar")
     return best
@@ -55,7 +51,7 @@ def scores(weights: Path, root: Path, *options: object) -> np.ndarray:
     """The scores that test_models.py saves for a checkpoint."""
     file = weights.with_name(f"{weights.name}.npz")
     words = ("--weights", weights, "--dataset", "somethingv1", "--root_path", root, "--save_scores", file)
-    done = run("test_models.py", *words, "-j", 0, *options)
+    done = call("test_models.py", *words, "-j", 0, *options)
     assert done.returncode == 0, done.stderr
     with np.load(file) as content:
         return content["scores"]
@@ -72,24 +68,9 @@ def test_converted_file_has_the_same_scores(trained, released, trn_root, tmp_pat
     assert scores(half, trn_root) == pytest.approx(own, rel=0.05, abs=0.01)
 
 
-@pytest.mark.slow
-def test_commands_of_the_docs(trained, released, tmp_path):
-    text = (REPOSITORY / "docs" / "CHECKPOINTS.md").read_text(encoding="utf-8")
-    commands = [
-        line.partition("#")[0].split() for line in text.splitlines() if line.startswith(f"python {TOOL}")
-    ]
-    assert len(commands) == 4
-    for number, (_, _, *words) in enumerate(commands):
-        source = released if "--num_segments" in words else trained
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        done = run(TOOL, *[source if word == "FILE" else word for word in words], cwd=folder)
-        assert done.returncode == 0, done.stderr
-        assert [file.name for file in folder.iterdir()] == [words[words.index("--out") + 1]]
-
-
-@pytest.mark.parametrize(("dtype", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "suffix"), [("bf16", torch.bfloat16, ".pth"), ("fp16", torch.float16, ".safetensors")]
+)
 def test_only_kernels_are_rounded(trained, tmp_path, dtype, kind, suffix):
     before = load_checkpoint(trained)["state_dict"]
     file = convert(trained, tmp_path / f"half{suffix}", "--dtype", dtype)
@@ -122,12 +103,6 @@ def test_metadata_of_a_clean_file(trained, released, tmp_path):
     del again["state_dict"]
     assert again == metadata | {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
-    content = load_checkpoint(convert(released, tmp_path / "released.pth", *SEGMENTS))
-    del content["state_dict"], content["source_sha256"]
-    options = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 4, "input_size": 224}
-    values = {"epoch": 3, "best_prec1": 61.5, "arch": "resnet14", "num_class": 4}
-    assert content == values | {"options": options}
-
 
 @pytest.mark.slow
 def test_programs_read_clean_files(trained, trn_root, tmp_path):
@@ -139,40 +114,16 @@ def test_programs_read_clean_files(trained, trn_root, tmp_path):
         ["test_video.py", "--weights", file, tmp_path / "video.mp4"],
         ["tools/analyze.py", "--weights", file],
     ):
-        done = run(*command)
+        done = call(*command)
         assert done.returncode == 0, done.stderr
         if "test_video.py" in command:
             assert sum(f"-> {name}" in done.stdout for name in CATEGORIES) == 4
-
-
-@pytest.mark.parametrize("beta", [2, 1])
-def test_released_form(tmp_path, beta):
-    expected = json.loads((REFERENCE / f"state_dict_resnet50_alpha4_beta{beta}.json").read_text())
-    model = TemporalModel(174, 8, beta=beta)
-    fill_state_dict(model.state_dict())
-    torch.save({"state_dict": model.state_dict(), "epoch": 7, "best_prec1": 61}, tmp_path / "a.pth")
-    file = convert(tmp_path / "a.pth", tmp_path / "released.pth.tar", "--released")
-    assert not zipfile.is_zipfile(file)
-    content = torch.load(file, weights_only=True)
-    assert (content["epoch"], content["arch"], content["best_prec1"]) == (7, "resnet50", 61.0)
-    assert content.keys() == {"epoch", "arch", "state_dict", "best_prec1"}
-    shapes = [(name, list(value.shape)) for name, value in content["state_dict"].items()]
-    assert shapes == [(f"module.{name}", shape) for name, shape in expected.items()]
-    # As the authors' programs load it.
-    other = torch.nn.DataParallel(TemporalModel(174, 8, beta=beta))
-    other.load_state_dict(content["state_dict"])
-    for name, value in model.state_dict().items():
-        assert torch.equal(other.module.state_dict()[name], value), name
-    for path in tmp_path.iterdir():
-        path.unlink()
 
 
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [
         (["--out", "gst.onnx"], "--out gst.onnx"),
-        (["--out", "gst.safetensors", "--released"], "--out gst.safetensors"),
-        (["--out", "gst.pth", "--released", "--dtype", "bf16"], "--dtype bf16"),
         (["--out", "gst.pth", "--num_segments", 8], "--num_segments 8"),
         (["--out", "gst.pth", "--type", "C2D"], "--type C2D"),
         (["--out", "missing/gst.pth"], "--out missing/gst.pth"),

@@ -154,14 +154,6 @@ def test_failure_of_one_process_ends_the_other(tmp_path):
     assert_one_line_error(other, "lost another process")
 
 
-def test_failure_of_the_first_process_ends_the_other(small, tmp_path):
-    """Before training: a file that the first process alone reads."""
-    options = [*training_options(small, tmp_path), "--pretrained", tmp_path / "missing.pth"]
-    first, second = (rank.finish() for rank in start_ranks(2, "main.py", *options, env=ONE_THREAD))
-    assert_one_line_error(first, "missing.pth")
-    assert_one_line_error(second, "lost another process")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_torchrun_restarts_and_dies(small, alone, tmp_path):
@@ -202,8 +194,6 @@ PREEMPTION = NO_PREEMPTION.replace("None", "2026-11-24T13:00:00")
     ("training", "is_warned", "job", "status", "is_requeued"),
     [
         (TRAINING, True, NO_PREEMPTION, 1, True),
-        (("trap 'exit 0' TERM", *TRAINING[1:]), True, NO_PREEMPTION, 0, False),  # it was finished
-        (("exit 0",), False, NO_PREEMPTION, 0, False),
         (("exit 3",), False, NO_PREEMPTION, 3, False),  # an error, which would only come again
         (("exit 1",), False, PREEMPTION, 1, True),
     ],

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from engine import PixelModel, Predictor, evaluate, freeze_batch_norm, train_one_epoch
+from engine import PixelModel, Predictor, evaluate, train_one_epoch
 from inference.fuse import fuse
 from loader import ClipSampler, evaluation_batches
 from models import TemporalModel
 from training.optim import make_optimizer
 from training.state import TrainState
+from utils.cli import UserError
 from utils.distributed import World, derive_seed
-from utils.metrics import DivergedError
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, [CPU])
@@ -79,7 +79,7 @@ def train_model(model, optimizer, options, clips, batch_size, accumulate=1, firs
     loader = DataLoader(clips, batch_sampler=sampler)
     steps = train_one_epoch(PixelModel(model), loader, state, options)
     numbers, curves = zip(*[(state.step, step.curves) for step in steps], strict=True)
-    state.watch.check()
+    state.check_loss()
     return Namespace(model=model, totals=state.meters.totals, numbers=numbers, curves=curves)
 
 
@@ -97,7 +97,7 @@ def test_pixels_are_normalised():
 
 # The last step has batches of 3 and 1 clips (of 10, in steps of 6). In the mean of the batches' means, the
 # single clip would count three times as much as the others.
-@pytest.mark.parametrize(("batch_size", "accumulate", "whole"), [(3, 2, 6), (4, 2, 8), (2, 3, 6)])
+@pytest.mark.parametrize(("batch_size", "accumulate", "whole"), [(3, 2, 6), (2, 3, 6)])
 def test_accumulated_batches_equal_one_large_batch(batch_size, accumulate, whole):
     parts, one = train_epoch(10, batch_size, accumulate), train_epoch(10, whole)
     assert parts.numbers == one.numbers == (1, 2)
@@ -143,10 +143,7 @@ def test_rate_changes_within_an_epoch():
     run = train_epoch(8, 2, epoch=1, warmup_epochs=2.0, lr=0.8)
     assert run.numbers == (1, 2, 3, 4)
     assert [curves["train/lr"] for curves in run.curves] == pytest.approx([0.4, 0.5, 0.6, 0.7])
-
-
-def test_training_can_begin_within_an_epoch():
-    run = train_epoch(8, 2, first_step=3)
+    run = train_epoch(8, 2, first_step=3)  # begins within an epoch
     assert (run.numbers, run.totals[3]) == ((4,), 2)
 
 
@@ -174,10 +171,8 @@ def test_print_freq(capsys):
 @pytest.mark.parametrize("print_freq", [1, 100])
 def test_infinite_gradient_stops_the_run(print_freq):
     """At the next logged step, or before the next save."""
-    with pytest.raises(DivergedError) as stop:
+    with pytest.raises(UserError, match="^epoch 0, step [12]: loss or gradient is (inf|nan)"):
         train_epoch(10, 2, lr=1e38, print_freq=print_freq)
-    assert stop.value.step in (1, 2)
-    assert not math.isfinite(stop.value.loss)
 
 
 @pytest.mark.parametrize("freeze_bn", [True, False])
@@ -196,12 +191,6 @@ def test_frozen_batch_norm_keeps_its_statistics(freeze_bn):
     assert [module for module in model.modules() if not module.training] == (norms if freeze_bn else [])
 
 
-def test_any_batch_norm_is_frozen():
-    model = nn.Sequential(nn.BatchNorm3d(3), nn.Dropout(), nn.SyncBatchNorm(3))
-    freeze_batch_norm(model)
-    assert [module.training for module in model] == [False, True, False]
-
-
 def make_evaluation(count, batch_size, should_stop=None):
     """Evaluate a model on noise clips; return the data, the model and the result."""
     torch.manual_seed(0)
@@ -210,9 +199,8 @@ def make_evaluation(count, batch_size, should_stop=None):
     return dataset, model, evaluate(loader, Predictor(fuse(model, CPU), WORLD), WORLD, 1, should_stop)
 
 
-@pytest.mark.parametrize("batch_size", [4, 100])
-def test_evaluation_scores_every_clip_in_order(batch_size):
-    dataset, model, result = make_evaluation(10, batch_size)
+def test_evaluation_scores_every_clip_in_order():
+    dataset, model, result = make_evaluation(10, 4)
     assert result.scores.shape == (10, 4)
     assert np.array_equal(result.labels, dataset.labels)
     assert model.training  # the fused model is a copy

@@ -1,7 +1,6 @@
 """utils/files.py: regular files only, and written completely or not at all."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -45,30 +44,22 @@ def test_failed_write_changes_nothing(tmp_path):
     assert files_in(tmp_path) == {"a": "first"}
 
 
-def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (os.mkfifo, "a named pipe"),
         (os.mkdir, "a folder"),
-        (make_socket, "a socket"),
-        (lambda path: path.symlink_to("/dev/zero"), "a device"),
         (lambda path: path.symlink_to(path), "symbolic links"),
         (lambda path: None, "no such file (class names)"),
         (lambda path: path.write_bytes(b"one\ntwo\xff"), "line 2"),
     ],
 )
-def test_only_regular_text_is_read(tmp_path, monkeypatch, make, reason):
-    monkeypatch.chdir(tmp_path)
-    path = Path("a")  # the name of a socket must be short
+def test_only_regular_text_is_read(tmp_path, make, reason):
+    path = tmp_path / "a"
     make(path)
     with pytest.raises(UserError) as caught:
         read_text(path, "class names")
-    assert str(caught.value).startswith("a")
+    assert str(caught.value).startswith(str(path))
     assert reason in str(caught.value)
     if "line" not in reason:
         with pytest.raises(OSError):

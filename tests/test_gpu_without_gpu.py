@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import PixelModel, Predictor, train_one_epoch
-from frames import resize
 from frames.resize import DecodedClips, resize_clips
 from inference.fuse import fuse, to_channels_last
 from models import TemporalModel
@@ -19,7 +17,6 @@ from training.optim import make_optimizer
 from training.state import TrainState
 from utils.cli import UserError, run_program
 from utils.distributed import DataParallel, World, init_distributed, leave
-from utils.metrics import DivergedError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 OPTIONS = {
@@ -84,7 +81,7 @@ def flatten_weights(model):
         weight.data = torch._C._nn.unflatten_dense_tensors(flat, [weight.data])[0]
 
 
-@pytest.mark.parametrize(("amp", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16)])
 def test_threads_train_in_the_requested_precision(amp, dtype):
     model, dtypes = small_model(), []
     model.base_model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
@@ -110,17 +107,7 @@ def test_predictor_computes_without_tf32(monkeypatch):
 def test_several_gpus_in_one_process_are_refused(two_gpus, options):
     with pytest.raises(UserError, match="torchrun"):
         init_distributed(None, **options)
-    assert init_distributed([1], **options).devices == [torch.device("cuda", 1)]
-
-
-def test_repeated_gpu_is_refused(two_gpus):
-    with pytest.raises(UserError, match="--gpus"):
-        init_distributed([0, 0])
-
-
-def test_single_process_selects_its_gpu(two_gpus):
-    init_distributed([1])
-    assert two_gpus == [torch.device("cuda", 1)]
+    assert init_distributed([1], **options).devices == two_gpus == [torch.device("cuda", 1)]
 
 
 def test_broken_driver_is_one_line(two_gpus, monkeypatch):
@@ -141,7 +128,7 @@ def test_replica_computes_in_channels_last():
     assert layouts == [True]
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["bf16"])
 def test_training_on_gpus_uses_2d_kernels(amp):
     model = small_model()
     to_channels_last(model, CUDA, for_training=True)
@@ -152,11 +139,6 @@ def test_training_on_gpus_uses_2d_kernels(amp):
         logits = fake(torch.empty(2, 2, 64, 64, 3, dtype=torch.uint8, device="cuda"))
         assert mode is not None
         assert (logits.shape, logits.dtype, logits.device.type) == ((2, 5), torch.float32, "cuda")
-
-
-def test_fused_model_has_no_3d_kernels():
-    kinds = {type(module) for module in fuse(small_model(), CUDA, torch.bfloat16).modules()}
-    assert not kinds & {nn.Conv3d, nn.MaxPool3d, nn.BatchNorm3d}
 
 
 def decoded_clips(videos=3):
@@ -175,14 +157,6 @@ def decoded_clips(videos=3):
     return DecodedClips(
         torch.from_numpy(np.concatenate(arrays)), np.array(shapes), order, np.array(views), 32, 2
     )
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 5])
-def test_chunks_of_decoded_clips(number):
-    clips = decoded_clips()
-    parts = clips.chunk(number)
-    assert [len(part.shapes) for part in parts] == [len(part) for part in torch.arange(3).chunk(number)]
-    assert torch.equal(torch.cat([resize_clips(part) for part in parts]), resize_clips(clips))
 
 
 @pytest.mark.parametrize("batch", [pixels(3), decoded_clips()], ids=["pixels", "decoded"])
@@ -222,7 +196,7 @@ def test_fp16_scale_that_only_falls_is_divergence():
     state.check_loss()
     scaler.scale(torch.ones(()))  # creates the scale
     scaler.update(9e-4)
-    with pytest.raises(DivergedError):
+    with pytest.raises(UserError, match="--lr"):
         state.check_loss()
 
 
@@ -241,19 +215,3 @@ def test_process_group_is_destroyed_after_success_only(monkeypatch, is_error):
     with pytest.raises(SystemExit) as exit_:
         run_program(main)
     assert (calls, exit_.value.code) == (([1], 1) if is_error else (["destroy"], None))
-
-
-def test_resize_of_a_batch_takes_few_launches(monkeypatch):
-    launches = []
-    monkeypatch.setitem(resize._MAX_BYTES, "cpu", resize._MAX_BYTES["cuda"])
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if not function.is_view:
-                launches.append(function)
-            return function(*args, **(kwargs or {}))
-
-    clips = decoded_clips(24)
-    with Count():
-        resize_clips(clips)
-    assert len(launches) <= 30

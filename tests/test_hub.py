@@ -75,6 +75,7 @@ def run_with_own_modules(folder: Path, code: str, weights: Path) -> CompletedPro
 
 @pytest.mark.slow
 def test_program_keeps_its_modules(tmp_path, weights):
+    """Also with a second clone, and with imports within functions."""
     code = """
 for name in ("torchvision", "PIL", "matplotlib", "tensorboardX", "filelock", "av"):
     sys.modules[name] = None  # only hubconf's dependencies are needed
@@ -86,18 +87,9 @@ clips = torch.randn(1, 2, 3, 32, 32)
 with torch.no_grad():
     logits = second(clips)
     assert logits.shape == (1, 3)
-    twin = copy.deepcopy(second)
-    twin.load_state_dict(second.state_dict())
-    assert torch.equal(twin(clips), logits)
+    assert torch.equal(copy.deepcopy(second)(clips), logits)
     assert torch.equal(pickle.loads(pickle.dumps(second))(clips), logits)
-"""
-    done = run_with_own_modules(tmp_path, code, weights)
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
-
-@pytest.mark.slow
-def test_second_clone_and_late_imports(tmp_path, weights):
-    code = """
 with open(f"{other}/models.py", "a") as file:
     file.write('''
 def lazily():
@@ -106,11 +98,10 @@ def lazily():
     from utils import distributed
     return utils.cli.UserError, files.staged, distributed.init_distributed
 ''')
-first = load(clone, "temporal_model", **small)
-second = load(other, "temporal_model", **small)
-assert type(first) is not type(second)
-found = sys.modules[type(second).__module__].lazily()
-home = type(second).__module__.partition(".")[0]
+third = load(other, "temporal_model", **small)
+assert type(third) is not type(second)
+found = sys.modules[type(third).__module__].lazily()
+home = type(third).__module__.partition(".")[0]
 names = [f"{home}.utils.{name}" for name in ("cli", "files", "distributed")]
 assert [each.__module__ for each in found] == names
 """
@@ -173,12 +164,7 @@ def test_wrong_weights_are_refused(tmp_path):
     [
         ({"type": "C2D", "alpha": 8}, "alpha 8"),
         ({"type": "R9D"}, "type R9D"),
-        ({"type": 3}, "type 3"),
         ({"arch": "resnet7"}, "arch resnet7"),
-        ({"num_segments": 8.5}, "num_segments 8.5"),
-        ({"num_segments": "8"}, "num_segments '8'"),
-        ({"num_class": True}, "num_class True"),
-        ({"alpha": 3}, "alpha 3"),
     ],
 )
 def test_wrong_argument_is_refused(arguments, culprit):

@@ -50,15 +50,10 @@ def test_published_option_and_default(names, words, value, default):
         assert getattr(opts.parser.parse_args([name, *words]), dest) == value
 
 
-@pytest.mark.parametrize("word", ["--val_list", "--val-list", "--save_freq", "--save-freq", "--lr-steps"])
+@pytest.mark.parametrize("word", ["--val_list", "--save-freq", "--lr-steps"])
 def test_underscore_and_dash_are_the_same(word):
-    for words in ([word, "3"], [f"{word}=3"]):
+    for words in ([word, "3"], [f"{word.replace('_', '-')}=3"]):
         assert getattr(opts.parser.parse_args(words), word[2:].replace("-", "_")) in ("3", 3, [3])
-
-
-@pytest.mark.parametrize("word", ["--local-rank=1", "--local_rank=1"])
-def test_option_of_distributed_launch_is_ignored(word):
-    assert opts.parser.parse_args([word]) == opts.parser.parse_args([])
 
 
 def test_testing_options_take_the_model_from_the_checkpoint(capsys):
@@ -70,12 +65,9 @@ def test_testing_options_take_the_model_from_the_checkpoint(capsys):
     assert "--weights" in capsys.readouterr().err
 
 
-WRONG = """--dataset=../kinetics --type=TPN --arch=vgg16 --alpha=3 --alpha=four --beta=1.5 --source=tape
---num_segments=0 --input_size=31 --dropout=1 --dropout=-0.1 --epochs=0 --epochs=1.5 --batch-size=0
---accumulate=0 --lr=0 --lr=nan --lr=inf --lr_mult_new=-2 --lr_schedule=linear --lr_steps=0 --warmup_epochs=-1
---momentum=1 --weight_decay=-1 --clip-gradient=0 --seed=-1 --workers=-1 --gpus=-1 --gpus=a --amp=fp8
---print-freq=0 --eval-freq=0 --start-epoch=-1 --save-freq=0 --save-minutes=0 --keep=0
---val_list= --exclude= --root_path= --pretrained= --epoch=3 --eval=1"""
+WRONG = """--dataset=../kinetics --type=TPN --arch=vgg16 --alpha=3 --beta=1.5 --source=tape --num_segments=0
+--input_size=31 --dropout=1 --epochs=1.5 --batch-size=0 --lr=0 --lr=nan --seed=-1 --gpus=a --amp=fp8
+--freeze=layer9 --resume= --root_path= --pretrained= --epoch=3"""
 
 
 @pytest.mark.parametrize("word", WRONG.split())
@@ -95,7 +87,6 @@ def test_wrong_option_is_one_line(word, capsys):
         ("--flip_pairs f --no_flip", ["--flip_pairs", "--no_flip"]),
         ("--sync_bn --freeze_bn", ["--sync_bn", "--freeze_bn"]),
         ("--resume auto --overwrite", ["--resume", "--overwrite"]),
-        ("--evaluate", ["--evaluate", "--resume"]),
         ("--evaluate --resume auto", ["--evaluate", "--resume"]),
         ("--type C2D --alpha 4", ["--alpha", "C2D"]),
         ("--arch resnet14 --pretrained imagenet", ["--pretrained", "resnet14"]),
@@ -145,13 +136,11 @@ def commands_of(text):
 
 
 def test_help_readme_and_docs_show_the_same_launch_recipe():
-    small, large, *launch = commands_of(opts.parser.epilog)
-    options = opts.parser.parse_args(small[2:])
-    assert vars(options) == vars(opts.parser.parse_args(["--root_path", "DATA"]))
-    assert vars(opts.parser.parse_args(large[2:])) == vars(options) | {"beta": 1}
+    single, *launch = commands_of(main.__doc__)
+    assert vars(opts.parser.parse_args(single[2:])) == vars(opts.parser.parse_args(["--root_path", "DATA"]))
     assert [command[0] for command in launch] == ["torchrun", "torchrun", "sbatch"]
     pages = [(REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "docs/TRAINING.md")]
-    for page in (*pages, main.__doc__):
+    for page in pages:
         assert [command for command in launch if command not in commands_of(page)] == []
 
 
@@ -171,18 +160,11 @@ def test_every_option_is_read(program):
         ("somethingv1", "", "", ""),
         ("diving48", "-b 12 --lr 0.005 --lr_steps 25 -j 3 --seed 4", "", ""),
         ("diving48", "-b 6 --accumulate 2 --lr 0.005 --lr_steps 25", "", ""),
-        ("diving48", "", "-b 12 (now 24), --lr 0.005 (now 0.01), --lr_steps 25 (now 50 60)", ""),
+        ("diving48", "", "--lr 0.005 (now 0.01), --lr_steps 25 (now 50 60)", "--lr 0.01"),
         ("diving48", "--lr 0.005 --lr_steps 25", "", "--lr 0.01"),
-        ("somethingv2", "-b 12", "", "--lr 0.005"),
-        (
-            "somethingv2",
-            "-b 6 --accumulate 8 --lr 0.02 --dropout 0.5 --epochs 50",
-            "-b 24 (now 6 with --accumulate 8), --lr 0.01 (now 0.02), --epochs 70 (now 50), "
-            "--dropout 0.3 (now 0.5)",
-            "",
-        ),
+        ("somethingv2", "-b 6 --accumulate 8 --epochs 50", "--epochs 70 (now 50)", "--lr 0.02"),
         ("somethingv2", "--lr_schedule cosine --lr_steps 5", "--lr_schedule step (now cosine)", ""),
-        ("mine", "-b 12 --lr 0.1", None, ""),
+        ("mine", "-b 12 --lr 0.1", None, "--lr 0.005"),
     ],
 )
 def test_log_names_deviations_from_the_recipe(dataset, words, recipe, linear):
@@ -192,18 +174,13 @@ def test_log_names_deviations_from_the_recipe(dataset, words, recipe, linear):
     if recipe is None:
         assert line.startswith("mine: no published recipe")
     else:
-        assert line == (
-            f"{dataset}: its published recipe has {recipe}; see docs/TRAINING.md" if recipe else ""
-        )
+        assert line == (f"{dataset}: its published recipe has {recipe}" if recipe else "")
     assert opts.describe_batch(args).partition("linear rule would give ")[2] == linear
 
 
-@pytest.mark.parametrize(
-    "module", ["utils.cli", "utils.files", "utils.pool", "annotations", "datasets_video"]
-)
-def test_data_tools_import_no_torch(module):
+def test_data_tools_import_no_torch():
     """The tools for data start a process per core, and torch takes seconds to import."""
-    process = finish(
-        [sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"], cwd=REPOSITORY
-    )
+    modules = "utils.cli, utils.files, utils.pool, annotations, datasets_video"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    process = finish([sys.executable, "-c", code], cwd=REPOSITORY)
     assert process.stdout == "False\n", process.stderr

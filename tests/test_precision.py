@@ -37,11 +37,9 @@ def line_of(process, start):
 def test_cpu_instructions_are_detected():
     flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split()
     ask = "import torch, utils.precision as p; print(p.has_instructions(torch.device('cpu'), 'bf16'))"
-    for env in ({}, {"ATEN_CPU_CAPABILITY": "avx2"}, {"ONEDNN_MAX_CPU_ISA": "avx512_core"}):
-        variables = os.environ | dict.fromkeys(AVX2, "") | env
-        process = finish([sys.executable, "-c", ask], cwd=REPOSITORY, env=variables)
-        expected = not env and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
-        assert process.stdout == f"{expected}\n", process.stderr
+    assert has_instructions(CPU, "bf16") != {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    process = finish([sys.executable, "-c", ask], cwd=REPOSITORY, env=os.environ | AVX2)
+    assert process.stdout == "False\n", process.stderr
 
 
 def test_precision_follows_option_then_checkpoint():
@@ -59,11 +57,10 @@ def test_precision_follows_option_then_checkpoint():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_checkpoint_has_one_accuracy(amp, tmp_path):
+def test_checkpoint_has_one_accuracy(tmp_path):
     """Validation in training, `main.py -e` and `test_models.py` report the same digits."""
     root = make_dataset(tmp_path / "data", train=12, val=7, frames=(9, 13))
-    result = line_of(train(root, tmp_path, "--amp", amp), "Testing Results:")
+    result = line_of(train(root, tmp_path, "--amp", "bf16"), "Testing Results:")
     file = tmp_path / "checkpoint" / f"{NAME}_best.pth.tar"
     options = ("--root_path", root, "-j", 0)
     for process in (
@@ -92,5 +89,3 @@ def test_bf16_without_instructions(tmp_path):
     assert_one_line_error(refused, "amp bf16 (now off)")
     train(root, tmp_path, *resume, "--amp", "auto", env=AVX2)
     assert torch.load(file, weights_only=True)["options"]["amp"] == "bf16"
-    fresh = train(root, tmp_path / "new", "--amp", "auto", env=AVX2)
-    assert "training in float32 (--amp auto" in line_of(fresh, "precision:")

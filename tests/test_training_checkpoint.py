@@ -1,10 +1,7 @@
 """training/checkpoint.py and describe.py: save, rotate, load, describe, refuse what is damaged."""
 
 import copy
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -22,14 +19,12 @@ from classes import released_categories
 from models import TemporalModel
 from training.checkpoint import (
     all_checkpoints,
-    damaged_checkpoints,
     load_checkpoint,
     load_newest,
     load_start,
     load_weights,
     read_pretrained,
     save_checkpoint,
-    set_aside_newer,
 )
 from training.describe import (
     check_categories,
@@ -40,20 +35,12 @@ from training.describe import (
 )
 from utils.cli import UserError
 
-FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 STATE = {
     "base_model.conv1.weight": torch.arange(24.0).view(2, 3, 4),
     "base_model.layer1.0.conv1.weight": torch.ones(3),
     "new_fc.bias": torch.tensor([0.5, -1.0]),
 }
 OPTIONS = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 8, "input_size": 32}
-# Run in another process, because this torch then takes every tensor for one of a GPU.
-SAVE_AS_CUDA = """
-import sys, torch
-torch.serialization.register_package(0, lambda storage: "cuda:0", lambda storage, location: None)
-content = {"epoch": 3, "state_dict": {"fc.bias": torch.ones(2)}, "best_prec1": torch.tensor(61.5)}
-torch.save(content, sys.argv[1])
-"""
 
 
 def refusal(call: Callable, *args: object) -> str:
@@ -88,19 +75,22 @@ def save_epochs(path: Path, number: int, keep: int) -> None:
 # Which files load
 
 
-@FORMATS
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-@pytest.mark.parametrize("is_bare", [True, False], ids=["bare", "wrapper"])
-def test_all_forms_load(tmp_path, is_zip, prefix, is_bare):
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_all_forms_load(tmp_path, is_zip, prefix):
     state_dict = prefixed(prefix)
     wrapper = {"epoch": 70, "arch": "resnet50", "state_dict": state_dict, "best_prec1": torch.tensor(47.5)}
-    torch.save(
-        state_dict if is_bare else wrapper, tmp_path / "any.name", _use_new_zipfile_serialization=is_zip
+    forms = (
+        (state_dict, {}),
+        (wrapper, {"epoch": 70, "best_prec1": 47.5}),
+        ({"state_dict": state_dict, "options": OPTIONS}, {"options": OPTIONS}),
     )
-    content = load_checkpoint(tmp_path / "any.name")
-    assert_same_tensors(content.pop("state_dict"), STATE)
-    assert content == ({} if is_bare else {"epoch": 70, "best_prec1": 47.5})
-    assert is_bare or isinstance(content["best_prec1"], float)
+    for saved, expected in forms:
+        torch.save(saved, tmp_path / "any.name", _use_new_zipfile_serialization=is_zip)
+        content = load_checkpoint(tmp_path / "any.name")
+        assert_same_tensors(content.pop("state_dict"), STATE)
+        assert content == expected
+        assert isinstance(content.get("best_prec1", 0.0), float)
 
 
 def test_safetensors_load(tmp_path):
@@ -133,11 +123,7 @@ OTHERS = {
         | {"args": Namespace(lr=0.1, data_dir="/data", amp=None), "metric": np.float32(70.1)},
         RESNET,
     ),
-    "negative epoch": ({"epoch": -1, "state_dict": STATE}, STATE),
-    "fractional epoch": ({"epoch": 3.0, "state_dict": STATE, "best_prec1": None}, STATE),
     "torchvision references": ({"model": RESNET, "epoch": 89, "args": Namespace(), "scaler": {}}, RESNET),
-    "MAE": ({"model": prefixed("encoder.", RESNET), "epoch": 799}, RESNET),
-    "model_state": ({"model_state": STATE, "cfg": "MODEL:"}, STATE),
     "model_state_dict": ({"model_state_dict": STATE, "loss": 0.5, "optimizer_state_dict": {}}, STATE),
     "other name": ({"my_weights": STATE, "note": "mine"}, STATE),
     "EMA alone": ({"state_dict_ema": prefixed("module.")}, STATE),
@@ -159,25 +145,19 @@ OTHERS = {
         {"state_dict": prefixed("module.encoder_q.", RESNET) | prefixed("module.encoder_k.", RESNET)},
         RESNET,
     ),
-    "DINO": ({"student": {}, "teacher": prefixed("module.backbone.", RESNET)}, RESNET),
-    "compiled": ({"net": prefixed("_orig_mod.")}, STATE),
     "compiled and parallel": ({"network": prefixed("module._orig_mod.")}, STATE),
-    "wrapped": (prefixed("net."), STATE),
     "bare with more": (STATE | {"epoch": 3, "_metadata": [1]}, STATE),
     "parameters": ({"weights": {name: torch.nn.Parameter(value) for name, value in STATE.items()}}, STATE),
     "options of others": ({"options": Namespace(lr=1), "model": STATE}, STATE),
-    "dictionary of options": ({"options": {"lr": 1}, "model": STATE}, STATE),
 }
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
-def test_files_of_other_code_load(tmp_path, kind, is_zip):
+def test_files_of_other_code_load(tmp_path, kind):
     saved, expected = OTHERS[kind]
-    torch.save(saved, tmp_path / "a", _use_new_zipfile_serialization=is_zip)
-    content = load_checkpoint(tmp_path / "a")
-    assert_same_tensors(content["state_dict"], expected)
-    assert content.get("epoch", 1) >= 0
+    for is_zip in (True, False):
+        torch.save(saved, tmp_path / "a", _use_new_zipfile_serialization=is_zip)
+        assert_same_tensors(load_checkpoint(tmp_path / "a")["state_dict"], expected)
 
 
 def test_origin_of_tensors_is_stated(tmp_path):
@@ -195,22 +175,12 @@ def test_several_state_dicts_are_refused(tmp_path):
     assert "(generator, critic)" in refusal(load_checkpoint, tmp_path / "a")
 
 
-def test_prefix_beside_options(tmp_path):
-    torch.save({"state_dict": prefixed("module."), "options": OPTIONS}, tmp_path / "a")
-    assert_same_tensors(load_checkpoint(tmp_path / "a")["state_dict"], STATE)
-
-
-def test_sealed_file_loads(tmp_path):
-    """Earlier versions stored a checksum in the comment of the zip."""
-    save_checkpoint(tmp_path / "a.pth", {"epoch": 3, "state_dict": STATE, "options": OPTIONS})
-    content = (tmp_path / "a.pth").read_bytes()
-    comment = b"sha256 " + b"0" * 64
-    (tmp_path / "a.pth").write_bytes(content[:-2] + len(comment).to_bytes(2, "little") + comment)
-    assert load_checkpoint(tmp_path / "a.pth")["epoch"] == 3
-
-
-def test_gpu_tensors_load_on_cpu(tmp_path):
-    subprocess.run([sys.executable, "-c", SAVE_AS_CUDA, tmp_path / "a.pth"], check=True)
+def test_gpu_tensors_load_on_cpu(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # torch takes every tensor for one of a GPU
+        patch.setattr(torch.serialization, "_package_registry", [])
+        torch.serialization.register_package(0, lambda storage: "cuda:0", lambda storage, location: None)
+        content = {"epoch": 3, "state_dict": {"fc.bias": torch.ones(2)}, "best_prec1": torch.tensor(61.5)}
+        torch.save(content, tmp_path / "a.pth")
     locations = set()
     torch.load(tmp_path / "a.pth", map_location=lambda storage, place: locations.add(place) or storage)
     assert locations == {"cuda:0"}, "not the file that this test needs"
@@ -230,20 +200,25 @@ def test_imagenet_weights_come_from_cache(tmp_path, monkeypatch):
     assert_same_tensors(start["state_dict"], STATE)
     cached.write_bytes(b"<!DOCTYPE html>\n")
     assert str(cached) in refusal(read_pretrained, "imagenet", "resnet50")
+    cached.unlink()
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no network
+    message = refusal(read_pretrained, "imagenet", "resnet50")
+    for word in (cached.name, "--pretrained FILE", "--pretrained none"):
+        assert word in message
 
 
 # Which files are refused
 
 
-@FORMATS
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_code_in_file_is_not_run(tmp_path, recwarn, is_zip, protocol):
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_code_in_file_is_not_run(tmp_path, recwarn, is_zip):
     path, marker = tmp_path / "hostile.pth", tmp_path / "marker"
     content = {"state_dict": STATE, "best_prec1": Hostile(marker)}
-    torch.save(content, path, _use_new_zipfile_serialization=is_zip, pickle_protocol=protocol)
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
     message = refusal(load_checkpoint, path)
     assert message.startswith(f"{path}: ")
-    assert ("posix.system" if protocol == 2 else "protocol") in message
+    assert "posix.system" in message
     assert not marker.exists()
     assert not recwarn.list, "a warning would be a second line"
     assert b"touch" in path.read_bytes(), "not the file that this test needs"
@@ -254,38 +229,18 @@ def save_zip(path: Path) -> None:
         file.writestr("readme.txt", "no tensors")
 
 
-def save_named(**content: object) -> Callable[[Path], None]:
-    return lambda path: torch.save({"state_dict": STATE, "options": OPTIONS} | content, path)
-
-
-def save_state(**tensors: object) -> Callable[[Path], None]:
-    return save_named(state_dict=STATE | tensors)
-
-
 REFUSED = {
     "empty": (Path.touch, "not a checkpoint"),
     "text": (lambda path: path.write_text("epoch,lr\n0,0.01\n"), "not a checkpoint"),
     "zeros": (lambda path: path.write_bytes(bytes(4096)), "not a checkpoint"),
     "other zip": (save_zip, "not a checkpoint"),
-    "folder": (Path.mkdir, "a folder"),
-    "named pipe": (os.mkfifo, "a named pipe"),
     "missing": (lambda path: None, "no such file"),
     "list": (lambda path: torch.save([1, [STATE]], path), "list"),
     "whole model": (lambda path: torch.save(torch.nn.Linear(1, 1), path), "torch.nn.modules.linear.Linear"),
-    "state dict is a list": (save_named(state_dict=[STATE]), "state_dict"),
-    "value is no tensor": (save_state(weight=[1.0]), "state_dict.weight"),
-    "key is no string": (save_named(state_dict={7: torch.ones(1)}), "7"),
-    "not finite": (save_state(weight=torch.tensor([1.0, float("nan")])), "weight"),
-    "complex": (save_state(weight=torch.ones(2, dtype=torch.complex64)), "weight"),
-    "sparse": (save_state(weight=torch.ones(2, 2).to_sparse()), "weight"),
-    "without data": (save_state(weight=torch.ones(2, device="meta")), "weight"),
-    "negative variance": (save_state(**{"bn1.running_var": torch.tensor([1.0, -1e-9])}), "bn1.running_var"),
-    "epoch": (save_named(epoch=-1), "epoch"),
-    "step": (save_named(step="3"), "step"),
-    "accuracy": (save_named(best_prec1=float("nan")), "best_prec1"),
-    "segments": (save_named(options=OPTIONS | {"num_segments": 8.0}), "options.num_segments"),
-    "categories": (save_named(categories="Up"), "categories"),
-    "mirrored": (save_named(mirrored=[0.5]), "mirrored"),
+    "not finite": (
+        lambda path: torch.save({"state_dict": STATE | {"weight": torch.tensor([1.0, torch.nan])}}, path),
+        "'weight'",
+    ),
 }
 
 
@@ -302,7 +257,7 @@ def test_truncated_file_is_refused(tmp_path):
     for is_zip in (True, False):
         torch.save({"state_dict": STATE}, tmp_path / "a", _use_new_zipfile_serialization=is_zip)
         whole = (tmp_path / "a").read_bytes()
-        for length in range(0, len(whole), 13):
+        for length in range(0, len(whole), 101):
             (tmp_path / "a").write_bytes(whole[:length])
             assert refusal(load_checkpoint, tmp_path / "a").startswith(f"{tmp_path / 'a'}: ")
 
@@ -313,14 +268,13 @@ def test_flipped_bit_never_changes_a_tensor(tmp_path):
     save_checkpoint(path, {"state_dict": STATE, "options": OPTIONS})
     whole = path.read_bytes()
     inside = whole.find(STATE["base_model.conv1.weight"].numpy().tobytes())
-    for place in (inside + 2, *range(0, len(whole), 3)):
+    for place in (inside + 2, *range(0, len(whole), 29)):
         damaged = bytearray(whole)
         damaged[place] ^= 16
         path.write_bytes(damaged)
         if place == inside + 2:
-            assert not torch.equal(
-                torch.load(path)["state_dict"]["base_model.conv1.weight"], STATE["base_model.conv1.weight"]
-            )
+            tensor = torch.load(path)["state_dict"]["base_model.conv1.weight"]
+            assert not torch.equal(tensor, STATE["base_model.conv1.weight"])
             assert "damaged" in refusal(load_checkpoint, path)
         try:
             content = load_checkpoint(path)
@@ -333,7 +287,7 @@ def test_flipped_bit_never_changes_a_tensor(tmp_path):
 # Saving and rotation
 
 
-@pytest.mark.parametrize("keep", [1, 2, 12])
+@pytest.mark.parametrize("keep", [1, 12])
 def test_newest_checkpoints_are_kept(tmp_path, keep):
     path = tmp_path / "GST_a[1]_checkpoint.pth.tar"  # brackets are special in glob patterns
     (tmp_path / f".{path.name}.part").write_bytes(b"of a killed run")
@@ -375,36 +329,15 @@ def test_load_newest_falls_back(tmp_path, capsys):
     file, content = load_newest(path)
     assert (file.name, content["epoch"]) == ("a.pth.tar.1", 1)
     assert f"{path}: " in capsys.readouterr().out
-    path.unlink()  # the older ones still count
-    assert load_newest(path)[0] == file
+    # The damaged file is renamed, so that the next save keeps the good one.
+    assert Path(f"{path}.damaged").exists()
+    save_checkpoint(path, {"epoch": 2, "state_dict": STATE, "options": OPTIONS}, keep=2)
+    assert [load_checkpoint(file)["epoch"] for file in all_checkpoints(path)] == [2, 1, 0]
     for older in all_checkpoints(path):
         older.write_text("")
+    before = files_in(tmp_path)
     assert str(path) in refusal(load_newest, path)
-
-
-def test_unreadable_disk_is_not_damage(tmp_path):
-    """A fallback would rename an intact checkpoint."""
-    path = tmp_path / "a.pth.tar"
-    save_epochs(path, 2, keep=2)
-    path.unlink()
-    path.symlink_to("/proc/self/mem")  # reading it is an input/output error
-    assert "cannot be read" in refusal(load_newest, path)
-
-
-def test_good_checkpoint_is_kept_until_the_next(tmp_path):
-    path = tmp_path / "a.pth.tar"
-    save_epochs(path, 2, keep=2)
-    for attempt in (1, 2):  # damaged again before anything was saved
-        path.write_bytes(b"damaged")
-        good, _ = load_newest(path)
-        set_aside_newer(path, good)
-        assert Path(f"{path}.damaged{attempt}").read_bytes() == b"damaged"
-        with files_limited_to(1000), pytest.raises(OSError, match="File too large"):
-            save_checkpoint(path, {"epoch": 2, "state_dict": STATE}, keep=2)
-        assert load_newest(path)[1]["epoch"] == 0
-    save_checkpoint(path, {"epoch": 2, "state_dict": STATE}, keep=2)
-    assert [load_checkpoint(file)["epoch"] for file in all_checkpoints(path)] == [2, 0]
-    assert len(damaged_checkpoints(path)) == 2
+    assert files_in(tmp_path) == before
 
 
 # Which model it is
@@ -412,7 +345,7 @@ def test_good_checkpoint_is_kept_until_the_next(tmp_path):
 
 @pytest.mark.parametrize(
     ("arch", "alpha", "beta", "dropout"),
-    [("resnet14", 2, 1, 0), ("resnet26", 8, 1, 0.3), ("resnet50", 4, 2, 0.3), ("resnet101", 64, 2, 0.3)],
+    [("resnet14", 2, 1, 0), ("resnet26", 8, 1, 0.3), ("resnet101", 64, 2, 0.3)],
 )
 def test_tensors_tell_the_model(arch, alpha, beta, dropout):
     state_dict = gst_state(7, dropout, backbone=arch, alpha=alpha, beta=beta)
@@ -442,7 +375,6 @@ def test_weights_that_do_not_fit_change_nothing():
     for wrong, culprit in (
         ({key: value for key, value in good.items() if key != name}, name),
         (good | {name: torch.zeros(3, 1)}, name),
-        (good | {name: good[name].int()}, name),
         (good | {"more": torch.zeros(1)}, "more"),
     ):
         for call in (load_weights, lambda model, tensors, path: load_start(model, tensors, None, path)):
@@ -453,8 +385,9 @@ def test_weights_that_do_not_fit_change_nothing():
             assert_same_tensors(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("dropouts", [(0, 0.5), (0.5, 0), (0.5, 0.5)])
-@pytest.mark.parametrize("permutation", [None, [2, 0, 1]], ids=["other classes", "same classes"])
+@pytest.mark.parametrize(
+    ("permutation", "dropouts"), [(None, (0, 0.5)), ([2, 0, 1], (0.5, 0)), ([2, 0, 1], (0.5, 0.5))]
+)
 def test_start_takes_backbone_and_classifier(permutation, dropouts):
     other, model = (TemporalModel(3, 4, backbone="resnet14", dropout=dropout) for dropout in dropouts)
     own = copy.deepcopy(model.classifier.state_dict())
@@ -498,30 +431,18 @@ def test_labels_are_found_by_name():
 def test_other_classes_are_refused(categories, culprit):
     checkpoint = {"state_dict": gst_state(4), "categories": NAMES}
     assert culprit in refusal(find_labels, checkpoint, categories, "a.pth")
-    checkpoint["categories"] = NAMES[:3]
-    assert refusal(find_labels, checkpoint, NAMES, "a.pth").startswith("a.pth: has 3 class names")
 
 
 def test_training_needs_the_same_order():
     checkpoint = {"state_dict": gst_state(4), "categories": NAMES}
     check_categories(checkpoint, NAMES, "a.pth")
     check_categories({"state_dict": gst_state(4)}, NAMES, "a.pth")
-    for wrong, culprit in (
-        (["Up", "Left", "Holding something", "Right"], "'Left'"),
-        (["[Up]", *NAMES[1:]], "'[Up]'"),
-        (NAMES[:3], "4 classes"),
-    ):
-        assert culprit in refusal(check_categories, checkpoint, wrong, "a.pth")
+    for wrong in (["Up", "Left", "Holding something", "Right"], ["[Up]", *NAMES[1:]], NAMES[:3]):
+        assert refusal(check_categories, checkpoint, wrong, "a.pth").startswith("a.pth")
+    assert find_mirrored(checkpoint, [], "a.pth") == [0, 1, 3, 2]
+    assert find_mirrored(checkpoint | {"mirrored": [1, 0, -1, 3]}, [], "a.pth") == [1, 0, -1, 3]
     released, names = {"state_dict": gst_state(174)}, released_categories()
     check_categories(released, [name.replace("something", "[something]") for name in names], "a.pth")
     check_categories(released, [f"Thing {number}" for number in range(174)], "a.pth")
     swapped = [names[0], names[2], names[1], *names[3:]]
-    assert f"'{names[1]}' as class 1" in refusal(check_categories, released, swapped, "a.pth")
-
-
-def test_mirrored_labels_are_those_of_training():
-    checkpoint = {"state_dict": gst_state(4), "categories": NAMES}
-    assert find_mirrored(checkpoint, [], "a.pth") == [0, 1, 3, 2]
-    assert find_mirrored(checkpoint | {"mirrored": [1, 0, -1, 3]}, [], "a.pth") == [1, 0, -1, 3]
-    for wrong in ([0, 1, 2], [1, 2, 0, 3], [0, 1, 2, 4], [0, 1, 2, -2]):
-        assert "mirrored" in refusal(find_mirrored, checkpoint | {"mirrored": wrong}, [], "a.pth")
+    assert "order" in refusal(check_categories, released, swapped, "a.pth")

@@ -102,26 +102,3 @@ def test_momentum_continues_in_the_other_layout(channels_last):
     optimizer.step()
     resumed.step()
     assert_close_models(other, model)
-
-
-def test_step_that_fp16_skips_leaves_no_momentum():
-    model, other = make_model(True), make_model(True)
-    optimizer, scaler = make_optimizer(model, RECIPE), torch.amp.GradScaler("cpu", init_scale=8.0)
-
-    def step(scale, infinity=0.0):
-        scaler.scale(torch.ones(()))
-        set_gradients(model, 0)
-        for parameter in model.parameters():
-            parameter.grad *= scale
-        next(model.parameters()).grad[0] += infinity
-        scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-
-    step(8, torch.inf)
-    assert scaler.get_scale() == 4
-    assert_close_models(model, other)
-    step(4)
-    set_gradients(other, 0)
-    make_optimizer(other, RECIPE).step()
-    assert_close_models(model, other)

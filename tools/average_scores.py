@@ -9,7 +9,6 @@ The program prints the accuracies of each file and of the average. The files are
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +21,7 @@ from utils.files import check_new_file, npz, write_new, writing
 
 
 class Scores(NamedTuple):
-    """The arrays of a file of `test_models.py --save_scores`.
-
-    Attributes:
-        scores: videos x classes, float.
-        labels: of the videos, int; all -1 if unknown.
-        videos: names of the videos.
-        classes: names of the classes.
-    """
+    """The arrays of a file of `test_models.py --save_scores`; all labels are -1 if they are unknown."""
 
     scores: np.ndarray
     labels: np.ndarray
@@ -48,28 +40,23 @@ class Scores(NamedTuple):
 
 
 def main() -> None:
-    """Average the scores of files.
-
-    Raises:
-        UserError: a file cannot be used, or the files do not have the same videos, classes and labels.
-    """
+    """Average the scores of files."""
     args = parse_args()
     if args.save_scores:
         check_new_file(args.save_scores, "--save_scores", ".npz")
     weights = np.array(args.weights or [1.0] * len(args.files))
     if len(weights) != len(args.files):
         raise UserError(f"--weights: has {len(weights)} numbers for {len(args.files)} files")
-    if not 0 < weights.sum() < np.inf:
-        raise UserError("--weights: their sum must be above 0 and finite")
 
     first, *others = [read_scores(file) for file in args.files]
     files = [first]
     for file, path in zip(others, args.files[1:], strict=True):
         files.append(reorder_videos(file, first, path, args.files[0]))
-    scores = [softmax(file.scores) if args.softmax else file.scores for file in files]
-    average = first._replace(scores=np.average(scores, axis=0, weights=weights).astype(np.float32))
+    average = first._replace(
+        scores=np.average([file.scores for file in files], axis=0, weights=weights).astype(np.float32)
+    )
 
-    names = [*map(printable, args.files), "average" + (" of probabilities" if args.softmax else "")]
+    names = [*map(printable, args.files), "average"]
     for name, file in zip(names, [*files, average], strict=True):
         print(f"{name}: {file.accuracies()}")
     if args.save_scores:
@@ -88,9 +75,6 @@ def parse_args() -> argparse.Namespace:
         metavar="W",
         help="weights of the files in their order; only the ratios matter (default: equal weights)",
     )
-    parser.add_argument(
-        "--softmax", action="store_true", help="average the probabilities, not the scores before softmax"
-    )
     parser.add_argument("--save_scores", metavar="FILE.npz", help="write the average in the same format")
     return parser.parse_args()
 
@@ -104,21 +88,11 @@ def read_scores(path: str) -> Scores:
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            file = Scores(**{name: content[name] for name in Scores._fields})
+            return Scores(**{name: content[name] for name in Scores._fields})
     except OSError:
         raise
     except Exception:  # np.load has many types of exceptions for a damaged file
         raise UserError(f"{path}: is not a file of test_models.py --save_scores, or is damaged") from None
-    shapes = tuple(array.shape for array in file)
-    num_videos, num_classes = file.videos.size, file.classes.size
-    if shapes != ((num_videos, num_classes), (num_videos,), (num_videos,), (num_classes,)):
-        raise UserError(f"{path}: the shapes of its arrays do not match: {shapes}")
-    if not num_videos or not np.isfinite(file.scores).all():
-        raise UserError(f"{path}: has no scores, or scores that are not finite")
-    video, count = Counter(file.videos.tolist()).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{path}: has video '{printable(video)}' more than once")
-    return file
 
 
 def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> Scores:
@@ -140,12 +114,6 @@ def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> S
         video = printable(first.videos[np.argmax(labels != first.labels)])
         raise UserError(f"{path}: video '{video}' has another label in {first_path}")
     return first._replace(scores=file.scores[order])
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, float64."""
-    exponentials = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,8 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
@@ -45,7 +42,6 @@ CONTROLS = {
     "GST, frames shuffled": "GST_seed{}_shuffled",
     "GST, trained without the label swap": "GST_unswapped_seed{}",
 }
-SIGNALS: list[int] = []  # that ask this program to stop
 GROUPS = ("all", "reversed pairs", "mirrored pairs", "static")
 
 
@@ -60,7 +56,6 @@ def main() -> None:
     add("-j", "--workers", type=non_negative_int, default=0, metavar="N", help="loader processes")
     add("options", nargs="*", metavar="OPTION", help="options of main.py, after --")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: SIGNALS.append(number))
     out = args.out
     check_writable_folder(out, "--out")
     paths = return_dataset(args.dataset, args.root_path, source="frames")
@@ -144,30 +139,18 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def run(name: str, program: str, *words: object) -> None:
-    """Run a program of the repository on one GPU; stop it if this program is stopped.
-
-    Raises:
-        UserError: the program failed.
-        SystemExit: SIGTERM stopped this program.
-    """
+    """Run a program of the repository on one GPU; stop it if this program is interrupted."""
     print(f"{name}: {program}", flush=True)
     command = [sys.executable, str(REPOSITORY / program), *map(str, words)]
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         try:
-            while process.poll() is None and not SIGNALS:
-                time.sleep(0.05)
+            status = process.wait()
         finally:
             process.terminate()  # a training saves first, and continues from there
-            process.wait()
-        if SIGNALS:
-            sys.exit(128 + SIGNALS[0])
-        errors.seek(0)
-        lines = errors.read().splitlines() or [f"status {process.returncode}"]
-    if process.returncode:
-        raise UserError(f"{name}: {lines[-1].removeprefix('error: ')}")
+    if status:
+        raise UserError(f"{name}: {program} failed, see its error above")
 
 
 def last_checkpoint(out: Path, name: str) -> Path:

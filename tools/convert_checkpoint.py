@@ -1,8 +1,7 @@
-"""Convert a checkpoint to a clean file with weights and metadata, or to the format of the authors' files.
+"""Convert a checkpoint to a clean file with weights and metadata.
 
     python tools/convert_checkpoint.py --weights FILE --out gst.safetensors
     python tools/convert_checkpoint.py --weights FILE --out gst.pth --dtype bf16      # half the size
-    python tools/convert_checkpoint.py --weights FILE --out gst.pth.tar --released    # for the authors' code
 
 FILE is any checkpoint that test_models.py accepts, or a converted one. Files that do not store their options,
 such as the released ones, need --num_segments. --dtype rounds the kernels of convolutions and classifier;
@@ -24,7 +23,6 @@ import torch
 
 from inference.load import LoadedModel, load_model
 from opts import add_unstored_options
-from training.describe import class_names
 from utils.cli import Parser, UserError, log, run_program
 from utils.files import check_new_file, write_new, writing
 
@@ -36,39 +34,23 @@ KEPT_OPTIONS = ("amp", "batch_size", "consensus", "source")
 
 
 def main() -> None:
-    """Convert a checkpoint.
-
-    Raises:
-        UserError: the checkpoint is incomplete or ambiguous, or the file cannot be written.
-    """
+    """Convert a checkpoint."""
     args = parse_args()
     loaded = load_model(args.weights, args, allow_guess=False)
-    class_names(loaded.checkpoint, args.weights)  # checks their number
+    if args.num_segments is None and "num_segments" not in loaded.options:
+        raise UserError(f"{args.weights}: does not store its number of frames; use --num_segments")
+    content = clean_content(loaded)
+    content["state_dict"] = round_kernels(loaded.model.state_dict(), args.dtype, args.weights)
+    content["source_sha256"] = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()
     buffer = io.BytesIO()
-    if args.released:
-        if loaded.spec.consensus != "mean":
-            raise UserError(f"--released: the authors' code has no consensus {loaded.spec.consensus}")
-        if (loaded.spec.type, loaded.spec.arch) != ("GST", "resnet50"):
-            log.warning(
-                f"warning: the authors' code has no {loaded.spec.type} {loaded.spec.arch}, only GST resnet50"
-            )
-        # The old format, which every version of torch reads.
-        torch.save(released_content(loaded), buffer, _use_new_zipfile_serialization=False)
+    if args.out.endswith(".safetensors"):
+        buffer.write(safetensors_bytes(content))
     else:
-        if args.num_segments is None and "num_segments" not in loaded.options:
-            raise UserError(f"{args.weights}: does not store its number of frames; use --num_segments")
-        content = clean_content(loaded)
-        content["state_dict"] = round_kernels(loaded.model.state_dict(), args.dtype, args.weights)
-        content["source_sha256"] = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()
-        if args.out.endswith(".safetensors"):
-            buffer.write(safetensors_bytes(content))
-        else:
-            torch.save(content, buffer)
+        torch.save(content, buffer)
     with writing("--out", args.out):
         write_new(Path(args.out), buffer.getvalue())
     log.info(loaded.describe())
-    form = "released form" if args.released else args.dtype
-    log.info(f"{args.out}: {form}, {len(buffer.getvalue()) / 1e6:.1f} MB")
+    log.info(f"{args.out}: {args.dtype}, {len(buffer.getvalue()) / 1e6:.1f} MB")
 
 
 def parse_args() -> Namespace:
@@ -78,19 +60,10 @@ def parse_args() -> Namespace:
     parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint to convert")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"a new file: {', '.join(SUFFIXES)}")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="type of the kernels")
-    parser.add_argument(
-        "--released",
-        action="store_true",
-        help="write the format of the authors' files: float32, keys with module., epoch, arch and best_prec1",
-    )
     add_unstored_options(parser, default_frames="needed")
     args = parser.parse_args()
-    suffixes = SUFFIXES[:2] if args.released else SUFFIXES
-    if not args.out.endswith(suffixes):
-        form = " with --released" if args.released else ""
-        raise UserError(f"--out {args.out}: the name{form} must end in {', '.join(suffixes)}")
-    if args.released and args.dtype != "fp32":
-        raise UserError(f"--dtype {args.dtype}: the released format is float32")
+    if not args.out.endswith(SUFFIXES):
+        raise UserError(f"--out {args.out}: the name must end in {', '.join(SUFFIXES)}")
     check_new_file(args.out, "--out")
     return args
 
@@ -109,11 +82,7 @@ def clean_content(loaded: LoadedModel) -> dict[str, Any]:
 def round_kernels(
     state_dict: dict[str, torch.Tensor], dtype: str, path: str | Path
 ) -> dict[str, torch.Tensor]:
-    """Round the kernels in a state dict. Other tensors do not change.
-
-    Raises:
-        UserError: a value is too large for the type.
-    """
+    """Round the kernels in a state dict. A value that is too large for the type raises a `UserError`."""
     rounded = {}
     for name, value in state_dict.items():
         rounded[name] = value.to(DTYPES[dtype]) if value.ndim > 1 else value
@@ -123,16 +92,6 @@ def round_kernels(
                 f"(up to {value.abs().max():.3g}); try bf16"
             )
     return rounded
-
-
-def released_content(loaded: LoadedModel) -> dict[str, Any]:
-    """The content of a file of the authors. Unknown epoch and accuracy are 0."""
-    return {
-        "epoch": loaded.checkpoint.get("epoch", 0),
-        "arch": loaded.spec.arch,
-        "state_dict": {f"module.{name}": value for name, value in loaded.model.state_dict().items()},
-        "best_prec1": loaded.checkpoint.get("best_prec1", 0.0),
-    }
 
 
 def safetensors_bytes(content: dict[str, Any]) -> bytes:

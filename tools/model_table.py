@@ -48,9 +48,10 @@ def describe(kind: str, split: dict[str, int]) -> list[str]:
         split: its alpha and beta; empty if it has none.
     """
     costs, published = [], []
+    with torch.device("meta"):
+        model = TemporalModel(NUM_CLASS, 8, kind, **split)
     for frames in FRAMES:
-        with torch.device("meta"):
-            model = TemporalModel(NUM_CLASS, frames, kind, **split)
+        model.num_segments = frames
         costs.append(f"{multiply_adds(model) / 1e9:.1f} G")
         accuracies = PUBLISHED.get((kind, split.get("alpha"), split.get("beta"), frames), ())
         published.append(" / ".join(map(str, accuracies)))

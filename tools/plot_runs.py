@@ -8,7 +8,6 @@ Runs are labelled with the names of their files, or with the paths if two files 
 
 import csv
 import io
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,19 +55,10 @@ def read_log(path: str) -> list[dict[str, float]]:
         UserError: the file cannot be read, or is not the log of a run.
     """
     table = csv.DictReader(io.StringIO(read_text(path)))
-    rows = []
     try:
-        missing = set(COLUMNS) - set(table.fieldnames or [])
-        if missing:
-            raise UserError(f"{path}: not the log of a run; it lacks {', '.join(sorted(missing))}")
-        for row in table:
-            values = {name: row[name] for name in COLUMNS if row[name] or not name.startswith("val_")}
-            rows.append({name: float(value or "") for name, value in values.items()})
-            if not all(map(math.isfinite, rows[-1].values())):
-                raise ValueError("a value is not finite")
-    except (csv.Error, ValueError) as error:
-        raise UserError(f"{path}, line {table.line_num}: {printable(error)}") from None
-    return rows
+        return [{name: float(row[name]) for name in COLUMNS if row[name]} for row in table]
+    except (csv.Error, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}, line {table.line_num}: not the log of a run ({printable(error)})") from None
 
 
 if __name__ == "__main__":

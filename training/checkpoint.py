@@ -1,5 +1,6 @@
 """Save checkpoints atomically, and load those of this code and of other training code."""
 
+import errno
 import glob
 import io
 import json
@@ -13,70 +14,16 @@ from collections.abc import Iterable
 from contextlib import redirect_stderr
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from safetensors import safe_open
-from typing_extensions import NotRequired, TypedDict
 
-from datasets_video import SOURCES
-from models import MAX_INPUT_SIZE, MAX_SEGMENTS, TemporalModel
+from models import TemporalModel
 from training.describe import find_classifier
 from utils.cli import UserError, log, printable
 from utils.files import open_regular, staged, write_atomically
-from utils.precision import DTYPES
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, extra="allow")
-
-
-class HistoryRow(TypedDict):
-    """One epoch of a run, a row of its CSV file. Values that were not measured are left out."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_prec1: float
-    train_prec5: float
-    val_loss: NotRequired[float]
-    val_prec1: NotRequired[float]
-    val_prec5: NotRequired[float]
-    val_mean_class: NotRequired[float]
-
-
-@with_config(_STRICT)
-class SavedOptions(TypedDict, total=False):
-    """The options of a training run that affect the evaluation of its checkpoint."""
-
-    type: str
-    arch: str
-    alpha: Positive | None  # None: the block has none
-    beta: Positive | None
-    consensus: str
-    num_segments: Annotated[int, Field(ge=1, le=MAX_SEGMENTS)]
-    input_size: Annotated[int, Field(ge=32, le=MAX_INPUT_SIZE)]
-    batch_size: Positive
-    amp: Literal[tuple(DTYPES)]
-    source: Literal[SOURCES]
-
-
-@with_config(_STRICT)
-class Checkpoint(TypedDict, total=False):
-    """The values of a checkpoint that are validated. Only `state_dict` is required."""
-
-    state_dict: dict[str, torch.Tensor]
-    epoch: Count
-    step: Count
-    best_prec1: float
-    best_mean_class: float
-    options: SavedOptions
-    categories: list[str]
-    mirrored: list[int]  # label of each class in mirrored clips, or NEVER
-    origin: str  # for a file of other training code: which tensors were loaded
-
 
 # Names under which training code stores state dicts, in order of preference.
 _STATE_DICTS = (
@@ -93,10 +40,6 @@ _STATE_DICTS = (
 _SAFE_GLOBALS = [Namespace, np.dtype, *(type(np.dtype(name)) for name in ("bool", "i4", "i8", "f4", "f8"))]
 for _core in ("core", "_core"):
     _SAFE_GLOBALS.append((np.float64(0).__reduce__()[0], f"numpy.{_core}.multiarray.scalar"))
-
-
-class UnreadableError(UserError):
-    """The file cannot be read. This does not mean that it is damaged."""
 
 
 # Saving
@@ -148,49 +91,31 @@ def all_checkpoints(path: Path) -> list[Path]:
     return ([path] if path.exists() else []) + older
 
 
-def damaged_checkpoints(path: Path) -> list[Path]:
-    """The damaged checkpoints that `set_aside_newer` has renamed."""
-    return sorted(path.parent.glob(f"{glob.escape(path.name)}.damaged*"))
-
-
-def set_aside_newer(path: Path, good: Path) -> None:
-    """Rename the damaged checkpoints that are newer than a good one, so that rotation keeps the good one.
-
-    Args:
-        path: see `save_checkpoint`.
-        good: one of `all_checkpoints`.
-    """
-    files = all_checkpoints(path)
-    for file in files[: files.index(good)]:
-        number = 1
-        while (renamed := path.with_name(f"{path.name}.damaged{number}")).exists():
-            number += 1
-        file.rename(renamed)
-        log.info(f"{file}: renamed to {renamed.name}")
-
-
 # Loading
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Load the newest intact checkpoint, and log the damaged ones.
+    """Load the newest intact checkpoint of a run. Newer files, which are damaged, get the suffix `.damaged`.
 
     Returns:
         Its file and content; None if there is no checkpoint.
 
     Raises:
-        UserError: all checkpoints are damaged.
+        UserError: all checkpoints are damaged; they keep their names.
     """
-    files = all_checkpoints(path)
-    for file in files:
+    damaged = []
+    for file in all_checkpoints(path):
         try:
-            return file, load_checkpoint(file)
-        except UnreadableError:
-            raise
+            content = load_checkpoint(file)
         except UserError as error:
             log.info(f"{error}; trying the previous checkpoint")
-    if files:
-        raise UserError(f"{path}: none of its {len(files)} checkpoints can be loaded")
+            damaged.append(file)
+            continue
+        for other in damaged:
+            other.replace(f"{other}.damaged")
+        return file, content
+    if damaged:
+        raise UserError(f"{path}: none of its {len(damaged)} checkpoints can be loaded")
     return None
 
 
@@ -199,6 +124,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: the file is missing or damaged, or loading it would run code.
+        OSError: the file cannot be read, which does not mean that it is damaged.
     """
     try:
         with (
@@ -218,19 +144,19 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UserError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL or error.filename:
+            raise
+        raise UserError(f"{path}: is damaged (a wrong position in the zip)") from None
     except Exception as error:  # of any type, for damaged files
         if code := re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error)):
             raise UserError(
                 f"{path}: refused, because loading it would run code in it ({printable(code[1])}); "
                 "save its tensors alone: torch.save(model.state_dict(), FILE)"
             ) from None
-        raise UserError(
-            f"{path}: is not a checkpoint, is damaged, or was saved with another pickle protocol than 2"
-        ) from None
+        raise UserError(f"{path}: is not a checkpoint, or is damaged") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: contains a {type(content).__name__}, not a state dict")
     return content
@@ -248,22 +174,25 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint of main.py, a clean file, a released checkpoint, or a file of other training code.
 
     Returns:
-        A `Checkpoint`. The names of its tensors have no prefix such as `module.`.
+        The `state_dict`, whose names have no prefix such as `module.`, and what else the file has: `epoch`,
+        `step`, `best_prec1`, `options`, `categories`, `mirrored` (label of each class in mirrored clips) and
+        the state of training; for a file of other training code `origin`, which says what was loaded.
 
     Raises:
-        UserError: see `read_tensors`; or the file is not a checkpoint.
+        UserError: see `read_tensors`; or the file is not a checkpoint, or has weights that are not finite.
     """
     if Path(path).suffix.lower() in (".onnx", ".pt2"):
         raise UserError(f"{path}: is an exported model; use the checkpoint")
     content = read_tensors(path)
     if "state_dict" not in content or not isinstance(content.get("options"), dict):
         content = _from_other_code(content, path)
-    _check_schema(content, path)
     prefix = _find_prefix(content["state_dict"])
     content["state_dict"] = {
         name.removeprefix(prefix): value for name, value in content["state_dict"].items()
     }
-    _check_values(content["state_dict"], path)
+    for name, tensor in content["state_dict"].items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: '{printable(name)}' has values that are not finite")
     return content
 
 
@@ -281,22 +210,18 @@ def _from_other_code(content: dict[str, Any], path: str | Path) -> dict[str, Any
 
     checkpoint: dict[str, Any] = {"state_dict": state_dict}
     epoch, best = content.get("epoch"), content.get("best_prec1")
-    if type(epoch) is int and epoch >= 0:
+    if isinstance(epoch, int) and epoch >= 0:
         checkpoint["epoch"] = epoch
-    if isinstance(best, torch.Tensor) and best.numel() == 1:  # as the authors' code saved it
-        best = best.item()
-    if isinstance(best, int | float) and 0 <= best <= 100:
+    if isinstance(best, torch.Tensor | np.floating | int | float):  # the authors' code saved a tensor
         checkpoint["best_prec1"] = float(best)
     num_ignored = len(tensors) - len(state_dict)
     # DataParallel and DistributedDataParallel add `module.`, torch.compile adds `_orig_mod.`.
     has_usual_names = name in (None, "state_dict") and re.fullmatch(r"(module\.|_orig_mod\.)*", prefix)
     if num_ignored or not has_usual_names:
-        words = [f"took {len(state_dict)} tensors"]
-        if name is not None:
-            words.append(f"of '{printable(name)}'")
-        if prefix:
-            words.append(f"with the prefix '{printable(prefix)}'")
-        checkpoint["origin"] = " ".join(words) + (f", ignored {num_ignored} others" if num_ignored else "")
+        checkpoint["origin"] = (
+            f"took {len(state_dict)} tensors of '{printable(name or 'the file')}' with the prefix "
+            f"'{printable(prefix)}', ignored {num_ignored} others"
+        )
     return checkpoint
 
 
@@ -317,39 +242,11 @@ def _find_prefix(names: Iterable[str]) -> str:
     return ""
 
 
-def _check_schema(content: dict[str, Any], path: str | Path) -> None:
-    try:
-        TypeAdapter(Checkpoint).validate_python(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = printable(".".join(map(str, first["loc"])))
-        raise UserError(
-            f"{path}: wrong value of '{name}' ({first['msg']}, not {printable(first['input'])})"
-        ) from None
-
-
-def _check_values(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
-    for name, tensor in state_dict.items():
-        if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided or tensor.is_meta:
-            raise UserError(f"{path}: '{printable(name)}' is not a tensor of real numbers")
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: '{printable(name)}' has values that are not finite")
-        if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise UserError(f"{path}: '{printable(name)}' has variances below 0")
-
-
 def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
-    """Read initial weights from a 2D ResNet or a checkpoint.
-
-    Args:
-        choice: 'imagenet' for torchvision's `IMAGENET1K_V1`, from its cache or downloaded; or a file.
-        arch: name of the ResNet, for 'imagenet'.
+    """Read initial weights: torchvision's ImageNet weights of an arch (downloaded once), or those of a file.
 
     Returns:
         A description of the source for the log, and the checkpoint (see `load_checkpoint`).
-
-    Raises:
-        UserError: they cannot be loaded.
     """
     if choice != "imagenet":
         checkpoint = load_checkpoint(choice)
@@ -366,10 +263,9 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
                     weights.url, progress=sys.stdout.isatty(), check_hash=True, weights_only=True
                 )
         except (OSError, RuntimeError, HTTPException) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"ImageNet weights of {arch} cannot be downloaded ({reason}): download {weights.url} to "
-                f"{cached}, or use --pretrained FILE, or --pretrained none for random weights"
+                f"ImageNet weights of {arch} cannot be downloaded ({printable(error)}); save {weights.url} "
+                f"as {cached}, or use --pretrained FILE, or --pretrained none for random weights"
             ) from None
     return f"ImageNet weights {cached.name}", load_checkpoint(cached)
 
@@ -384,17 +280,14 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
         UserError: a tensor is missing, unknown, or has another shape; the model is unchanged.
     """
     expected = model.state_dict()
-    for name, value in expected.items():
+    for name in [*expected, *state_dict]:
         if name not in state_dict:
             raise UserError(f"{path}: has no tensor '{name}'")
-        tensor = state_dict[name]
-        if tensor.shape != value.shape:
-            raise UserError(f"{path}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(value.shape)}")
-        if tensor.is_complex() or (value.is_floating_point() and not tensor.is_floating_point()):
-            raise UserError(f"{path}: '{name}' has type {tensor.dtype}, not {value.dtype}")
-    for name in state_dict:
         if name not in expected:
             raise UserError(f"{path}: has a tensor '{printable(name)}' that the model does not have")
+        shape, own_shape = tuple(state_dict[name].shape), tuple(expected[name].shape)
+        if shape != own_shape:
+            raise UserError(f"{path}: '{name}' has shape {shape}, not {own_shape}")
     model.load_state_dict(state_dict)
 
 
@@ -409,9 +302,6 @@ def load_start(
         class_permutation: for each class of the model, its index in the checkpoint's classifier; None to keep
             the model's classifier.
         path: the checkpoint's file, for messages.
-
-    Raises:
-        UserError: a tensor does not fit.
     """
     head = f"{find_classifier(checkpoint['state_dict'], path)[0]}."
     own_head = "base_model.fc." if model.new_fc is None else "new_fc."

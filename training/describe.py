@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from classes import NEVER, match_categories, mirrored_labels, released_categories, without_brackets
+from classes import match_categories, mirrored_labels, released_categories, without_brackets
 from gst import ALPHAS, BETAS
 from models import BLOCKS, PUBLISHED_NAMES, block_kwargs
 from resnet_gst import DEPTHS
@@ -50,9 +50,6 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
     """Find the types of block that a checkpoint may have, with their alpha and beta.
 
     There are several only if the checkpoint has no options: C2D and TSM have the same tensors.
-
-    Raises:
-        UserError: the type is unknown, or the tensors fit none.
     """
     options = checkpoint.get("options", {})
     types = list(BLOCKS)
@@ -82,19 +79,14 @@ def possible_types(checkpoint: dict[str, Any], path: str | Path) -> dict[str, di
             if {name: tensor.shape for name, tensor in block.state_dict().items()} == shapes:
                 candidates[kind] = kwargs
     if not candidates:
-        raise UserError(
-            f"{path}: is not a model of this code: no type of block ({', '.join(BLOCKS)}) has its tensors "
-            f"'{prefix}*'"
-        )
+        raise UserError(f"{path}: is not a model of this code (the types of block are {', '.join(BLOCKS)})")
     return candidates
 
 
 def _find_arch(state_dict: dict[str, torch.Tensor], path: str | Path) -> str:
     """Determine the arch from the number of blocks in each stage."""
-    depths = tuple(
-        len({name.split(".")[2] for name in state_dict if name.startswith(f"base_model.layer{stage}.")})
-        for stage in (1, 2, 3, 4)
-    )
+    stages = [f"base_model.layer{stage}." for stage in (1, 2, 3, 4)]
+    depths = tuple(len({name.split(".")[2] for name in state_dict if name.startswith(s)}) for s in stages)
     for arch in DEPTHS:
         if DEPTHS[arch] == depths:
             return arch
@@ -105,7 +97,7 @@ def find_classifier(state_dict: dict[str, torch.Tensor], path: str | Path) -> tu
     """The name of the classifier and its number of classes."""
     name = "new_fc" if "new_fc.weight" in state_dict else "base_model.fc"
     weight = state_dict.get(f"{name}.weight")
-    if weight is None or weight.ndim != 2 or len(weight) == 0:
+    if weight is None:
         raise UserError(f"{path}: is not a model of this code: has no classifier '{name}.weight'")
     return name, len(weight)
 
@@ -114,18 +106,11 @@ def class_names(checkpoint: dict[str, Any], path: str | Path) -> list[str] | Non
     """The names of a checkpoint's classes, in the order of its classifier; None if they are unknown.
 
     A released checkpoint has no names. If it has 174 classes, they are Something-Something's, sorted.
-
-    Raises:
-        UserError: the number of names is not the number of classes.
     """
-    _, num_class = find_classifier(checkpoint["state_dict"], path)
-    if "categories" not in checkpoint:
-        released = released_categories()
-        return released if len(released) == num_class else None
-    names = checkpoint["categories"]
-    if len(names) != num_class:
-        raise UserError(f"{path}: has {len(names)} class names, but its classifier has {num_class} classes")
-    return names
+    if "categories" in checkpoint:
+        return checkpoint["categories"]
+    released = released_categories()
+    return released if len(released) == find_classifier(checkpoint["state_dict"], path)[1] else None
 
 
 def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> np.ndarray:
@@ -142,7 +127,7 @@ def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | P
     Raises:
         UserError: the numbers of classes differ, or the checkpoint has other class names.
     """
-    _, num_class = find_classifier(checkpoint["state_dict"], path)
+    num_class = find_classifier(checkpoint["state_dict"], path)[1]
     if num_class != len(categories):
         raise UserError(f"{path} has {num_class} classes, but category.txt has {len(categories)}")
     names = class_names(checkpoint, path)
@@ -156,25 +141,11 @@ def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | P
 
 
 def find_mirrored(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> list[int]:
-    """Find the label that each of a checkpoint's classes has when a clip is mirrored.
+    """The label that each of a checkpoint's classes has when a clip is mirrored, or `classes.NEVER`.
 
-    Args:
-        checkpoint: see `load_checkpoint`. If it does not have the labels, the class names decide.
-        categories: the data set's class names, for a checkpoint without names.
-        path: the checkpoint's file, for the message.
-
-    Returns:
-        For each class, a label or `NEVER`.
-
-    Raises:
-        UserError: the labels in the checkpoint do not match its classes.
+    If the checkpoint does not have them, its class names decide, or else those of the data set.
     """
-    names = class_names(checkpoint, path) or categories
-    mirrored = checkpoint["mirrored"] if "mirrored" in checkpoint else mirrored_labels(names)
-    pairs = {(label, partner) for label, partner in enumerate(mirrored) if partner != NEVER}
-    if len(mirrored) != len(names) or any((partner, label) not in pairs for label, partner in pairs):
-        raise UserError(f"{path}: wrong value of 'mirrored' for {len(names)} classes")
-    return mirrored
+    return checkpoint.get("mirrored") or mirrored_labels(class_names(checkpoint, path) or categories)
 
 
 def describe_labels(labels: np.ndarray, path: str | Path) -> str:
@@ -192,13 +163,11 @@ def check_categories(checkpoint: dict[str, Any], categories: list[str], path: st
     """Check that a checkpoint has the data set's classes in the same order, so that training can continue.
 
     Raises:
-        UserError: the numbers of classes differ, or the checkpoint has other class names or another order.
+        UserError: the checkpoint has other class names or another order.
     """
     labels = find_labels(checkpoint, categories, path)
-    saved_names = checkpoint.get("categories", categories)
-    for label, (old, new) in enumerate(zip(saved_names, categories, strict=True)):
-        if labels[label] != label or old != new:
-            name = class_names(checkpoint, path)[label]
-            raise UserError(
-                f"{path} has '{printable(name)}' as class {label}, but category.txt has '{printable(new)}'"
-            )
+    is_same_order = (
+        labels.tolist() == sorted(labels) and checkpoint.get("categories", categories) == categories
+    )
+    if not is_same_order:
+        raise UserError(f"{path}: its classes have another order or spelling than those of category.txt")

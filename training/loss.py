@@ -44,9 +44,6 @@ class TrainingLoss(nn.Module):
         Args:
             clips: uint8, clips x frames x height x width x channel; or decoded clips, which are resized here.
             labels: one per clip, after mirroring.
-
-        Returns:
-            The clips, and the labels with their weights. Without mixup the clips do not change.
         """
         if not self.mixup:
             return clips, [(labels, 1.0)]
@@ -58,12 +55,7 @@ class TrainingLoss(nn.Module):
         return mixed, [(labels, share), (labels.roll(1), 1 - share)]
 
     def forward(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """Compute the loss of a batch.
-
-        Args:
-            logits: clips x classes, float32.
-            targets: from `mix`.
-        """
+        """Compute the loss of a batch from its logits (clips x classes, float32) and the result of `mix`."""
         return sum(share * self.sum_over_clips(logits, labels) for labels, share in targets)
 
     def sum_over_clips(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -76,20 +68,16 @@ class TrainingLoss(nn.Module):
 def find_class_weights(
     choice: str | None, labels: np.ndarray, categories: list[str], mirrored: list[int]
 ) -> list[float] | None:
-    """Compute or read the factors of `--class_weights`.
+    """Compute or read the factors of `--class_weights`: 'balanced', a file, or None for no weights.
+
+    'balanced' factors are inversely proportional to the number of clips of a class, where half of the
+    clips are mirrored; their mean over all clips is 1. For a file, see `read_class_weights`.
 
     Args:
-        choice: 'balanced', a file, or None for no weights.
+        choice: the option.
         labels: of the training clips.
         categories: class names.
         mirrored: see `classes.mirrored_labels`.
-
-    Returns:
-        For 'balanced', factors inversely proportional to the number of clips of a class, where half of the
-        clips are mirrored; their mean over all clips is 1. For a file, see `read_class_weights`.
-
-    Raises:
-        UserError: see `read_class_weights`.
     """
     if choice is None:
         return None
@@ -119,6 +107,4 @@ def read_class_weights(path: str | Path, categories: list[str]) -> list[float]:
             value = "nan"
         if len(weights) > len(categories) or not 0 <= float(value) < math.inf:
             raise UserError(f"{path}, line {number}: expected a class of category.txt and a weight")
-    if not any(weights.values()):
-        raise UserError(f"{path}: all weights are 0")
     return list(weights.values())

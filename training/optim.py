@@ -8,19 +8,13 @@ from typing import Any
 import torch
 
 from models import TemporalModel
-from utils.cli import UserError, log, printable
+from utils.cli import UserError, log
 
 
 def make_optimizer(
     model: TemporalModel, args: Namespace, classifier_lr_mult: float = 1.0
 ) -> torch.optim.Optimizer:
-    """SGD with the model's parameter groups (paper, section 4.2).
-
-    Args:
-        model: the model to train.
-        args: `lr`, `momentum` and `weight_decay`.
-        classifier_lr_mult: see `TemporalModel.get_optim_policies`.
-    """
+    """SGD with the model's parameter groups (paper, section 4.2); see `TemporalModel.get_optim_policies`."""
     groups = [
         group | {"lr": args.lr * group["lr_mult"], "weight_decay": args.weight_decay * group["decay_mult"]}
         for group in model.get_optim_policies(classifier_lr_mult)
@@ -48,13 +42,7 @@ def learning_rate(options: Namespace, epoch: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, options: Namespace, epoch: float) -> float:
-    """Set the learning rate of every parameter group, and return the rate without factors.
-
-    Args:
-        optimizer: modified. The rate of each group is multiplied by its `lr_mult`.
-        options: see `learning_rate`.
-        epoch: see `learning_rate`.
-    """
+    """Set the learning rate of every parameter group, times its `lr_mult`, and return the rate itself."""
     rate = learning_rate(options, epoch)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_mult"]
@@ -75,25 +63,15 @@ def load_optimizer(
     if "optimizer" not in checkpoint:
         log.info(f"{path} has no optimizer state: momentum starts from zero")
         return
-    own, loaded = optimizer.state_dict(), checkpoint["optimizer"]
-    own_groups, loaded_groups = (
-        [group["params"] for group in state["param_groups"]] for state in (own, loaded)
-    )
-    if own_groups != loaded_groups or not loaded["state"].keys() <= set(sum(own_groups, [])):
+    # Learning rates and weight decays come from the options, not from the file.
+    groups = optimizer.state_dict()["param_groups"]
+    loaded = checkpoint["optimizer"]
+    if [group["params"] for group in groups] != [group["params"] for group in loaded["param_groups"]]:
         raise UserError(f"{path}: its optimizer has other groups of parameters")
-    try:
-        # Learning rates and weight decays come from the options, not from the file.
-        optimizer.load_state_dict({"state": loaded["state"], "param_groups": own["param_groups"]})
-        scaler.load_state_dict(checkpoint.get("scaler", scaler.state_dict()))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: its optimizer state does not fit ({printable(error)})") from None
+    optimizer.load_state_dict({"state": loaded["state"], "param_groups": groups})
+    scaler.load_state_dict(checkpoint.get("scaler", scaler.state_dict()))
     for parameter, state in optimizer.state.items():
         momentum = state.get("momentum_buffer")
-        if momentum is None:
-            continue
-        if momentum.shape != parameter.shape:
-            raise UserError(
-                f"{path}: a momentum has the shape {tuple(momentum.shape)}, not {tuple(parameter.shape)}"
-            )
-        # The memory layout may differ.
-        state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        if momentum is not None:
+            # The memory layout may differ.
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)

@@ -23,14 +23,7 @@ def load_initial_weights(
     categories: list[str],
     world: World,
 ) -> bool:
-    """Load the weights of a checkpoint to resume from, or the weights of `--pretrained`.
-
-    Args:
-        model: modified.
-        args: options of main.py.
-        checkpoint: content of the checkpoint to continue from; None for a new run.
-        categories: class names of the data set.
-        world: this process and the others.
+    """Load the weights of a checkpoint to resume from, or else the weights of `--pretrained`.
 
     Returns:
         Whether the classifier started from scratch.
@@ -51,19 +44,7 @@ def load_initial_weights(
 
 
 def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]) -> bool:
-    """Load the weights of `--pretrained`.
-
-    Args:
-        model: modified.
-        args: `pretrained` and the options of the model.
-        categories: class names of the data set.
-
-    Returns:
-        Whether the classifier starts from scratch.
-
-    Raises:
-        UserError: the weights cannot be loaded, or do not fit.
-    """
+    """Load the weights of `--pretrained`, and return whether the classifier starts from scratch."""
     source, start = read_pretrained(args.pretrained, args.arch)
     if not any(name.startswith("base_model.") for name in start["state_dict"]):
         try:
@@ -79,11 +60,8 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
     names = ("arch", "alpha", "beta") if spec.type == args.type else ("arch",)
     differences = [name for name in names if getattr(spec, name) not in (None, getattr(args, name))]
     if differences:
-        values = ", ".join(
-            f"{name} {getattr(spec, name)} (now {getattr(args, name)})" for name in differences
-        )
         options = " ".join(f"--{name} {getattr(spec, name)}" for name in differences)
-        raise UserError(f"--pretrained {source} is a model with {values}: give {options}")
+        raise UserError(f"--pretrained {source} is another model: give {options}")
     if spec.type != args.type:
         start["state_dict"], line = fit_backbone(model, start["state_dict"])
         log.info(f"{source}: type {spec.type}, not {args.type}; {line}")
@@ -102,17 +80,10 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
 def fit_backbone(
     model: TemporalModel, state_dict: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Adapt the state dict of another type of block to a model.
+    """Adapt the state dict of another type of block to a model, and describe it for the log.
 
     A tensor of the backbone is taken from the checkpoint if it has the same name and shape there. Otherwise
     it is taken from `start_from_2d` of its block, or else from the model. The classifier is the checkpoint's.
-
-    Args:
-        model: the new model; not changed.
-        state_dict: weights of the checkpoint.
-
-    Returns:
-        The adapted state dict, and a description for the log.
     """
     start = {f"base_model.{name}": value for name, value in start_tensors(model.base_model).items()}
     head = ("new_fc.", "base_model.fc.")

@@ -9,21 +9,18 @@ import torch
 from frames.resize import DecodedClips
 from models import TemporalModel
 from training.optim import load_optimizer
-from utils.cli import log
+from utils.cli import UserError, log
 from utils.distributed import World
-from utils.metrics import METRICS, ClipMeters, DivergedError, LossWatch, averages
+from utils.metrics import METRICS, ClipMeters
 
 # fp16's loss scale starts at 65536 and is halved after each step whose gradients are not finite.
 MIN_SCALE = 1e-3
 
 
 class Step(NamedTuple):
-    """A step of `engine.train_one_epoch`.
+    """A step of `engine.train_one_epoch`: its first batch, and values for TensorBoard if it is logged.
 
-    Attributes:
-        clips: input of `engine.PixelModel`, of the first batch; None if all clips are excluded.
-        labels: their labels.
-        curves: named values for TensorBoard, for the steps that are logged.
+    The batch is None if all clips of the step are excluded.
     """
 
     clips: torch.Tensor | DecodedClips | None
@@ -39,7 +36,7 @@ class TrainState:
         optimizer: SGD over the model's parameters.
         scaler: scales the loss; enabled for fp16 only.
         world: this process and the others.
-        metadata: saved in each checkpoint: options, categories and the like.
+        metadata: saved in each checkpoint, see `Run.metadata`.
     """
 
     def __init__(
@@ -59,15 +56,14 @@ class TrainState:
         self.step = 0  # finished steps of the epoch
         self.batch_sizes: list[list[int]] = []  # of each step of the epoch, over all processes
         self.meters = ClipMeters(world)  # over the epoch so far
-        self.watch = LossWatch()
-        self.num_skipped = torch.zeros((), device=world.device)  # steps that fp16 has skipped in the epoch
+        self.losses: list[tuple[int, torch.Tensor]] = []  # of the steps that were not checked yet
         # The metric that selects the best checkpoint, a key of `METRICS`, and its highest value.
         self.metric = metadata.get("options", {}).get("best", "prec1")
         self.best = 0.0
         self.history: list[dict[str, Any]] = []  # a row of the CSV file for each epoch
 
     def describe_best(self) -> str:
-        """Describe the best accuracy and its epoch, if known, for the log."""
+        """Describe the best accuracy and its epoch for the log."""
         epochs = [row["epoch"] for row in self.history if row.get(f"val_{self.metric}") == self.best]
         return f"{METRICS[self.metric]} {self.best:.3f}" + (f" (epoch {epochs[0]})" if epochs else "")
 
@@ -82,43 +78,37 @@ class TrainState:
         self.step = step + 1
         self.meters.update(sums)
         loss = self.meters.last[0]
-        if self.scaler.is_enabled():  # gradients beyond fp16's range are normal while the scaler adapts
-            self.num_skipped += ~gradient_norm.isfinite()
-            self.watch.add(step, loss)
-        else:
-            self.watch.add(step, loss + gradient_norm)
+        if not self.scaler.is_enabled():  # gradients beyond fp16's range are normal while the scaler adapts
+            loss = loss + gradient_norm
+        self.losses.append((step, loss))
 
     def check_loss(self) -> None:
-        """Check the losses since the last call. This waits for the device.
+        """Check the losses since the last call. This waits for the device, so it is not done at every step.
 
         Raises:
-            DivergedError: a loss is not finite, or fp16 finds no scale for it.
+            UserError: a loss or gradient is not finite, or fp16 finds no scale for it.
         """
-        self.watch.check()
+        losses = torch.stack([loss for _, loss in self.losses]).tolist() if self.losses else []
+        for (step, _), loss in zip(self.losses, losses, strict=True):
+            if not math.isfinite(loss):
+                raise self._diverged(step, loss)
+        self.losses.clear()
         if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_SCALE:
-            raise DivergedError(self.step - 1, math.nan)
+            raise self._diverged(self.step - 1, math.nan)
 
-    def last_averages(self) -> dict[str, float]:
-        """Loss and accuracies (percent) of the last step."""
-        return dict(zip(("loss", "prec1", "prec5"), averages(self.meters.last.tolist()), strict=True))
-
-    def describe_progress(self) -> str:
-        """Losses and accuracies of the last step and of the epoch, for the log."""
-        skipped = f"\tskipped {int(self.num_skipped)}" if self.scaler.is_enabled() else ""
-        return f"{self.meters}{skipped}"
+    def _diverged(self, step: int, loss: float) -> UserError:
+        return UserError(
+            f"epoch {self.epoch}, step {step}: loss or gradient is {loss}; training stops without saving; "
+            "try a smaller --lr"
+        )
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         """Append the epoch's row to the history and go to the next epoch."""
-        self.history.append(row)
+        self.history.append({"epoch": self.epoch} | row)
         self.epoch, self.step, self.meters = self.epoch + 1, 0, ClipMeters(self.world)
-        self.num_skipped.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint.
-
-        Raises:
-            DivergedError: a loss was not finite.
-        """
+        """The content of a checkpoint. See `check_loss` for errors."""
         self.check_loss()
         return self.metadata | {
             "epoch": self.epoch,
@@ -137,9 +127,6 @@ class TrainState:
         Args:
             checkpoint: content from `load_checkpoint`. A released one has only epoch and best accuracy.
             path: its file, for messages.
-
-        Raises:
-            UserError: the optimizer state belongs to another model.
         """
         self.epoch, self.step = checkpoint.get("epoch", self.epoch), checkpoint.get("step", 0)
         self.meters = ClipMeters(self.world, checkpoint.get("totals"))

@@ -16,10 +16,7 @@ from tqdm import tqdm
 
 
 class UserError(Exception):
-    """An error that the user can fix: a wrong option, a missing file, a full disk, a diverging loss.
-
-    The message is one line. It names the cause and says what to do.
-    """
+    """An error that the user can fix. The message is one line: it names the cause and says what to do."""
 
     status = 1
 
@@ -85,18 +82,13 @@ at_end = ExitStack()
 def run_program(
     main: Callable[..., int | None], parse: Callable[[], argparse.Namespace] | None = None
 ) -> None:
-    """Run a program and end the process. An expected error is one line on stderr.
+    """Run a program with the options of `parse`, and end the process. An expected error is one line.
 
-    Args:
-        main: the program; may return an exit status.
-        parse: returns the options that are passed to `main`.
+    `main` may return an exit status.
     """
-    for name in ("stdout", "stderr"):
-        # A stream that the shell has closed (`>&-`) is None.
-        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
         # Line buffering shows each line at once in a log file. Some locales cannot encode every name.
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
-        setattr(sys, name, stream)
     try:
         status = main(parse()) if parse else main()
     except SystemExit as error:
@@ -135,8 +127,6 @@ def _describe_error(error: Exception) -> str | None:
         path = f"{printable(error.filename)}: " if error.filename else ""
         advice = "; raise the limit (ulimit -n) or try fewer --workers" if error.errno == errno.EMFILE else ""
         return f"{path}{error.strerror or error}{advice}"
-    if isinstance(error, UnicodeEncodeError):
-        return f"'{printable(error.object)}' cannot be encoded in this locale; set PYTHONUTF8=1"
     # torch has an exception class for GPU memory only.
     is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if is_memory_error or "can't allocate memory" in str(error):
@@ -166,18 +156,17 @@ def uninterrupted() -> Iterator[None]:
 def number_type(
     kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Callable[[str], Any]:
-    """Make an argparse type for finite numbers in a range.
+    """Make an argparse type for finite numbers of a kind (`int`, `float`, `Fraction`) from `low` to `high`.
 
     Args:
-        kind: `int`, `float` or `Fraction`.
+        kind: the type.
         low: smallest number.
         high: largest number.
         above: exclude `low`.
         below: exclude `high`.
     """
-    expected = (
-        f"{'a whole number' if kind is int else 'a number'} {'above' if above else 'of at least'} {low}"
-    )
+    name = "a whole number" if kind is int else "a number"
+    expected = f"{name} {'above' if above else 'of at least'} {low}"
     if high < math.inf:
         expected += f" and {'below' if below else 'at most'} {high}"
 
@@ -223,15 +212,13 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse options as argparse does, but accept `--an-option` for `--an_option` and vice versa."""
+        # `--an-option` is `--an_option`, and vice versa.
         spellings = {name.replace("-", "_"): name for name in self._option_string_actions}
         words = []
         for word in sys.argv[1:] if args is None else args:
             name, equals, value = word.partition("=")
-            key = name.replace("-", "_")
-            if key == "__local_rank" and equals:
-                continue  # from torch.distributed.launch, which sets LOCAL_RANK as well
-            words.append(spellings.get(key, name) + equals + value if word.startswith("--") else word)
+            name = spellings.get(name.replace("-", "_"), name)
+            words.append(name + equals + value if word.startswith("--") else word)
         return super().parse_known_args(words, namespace)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -250,8 +237,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = action.default
-        has_none = default in (None, "", argparse.SUPPRESS) or isinstance(default, bool)
-        if has_none or "(default" in action.help:
+        if default in (None, "", argparse.SUPPRESS) or isinstance(default, bool) or "(default" in action.help:
             return action.help
         values = default if isinstance(default, list) else [default]
         return f"{action.help} (default: {' '.join(map(str, values))})"

@@ -15,21 +15,19 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError, log, printable
+from utils.cli import UserError, log
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let the process reuse freed memory for new tensors instead of returning it to the system.
+    """Let the process reuse freed memory for new tensors, instead of returning it to the system.
 
-    By default, each activation of a forward pass on a CPU is mapped and unmapped, and the system first fills
-    every page with zeros. This needs glibc; with other C libraries the call does nothing. Results do not
-    depend on it.
+    Otherwise each activation on a CPU is mapped and unmapped, and the system fills its pages with zeros.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
+    if hasattr(libc, "mallopt"):  # glibc
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -68,9 +66,6 @@ class World:
             model: modified.
             for_training: average the gradients over the processes.
             sync_bn: compute batch norm over the clips of all processes.
-
-        Returns:
-            The model, or a wrapper that distributes its work.
         """
         if sync_bn and self.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -134,11 +129,7 @@ class World:
 
     @contextmanager
     def lost_process(self) -> Iterator[None]:
-        """Report in one line that another process ended during communication.
-
-        Raises:
-            UserError: another process ended.
-        """
+        """Report in one line that another process ended during communication."""
         try:
             yield
         except RuntimeError as error:
@@ -190,8 +181,8 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
 
     Args:
         gpus: indices of the GPUs to use; None for all visible ones.
-        sync_bn: whether batch norm is computed over the clips of all processes.
-        compiled: whether the model is compiled.
+        sync_bn: compute batch norm over the clips of all processes.
+        compiled: compile the model.
 
     Raises:
         UserError: a GPU does not exist or does not work, or the options contradict each other.
@@ -209,11 +200,9 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         return _single_process(gpus, available, sync_bn, compiled)
     if gpus:
         raise UserError("--gpus: torchrun gives each process its GPU; choose with CUDA_VISIBLE_DEVICES")
-    rank, size, local, restarts = map(
-        environment_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+    rank, size, local, restarts = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
     )
-    if rank >= size:
-        raise UserError(f"environment variable RANK: is {rank}, but WORLD_SIZE is {size}")
     if available and local >= available:
         raise UserError(f"--nproc_per_node is more than this machine's {available} visible GPUs")
     device = torch.device("cuda", local) if available else torch.device("cpu")
@@ -221,14 +210,10 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         torch.cuda.set_device(device)
     # NCCL for the GPUs; gloo for values on the CPU, so that no GPU has to wait for them.
     backend = "cpu:gloo,cuda:nccl" if available else "gloo"
-    try:
-        store, _, _ = next(rendezvous("env://"))
-        # After a restart by torchrun, the store still has the addresses of the previous processes.
-        store = distributed.PrefixStore(str(restarts), store)
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
-    except (ValueError, RuntimeError) as error:
-        reason = printable(str(error).splitlines()[0])
-        raise UserError(f"cannot join the other processes of torchrun ({reason})") from None
+    store, _, _ = next(rendezvous("env://"))
+    # After a restart by torchrun, the store still has the addresses of the previous processes.
+    store = distributed.PrefixStore(str(restarts), store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     if rank > 0:
         log.setLevel(logging.WARNING)  # one log is enough
     return World(rank, size, [device])
@@ -238,8 +223,6 @@ def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compi
     for gpu in gpus or []:
         if gpu >= available:
             raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
-        if gpus.count(gpu) > 1:
-            raise UserError(f"--gpus: {gpu} appears twice")
     numbers = gpus or range(available)
     if len(numbers) > 1 and (sync_bn or compiled):
         option = "--sync_bn" if sync_bn else "--compile"
@@ -254,12 +237,7 @@ def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compi
 
 
 def choose_kernels(device: torch.device, deterministic: bool) -> None:
-    """Let cuDNN select the fastest kernels, or restrict torch to deterministic ones.
-
-    Args:
-        device: device of the training; a CPU needs no choice.
-        deterministic: use kernels that give the same bits in two runs on the same GPU.
-    """
+    """Let cuDNN select the fastest kernels, or use those that give the same bits in two runs on one GPU."""
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = not deterministic
@@ -267,18 +245,6 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
-
-
-def environment_number(name: str) -> int:
-    """Read a whole number that torchrun puts into the environment.
-
-    Raises:
-        UserError: the variable is missing or not a number.
-    """
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise UserError(f"environment variable {name}: is {printable(value)!r}; torchrun sets it to a number")
-    return int(value)
 
 
 def leave() -> None:

@@ -31,7 +31,6 @@ class AverageMeter:
         self.count = 0
 
     def update(self, value: float) -> None:
-        """Add a value."""
         self.val = value
         self.sum += value
         self.count += 1
@@ -45,41 +44,8 @@ class AverageMeter:
         return f"{self.val:.3f} ({self.avg:.3f})"
 
 
-class DivergedError(Exception):
-    """The loss of a step of training, or its gradient, is not finite."""
-
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"step {step}: loss or gradient is {loss}")
-        self.step = step
-        self.loss = loss
-
-
-class LossWatch:
-    """Detects a loss that is not finite, without waiting for the device at every step."""
-
-    def __init__(self) -> None:
-        self.pending: list[tuple[int, torch.Tensor]] = []
-
-    def add(self, step: int, loss: torch.Tensor) -> None:
-        """Remember a step's loss."""
-        self.pending.append((step, loss))
-
-    def check(self) -> None:
-        """Check the losses since the last call. Call this before saving the weights.
-
-        Raises:
-            DivergedError: one of them is not finite.
-        """
-        losses = torch.stack([loss for _, loss in self.pending]).tolist() if self.pending else []
-        for (step, _), loss in zip(self.pending, losses, strict=True):
-            if not math.isfinite(loss):
-                raise DivergedError(step, loss)
-        self.pending.clear()
-
-
-def duration(seconds: float) -> str:
-    """Format a duration for the log, such as 1:02:03 or '2 days, 1:02:03'."""
-    return str(timedelta(seconds=round(seconds)))
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))
 
 
 def peak_memory(device: torch.device) -> float:
@@ -91,14 +57,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 class ProgressLog:
-    """Progress bar, times and log lines of a loop. Iterating over it yields the numbers of the steps.
-
-    Args:
-        world: the processes; the main process shows the bar.
-        title: name of the bar.
-        first_step: the step to start at.
-        num_steps: number of steps of the whole loop.
-    """
+    """Progress bar, times and log lines of a loop. Iterating over it yields the numbers of the steps."""
 
     def __init__(self, world: World, title: str, first_step: int, num_steps: int) -> None:
         self.device = world.device
@@ -128,11 +87,7 @@ class ProgressLog:
         self.waited += time.perf_counter() - start
 
     def update(self, num_clips: int) -> None:
-        """End a step.
-
-        Args:
-            num_clips: clips of the step, over all processes.
-        """
+        """End a step with so many clips over all processes."""
         now = time.perf_counter()
         self.batch_time.update(now - self.end)
         self.data_time.update(self.waited)
@@ -141,12 +96,7 @@ class ProgressLog:
         self.steps_left -= 1
 
     def log(self, title: str, averages: str, epochs_left: int) -> dict[str, float]:
-        """Log a line about the last step: times, averages, speed, time left, memory.
-
-        Args:
-            title: start of the line.
-            averages: losses and accuracies.
-            epochs_left: epochs after this one.
+        """Log a line about the last step: title, times, averages of the loss, speed, time left, memory.
 
         Returns:
             The times in seconds and the speed, for TensorBoard.
@@ -155,8 +105,8 @@ class ProgressLog:
         left_in_run = self.steps_left + epochs_left * self.num_steps
         log.info(
             f"{title}\tTime {self.batch_time}\tData {self.data_time}\t{averages}\t{speed:.1f} clips/s\t"
-            f"left {duration(self.steps_left * self.batch_time.avg)} in the epoch, "
-            f"{duration(left_in_run * self.batch_time.avg)} in the run\t"
+            f"left {_duration(self.steps_left * self.batch_time.avg)} in the epoch, "
+            f"{_duration(left_in_run * self.batch_time.avg)} in the run\t"
             f"memory {peak_memory(self.device):.2f} GB"
         )
         times = {"step_time": self.batch_time.avg, "data_time": self.data_time.avg}
@@ -164,13 +114,9 @@ class ProgressLog:
 
 
 class ClipMeters:
-    """Loss, top-1 and top-5 accuracy (percent): of the last step, and over all clips so far.
+    """Loss, top-1 and top-5 accuracy (percent) over the clips of all processes: of the last step, and so far.
 
     The sums stay on the device: updates do not wait for the device, reading does.
-
-    Args:
-        world: the processes whose clips are counted together.
-        totals: earlier value of `totals` to continue from.
     """
 
     def __init__(self, world: World, totals: list[float] | None = None) -> None:
@@ -189,16 +135,20 @@ class ClipMeters:
         return self.total.tolist()
 
     def __str__(self) -> str:
-        names = ("Loss {:.4f} ({:.4f})", "Prec@1 {:.3f} ({:.3f})", "Prec@5 {:.3f} ({:.3f})")
-        pairs = zip(averages(self.last.tolist()), averages(self.totals), strict=True)
-        return "\t".join(name.format(*pair) for name, pair in zip(names, pairs, strict=True))
+        last, total = averages(self.last.tolist()), averages(self.totals)
+        lines = (("Loss", "loss", ".4f"), ("Prec@1", "prec1", ".3f"), ("Prec@5", "prec5", ".3f"))
+        return "\t".join(f"{title} {last[key]:{form}} ({total[key]:{form}})" for title, key, form in lines)
 
 
-def averages(totals: list[float]) -> tuple[float, float, float]:
-    """Compute loss, top-1 and top-5 accuracy (percent) from the sums of `ClipMeters.totals`."""
-    loss, prec1, prec5, count = totals
-    count = max(count, 1)  # it is 0 if all remaining clips of an epoch are excluded
-    return loss / count, prec1 / count, prec5 / count
+def averages(totals: list[float]) -> dict[str, float]:
+    """Compute loss and accuracies (percent) from the sums of `ClipMeters.totals`."""
+    count = max(totals[3], 1)  # it is 0 if all remaining clips of an epoch are excluded
+    return {name: total / count for name, total in zip(("loss", "prec1", "prec5"), totals, strict=False)}
+
+
+def format_result(loss: float, prec1: float, prec5: float) -> str:
+    """Format the result of an epoch for the log."""
+    return f"Results: Prec@1 {prec1:.3f} Prec@5 {prec5:.3f} Loss {loss:.5f}"
 
 
 def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -209,16 +159,11 @@ def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tenso
 
 
 def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -> torch.Tensor:
-    """Average a video's logits, before softmax, over its views (TSM's test program).
+    """Average the logits of a video (videos x views x classes) over its views (TSM's test program).
 
-    Args:
-        logits: videos x views x classes.
-        mirrored: for each class, its class in a mirrored clip, or -1; None if no view is mirrored. The second
-            half of the views are the mirror images of the first half. In a mirrored view, a class gets the
-            score of its mirrored class. A class without one gets the score of the unmirrored view.
-
-    Returns:
-        Videos x classes.
+    `mirrored` has the class of each class in a mirrored clip, or -1; None if no view is mirrored. The second
+    half of the views mirror the first half. In a mirrored view, a class gets the score of its mirrored class.
+    A class without one gets the score of the unmirrored view.
     """
     if mirrored is not None:
         classes = torch.tensor(mirrored, device=logits.device)
@@ -269,45 +214,29 @@ class Result(NamedTuple):
     def __str__(self) -> str:
         if not self.has_labels:
             return "Testing Results: no accuracy, because the list has no labels"
-        return f"Testing Results: Prec@1 {self.prec1:.3f} Prec@5 {self.prec5:.3f} Loss {self.loss:.5f}"
+        return f"Testing {format_result(self.loss, self.prec1, self.prec5)}"
 
 
 def check_result(result: Result, path: str | Path) -> None:
-    """Check that the scores of an evaluation are finite.
-
-    Args:
-        result: result of the evaluation.
-        path: path of the checkpoint, for the message.
-
-    Raises:
-        UserError: a score is not finite.
-    """
+    """Refuse an evaluation of the checkpoint `path` whose scores are not finite."""
     if not np.isfinite(result.scores).all():
         raise UserError(f"{path}: its logits are not finite, so the accuracy is meaningless; try --amp off")
 
 
 def summarise(scores: torch.Tensor, labels: torch.Tensor, features: torch.Tensor | None = None) -> Result:
-    """Compute loss and accuracies over clips; see `Result`.
-
-    Args:
-        scores: clips x classes, before softmax.
-        labels: one per clip; all -1 if they are unknown.
-        features: one row per clip, stored in the result.
-    """
-    features_array = None if features is None else features.numpy()
+    """Compute loss and accuracies over clips; see `Result` for the arguments."""
+    arrays = scores.numpy(), labels.numpy()
+    feature_array = None if features is None else features.numpy()
     if (labels < 0).any():
-        return Result(
-            scores.numpy(), labels.numpy(), *[math.nan] * 4, class_prec1={}, features=features_array
-        )
+        return Result(*arrays, *[math.nan] * 4, class_prec1={}, features=feature_array)
     hits = top_k_hits(scores, labels).numpy()
     per_class = {int(label): 100 * hits[(labels == label).numpy(), 0].mean() for label in labels.unique()}
     return Result(
-        scores=scores.numpy(),
-        labels=labels.numpy(),
+        *arrays,
         prec1=100 * float(hits[:, 0].mean()),
         prec5=100 * float(hits.any(1).mean()),
         mean_class=float(np.mean([*per_class.values()])),
         loss=float(functional.cross_entropy(scores.double(), labels)),
         class_prec1=per_class,
-        features=features_array,
+        features=feature_array,
     )

@@ -57,13 +57,7 @@ def has_avx2_at_most() -> bool:
 
 
 def training_precision(option: str | None, checkpoint_amp: str | None, device: torch.device) -> Precision:
-    """Choose the precision of training steps.
-
-    Args:
-        option: `--amp`: a key of `DTYPES`, 'auto', or None.
-        checkpoint_amp: precision of the resumed run; None for a new run.
-        device: device of the run.
-    """
+    """Choose the precision of training from `--amp`, or else from the checkpoint of the resumed run."""
     if option not in (None, "auto"):
         return Precision(option, f"--amp {option}")
     if checkpoint_amp:
@@ -79,13 +73,7 @@ def training_precision(option: str | None, checkpoint_amp: str | None, device: t
 def evaluation_precision(option: str | None, training_amp: str, device: torch.device) -> Precision:
     """Choose the precision of an evaluation: during training, by `main.py -e` and by `test_models.py`.
 
-    Args:
-        option: `--amp`: a key of `DTYPES`, 'auto', or None.
-        training_amp: precision of training, from the checkpoint; 'off' if it is not stored.
-        device: device of the evaluation.
-
-    Returns:
-        Without an option, the precision of training if the device has instructions for it, else float32.
+    Without an option it is the precision of training if the device has instructions for it, else float32.
     """
     if option == "auto":
         return training_precision("auto", None, device)
