@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from classes import NEVER, mirrored_labels, read_flip_pairs
 from dataset import VideoDataSet, check_excluded, open_videos, read_excluded
-from datasets_video import return_dataset
+from datasets_video import DatasetPaths, return_dataset
 from frames.resize import Batch, decodes_only
-from transforms import evaluation_transform, needs_pixels, training_transform
+from transforms import Compose, evaluation_transform, needs_pixels, training_transform
 from utils.cli import UserError, log, pluralize
 from utils.distributed import World
 
@@ -307,6 +307,45 @@ def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
         log.info(f"{args.dataset}: {clips} from {paths.source}, {len(paths.categories)} classes")
     check_excluded(excluded, [train_set, val_set])
     return Datasets(train_set, val_set, paths.categories, mirrored, paths.source, excluded)
+
+
+def open_evaluation(
+    args: Namespace,
+    world: World,
+    num_segments: int,
+    transform: Compose,
+    preferred: str,
+    **dataset_kwargs: Any,
+) -> tuple[DatasetPaths, VideoDataSet]:
+    """Open the list of `--val_list`, or the data set's validation list, for an evaluation.
+
+    Args:
+        args: options of main.py or test_models.py.
+        world: this process and the others.
+        num_segments: see `VideoDataSet`.
+        transform: see `VideoDataSet`.
+        preferred: 'frames' or 'videos': what the model was trained on.
+        dataset_kwargs: further arguments of `open_videos`.
+
+    Raises:
+        UserError: a list or a video is missing or wrong.
+    """
+    paths = return_dataset(
+        args.dataset,
+        args.root_path,
+        val_list=args.val_list,
+        image_tmpl=args.image_tmpl,
+        for_training=False,
+        source=args.source,
+        preferred=preferred,
+    )
+    excluded = read_excluded(args.exclude) if args.exclude else []
+    dataset = open_videos(
+        paths, num_segments, transform, skip_missing=args.skip_missing, excluded=excluded, **dataset_kwargs
+    )
+    if world.is_main:
+        check_excluded(excluded, [dataset])
+    return paths, dataset
 
 
 def make_loaders(
