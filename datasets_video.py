@@ -15,7 +15,6 @@ import os
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
-from string import Formatter
 from typing import NamedTuple
 
 from classes import check_name, read_categories
@@ -257,30 +256,17 @@ def check_folder(name: str) -> str:
     return name
 
 
-def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
-    """Check the file name of a frame, such as `{:05d}.jpg`, and return it.
-
-    Args:
-        template: a file name with one field for the frame's number: `{}`, `{:d}` or, with leading zeros,
-            `{:05d}`.
-        suffixes: the allowed endings; empty for any.
+def check_template(template: str) -> str:
+    """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`.
 
     Raises:
-        UserError: the template is something else.
+        UserError: it is something else.
     """
-    try:
-        fields = [field for field in Formatter().parse(template) if field[1] is not None]
-        is_valid = len(fields) == 1 and fields[0][1] in ("", "0") and not fields[0][3]
-        # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
-        is_valid = is_valid and re.fullmatch("(0[1-9])?d?", fields[0][2], re.ASCII)
-    except ValueError:  # an unmatched brace
-        is_valid = False
-    if not is_valid or template != Path(template).name or template.startswith("."):
+    # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
+    if not re.fullmatch(r"(?!\.)[^/{}]*\{(:(0[1-9])?d?)?\}[^/{}]*", template):
         raise UserError(
             f"--image_tmpl {template}: must be a file name with one number, such as '{{:05d}}.jpg'"
         )
-    if suffixes and not template.endswith(suffixes):
-        raise UserError(f"--image_tmpl {template}: must end in {' or '.join(suffixes)}")
     return template
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from classes import NEVER
-from frames.resize import Frame, NeedsPixelsError, Outline, resize, resize_and_crop
+from frames.resize import Frame, NeedsPixelsError, Outline, resize
 
 Frames = list[Frame]
 Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
@@ -48,23 +48,6 @@ class GroupCenterCrop:
         left = round((width - self.size) / 2)
         top = round((height - self.size) / 2)
         return [frame.crop((left, top, left + self.size, top + self.size)) for frame in frames], label
-
-
-class GroupScaleCenterCrop:
-    """`GroupScale` and `GroupCenterCrop` in one step, which does not compute the pixels outside the crop.
-
-    Args:
-        scale_size: see `GroupScale`.
-        crop_size: see `GroupCenterCrop`; at most `scale_size`.
-    """
-
-    def __init__(self, scale_size: int, crop_size: int) -> None:
-        self.scale_size = scale_size
-        self.crop_size = crop_size
-
-    def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
-        scaled = scaled_size(frames[0], self.scale_size)
-        return [resize_and_crop(frame, scaled, self.crop_size) for frame in frames], label
 
 
 class GroupOverSample:
@@ -228,7 +211,7 @@ def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = F
     scale_size = input_size * 256 // 224
     crop_size = scale_size if full_res else input_size
     if num_crops == 1:
-        return Compose(GroupScaleCenterCrop(scale_size, crop_size), Stack())
+        return Compose(GroupScale(scale_size), GroupCenterCrop(crop_size), Stack())
     return Compose(GroupScale(scale_size), GroupOverSample(crop_size, num_crops), Stack())
 
 
