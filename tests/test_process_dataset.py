@@ -140,10 +140,10 @@ def test_v1_lists(tmp_path: Path) -> None:
     assert "train_videofolder.txt: 2 videos\n" in done.stdout
 
 
-@pytest.mark.parametrize("pattern", ["something-something-v2-{}.json", "labels/{}.json"])
-def test_v2_lists_of_both_releases(pattern: str, tmp_path: Path) -> None:
+def test_v2_lists(tmp_path: Path) -> None:
     home = make_frames(tmp_path, "somethingv2", V2_FOLDERS)
-    succeed(tmp_path, "somethingv2", "--annotations", annotate_v2(tmp_path / "json", pattern))
+    annotations = annotate_v2(tmp_path / "json", "something-something-v2-{}.json")
+    succeed(tmp_path, "somethingv2", "--annotations", annotations)
     assert texts(home) == {
         "category.txt": "".join(f"{name}\n" for name in V2_NAMES),
         "train_videofolder.txt": "78687 5 1\n42326 4 0\n100904 3 2\n",
@@ -169,16 +169,6 @@ def test_diving48_lists_stop_at_the_end(tmp_path: Path) -> None:
         ("note", "shorter"): "the folder has 5 of the annotation's 9 frames",
     }
     succeed(tmp_path, "diving48", "--check")  # here a list may stop before the folder does
-
-
-def test_jester_from_videos(tmp_path: Path) -> None:
-    annotations = annotate_v1(tmp_path / "csv", "jester")
-    videos = write_videos(tmp_path / "clips", {f"{name}.webm": count for name, count in V1_FOLDERS.items()})
-    succeed(tmp_path, "jester", "--annotations", annotations, "--videos", videos)
-    home = tmp_path / "jester"
-    assert (home / "videos").resolve() == videos
-    assert texts(home)["train_videofolder.txt"] == "100 5 1\n7 4 2\n"
-    assert texts(home)["test_videofolder.txt"] == "9 6\n8 3\n"
 
 
 def test_unusual_class_order_is_noted(tmp_path: Path) -> None:
@@ -369,65 +359,16 @@ def test_decode_all_reads_every_listed_frame(tmp_path: Path) -> None:
 
 # Nothing is lost.
 
-# Ends a run by kill -9 when it has written so many of its files, under hidden names.
-KILLED_AT_FSYNC = """
-import os, runpy, signal, stat, sys
-calls, sys.argv = int(sys.argv[1]), sys.argv[2:]
-fsync = os.fsync
-def count(file):
-    global calls
-    calls -= stat.S_ISREG(os.fstat(file).st_mode)  # not the folder, after all of them
-    fsync(file)
-    if not calls:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.fsync = count
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-if __name__ == "__main__":
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def v1_with_old_lists(root: Path) -> tuple[Path, list[object]]:
-    """A data set whose frames have changed since its lists were made; and the command that makes new ones."""
-    home = make_frames(root, "somethingv1", V1_FOLDERS)
-    words = ["--annotations", annotate_v1(root / "csv")]
-    succeed(root, "somethingv1", *words)
-    shutil.rmtree(home / FRAMES["somethingv1"][0])
-    make_frames(root, "somethingv1", {name: count + 1 for name, count in V1_FOLDERS.items()})
-    return home, words
-
-
-@pytest.mark.slow
-def test_killed_run_leaves_old_lists(tmp_path: Path) -> None:
-    home, words = v1_with_old_lists(tmp_path)
-    before = texts(home)
-    words = [REPOSITORY / TOOL, "--dataset", "somethingv1", "--root_path", tmp_path, *words]
-    done = finish([sys.executable, "-c", KILLED_AT_FSYNC, 4, *words], cwd=REPOSITORY)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(list(home.glob(".*.part"))) == 4
-    assert texts(home) == before
-    done = finish([sys.executable, *words], cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    assert texts(home)["train_videofolder.txt"] == "100 6 1\n7 5 2\n"
-
 
 def test_full_disk_leaves_old_lists(tmp_path: Path) -> None:
-    home, words = v1_with_old_lists(tmp_path)
-    (home / "category.txt").write_text("old\n")  # the new one has 54 bytes, a lock of the processes 32
+    home = make_frames(tmp_path, "somethingv1", V1_FOLDERS)
+    words = ["--annotations", annotate_v1(tmp_path / "csv")]
+    succeed(tmp_path, "somethingv1", *words)
+    (home / "category.txt").write_text("old\n")  # the new one has 54 bytes
     before = whole_state(home)
     with files_limited_to(40):
         done = process(tmp_path, "somethingv1", *words)
     assert_one_line_error(done, home, "cannot be written", "File too large")
-    assert whole_state(home) == before
-
-
-def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home, words = v1_with_old_lists(tmp_path)
-    before = whole_state(home)
-    access = os.access
-    # As root, too, sees a read-only file system.
-    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not mode & os.W_OK)
-    assert_one_line_error(process(tmp_path, "somethingv1", *words), home)
     assert whole_state(home) == before
 
 
@@ -557,9 +498,8 @@ def test_class_folders_of_frames(tmp_path: Path) -> None:
     assert "up/new" in own_lists(home)["train"] | own_lists(home)["val"]
 
 
-@pytest.mark.parametrize("template", ["img_{:05d}.jpg", "{}.png"])
-def test_frames_with_other_names(template: str, tmp_path: Path) -> None:
-    home = tmp_path / "own"
+def test_frames_with_other_names(tmp_path: Path) -> None:
+    home, template = tmp_path / "own", "img_{:05d}.jpg"
     for name, count in STEMS.items():
         folder = home / "frames" / name
         folder.mkdir(parents=True)
@@ -620,17 +560,14 @@ def test_csv_with_and_without_split(tmp_path: Path) -> None:
         ("video,label,split\n", ["is empty"]),
         ("up/0,Up\n", ["line 1", "video,label"]),
         (CSV + "up/3,Up\n", ["line 6", "''"]),
-        (CSV + "up/3,Up,val,more\n", ["line 6"]),
         (CSV + "/elsewhere/up/3,Up,val\n", ["line 6", "/elsewhere/up/3"]),
         (CSV + "up/0.mp4,Up,val\n", ["line 6", "up/0"]),
         (CSV + "up/3,Up,dev\n", ["line 6", "dev"]),
         (CSV + "up/3,,train\n", ["line 6", "up/3"]),
         (CSV + "../3,Up,train\n", ["line 6", "../3"]),
-        (CSV + '"up/3,Up,train\n', ["my.csv"]),
         (CSV + "up/3,Sideways,test\n", ["Sideways", "category.txt"]),
         (CSV.replace("up/2", "up/clip 2"), ["up/clip 2"]),
         (CSV.replace("validation", "test"), ["'val'"]),
-        (CSV.replace("train", "val").replace("valing", "val"), ["'train'"]),
     ],
 )
 def test_wrong_csv(text: str, culprits: list[str], tmp_path: Path) -> None:
@@ -672,22 +609,17 @@ def test_wrong_options(tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "clips", {"up/1.mp4": 3, "up/2.mp4": 3})
     (tmp_path / "taken/videos").mkdir(parents=True)
     for dataset, words, culprits in (
-        ("none", ["--check"], ["none"]),
         ("jester", ["--check"], ["20bn-jester-v1"]),
         ("a/b", ["--check"], ["--dataset"]),
-        ("x" * 300, ["--check"], ["xxx"]),
         ("somethingv1", ["--check"], [home / "category.txt"]),
         ("somethingv1", [], ["--annotations"]),
         ("somethingv1", ["--annotations", tmp_path], ["v1-labels.csv"]),
         ("somethingv1", ["--annotations", tmp_path, "--seed", 1], ["--seed"]),
-        ("somethingv1", ["--annotations", tmp_path, "--seed", 0, "--check"], ["--annotations", "--seed"]),
         ("own", ["--annotations", tmp_path / "my.csv", "--seed", 1], ["--seed", "my.csv"]),
         ("own", ["--annotations", tmp_path / "test.csv"], [tmp_path / "own/category.txt"]),
-        ("own", ["--val_fraction", 1], ["--val_fraction"]),
         ("own", ["--group", "("], ["--group"]),
         ("own", ["--annotations", tmp_path / "my.csv", "--group", "x"], ["--group", "up/0"]),
         ("own", ["--annotations", tmp_path / "my.csv", "--group_column", "x"], ["--group_column"]),
-        ("somethingv1", ["--annotations", tmp_path, "--group", "x"], ["--group"]),
         ("taken", ["--videos", videos], [tmp_path / "taken/videos"]),
     ):
         assert_one_line_error(process(tmp_path, dataset, *words), *culprits)
