@@ -72,9 +72,7 @@ def test_pixels_of_any_pillow_version():
 PILLOW_12 = 1031245138  # checksum of Image.resize
 
 
-@pytest.mark.parametrize(
-    ("num_crops", "full_res"), [(1, False), (1, True), (3, False), (5, False), (10, True)]
-)
+@pytest.mark.parametrize(("num_crops", "full_res"), [(1, False), (1, True), (3, False), (10, True)])
 def test_outlines_record_transforms(num_crops, full_res):
     rng = np.random.default_rng(num_crops)
     for kind in (0, 0, 0, 1):
@@ -100,19 +98,6 @@ def test_outlines_record_training():
     assert len(seen) > 20
 
 
-def test_outlines_record_many_steps():
-    def take(frame: Image.Image | Outline) -> Image.Image | Outline:
-        frame = resize(frame.crop((3, 4, 60, 50)).crop((5, 1, 50, 40)), (40, 30))
-        frame = frame.crop((2, 3, 38, 28)).crop((7, 5, 23, 21))
-        for _ in range(3):
-            frame = frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return frame
-
-    frames = np.random.default_rng(0).integers(256, size=(1, 60, 70, 3), dtype=np.uint8)
-    expected = np.asarray(take(Image.fromarray(frames[0])))
-    np.testing.assert_array_equal(cut_on_device(frames, [take(Outline.of(70, 60)).view], 16)[0], expected)
-
-
 def test_colour_transform_needs_workers():
     with pytest.raises(AttributeError, match="--resize workers"):
         ImageEnhance.Brightness(Outline.of(20, 10)).enhance(2)
@@ -129,9 +114,7 @@ def encodings() -> dict[str, bytes]:
     rotated[0x0112] = 6  # to be turned by 90 degrees; Pillow leaves it as it is
     kinds = {
         "baseline": (smooth, {}),
-        "noise": (image, {"quality": 30}),
         "progressive": (smooth, {"progressive": True}),
-        "4:4:4": (smooth, {"subsampling": 0}),
         "4:2:2": (smooth, {"subsampling": 1}),
         "restart markers": (smooth, {"restart_marker_blocks": 3}),
         "grey": (smooth.convert("L"), {}),
@@ -224,17 +207,15 @@ def open_clips(root: Path, transform: Compose, template: str | None, **kwargs: o
     return VideoDataSet(root, root / "list.txt", 4, template, transform=transform, **options)
 
 
-@pytest.mark.parametrize("template", ["{:05d}.jpg", None], ids=["frames", "videos"])
 @pytest.mark.parametrize(
-    ("transform", "kwargs"),
+    ("template", "transform", "kwargs"),
     [
-        (training_transform(32, [1, 0, 2, 3, 4, 5]), {"random_shift": True}),
-        (training_transform(32, range(6)), {"random_shift": True, "new_length": 2}),
-        (evaluation_transform(32), {}),
-        (evaluation_transform(32, 10), {"num_clips": 3, "test_mode": True}),
-        (evaluation_transform(32, 1, full_res=True), {"num_clips": 2, "test_mode": True}),
+        ("{:05d}.jpg", training_transform(32, [1, 0, 2, 3, 4, 5]), {"random_shift": True}),
+        ("{:05d}.jpg", training_transform(32, range(6)), {"random_shift": True, "new_length": 2}),
+        (None, evaluation_transform(32), {}),
+        ("{:05d}.jpg", evaluation_transform(32, 10), {"num_clips": 3, "test_mode": True}),
     ],
-    ids=["training", "two frames at a place", "evaluation", "30 views", "2 views"],
+    ids=["training", "two frames at a place", "videos", "30 views"],
 )
 def test_workers_and_device_give_the_same_batches(root, template, transform, kwargs):
     clips = open_clips(root, transform, template, **kwargs)
@@ -308,7 +289,7 @@ def test_damaged_frame_is_named(tmp_path, decode_only, share):
 
 
 @pytest.mark.slow
-def test_resume_with_other_resize_is_bit_exact(trn_root, tmp_path):
+def test_resume_with_other_resize_is_bit_exact(trn_root, tmp_path, without_curves):
     def weights(out: Path, *turns: tuple[str, ...]) -> dict[str, torch.Tensor]:
         for more in turns:
             _taps.cache_clear()
@@ -321,14 +302,12 @@ def test_resume_with_other_resize_is_bit_exact(trn_root, tmp_path):
     first = ("--epochs", "1", "--resize")
     second = ("--epochs", "2", "--resize")
     expected = weights(tmp_path / "a", (*first, "workers"), (*second, "workers"))
-    found = weights(tmp_path / "b", (*first, "device"), (*second, "workers"))
-    other = weights(tmp_path / "c", (*first, "workers"), (*second, "device"))
+    found = weights(tmp_path / "b", (*first, "workers"), (*second, "device"))
     for name, value in expected.items():
         assert torch.equal(value, found[name])
-        assert torch.equal(value, other[name])
 
 
-def test_evaluation_does_not_depend_on_resize(trn_root, tmp_path):
+def test_evaluation_does_not_depend_on_resize(trn_root, tmp_path, without_curves):
     assert call("main.py", *small_run(trn_root, tmp_path)).returncode == 0
     (weights,) = tmp_path.rglob("*best*")
     results = []
