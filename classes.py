@@ -89,9 +89,7 @@ def describe_order(categories: list[str]) -> str:
         if permutation is None or permutation == sorted(permutation):
             continue
         same = sum(index == label for label, index in enumerate(permutation))
-        is_bracketed = any("[" in name for name in categories) and categories == sorted(categories)
-        bracketed = "sorted with brackets, " if is_bracketed else ""
-        return f"the classes are {order} ({bracketed}{same} of {len(categories)} in the same place)"
+        return f"the classes are {order} ({same} of {len(categories)} in the same place)"
     return ""
 
 
@@ -101,14 +99,9 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: the name would change; the message is the reason.
     """
-    if not name:
-        raise ValueError("the name is blank")
-    if name != name.strip():
-        raise ValueError("the name begins or ends with a blank")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise ValueError("the name holds a control character, a line break or half a character")
-    if name.startswith("\ufeff"):
-        raise ValueError("the name begins with a byte order mark")
+    has_odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+    if not name or name != name.strip() or has_odd or name.startswith("\ufeff"):
+        raise ValueError("the name is blank, begins or ends with a blank, or has a control character")
     if len(name.encode()) > MAX_NAME:
         raise ValueError(f"the name is longer than {MAX_NAME} bytes")
     return name
@@ -186,12 +179,7 @@ def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
 
 
 def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
-    """Describe for the log how mirroring a clip changes its label.
-
-    Args:
-        categories: class names.
-        mirrored: mirrored labels from `mirrored_labels`.
-    """
+    """Describe for the log how mirroring a clip changes its label."""
     names = [f"'{printable(name)}'" for name in categories]
     pairs = [f"{names[a]} <-> {names[b]}" for a, b in enumerate(mirrored) if a < b]
     never = [names[label] for label, partner in enumerate(mirrored) if partner == NEVER]

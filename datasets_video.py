@@ -186,29 +186,16 @@ def find_dataset(dataset: str, root_path: str | Path) -> Path:
     """Find the folder of a data set.
 
     Raises:
-        UserError: it does not exist; the message names the data sets that do.
+        UserError: it does not exist.
     """
     folder = Path(root_path) / dataset
-    if folder.is_dir():
-        return folder
-    try:
-        others = sorted(path.parent.name for path in Path(root_path).glob("*/category.txt"))
-    except OSError:
-        others = []
-    names = ", ".join(map(printable, others[:10])) + (", …" if len(others) > 10 else "")
-    raise UserError(
-        f"{folder}: no such folder; --root_path must be the folder that contains '{dataset}'"
-        + (f" (it contains {names})" if others else "")
-    )
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --root_path must be the folder that contains '{dataset}'")
+    return folder
 
 
 def find_source(folder: Path, source: str | None = None, preferred: str = "frames") -> tuple[str, Path]:
     """Find the frames or videos of a data set.
-
-    Args:
-        folder: the data set's folder.
-        source: see `return_dataset`.
-        preferred: see `return_dataset`.
 
     Returns:
         One of `SOURCES`, and its folder.

@@ -307,8 +307,7 @@ def open_evaluation(
     Args:
         args: options of main.py or test_models.py.
         world: this process and the others.
-        num_segments: see `VideoDataSet`.
-        transform: see `VideoDataSet`.
+        num_segments: see `VideoDataSet`, like `transform`.
         preferred: 'frames' or 'videos': what the model was trained on.
         dataset_kwargs: further arguments of `open_videos`.
 
@@ -337,12 +336,6 @@ def make_loaders(
     args: Namespace, world: World, data: Datasets, val_batch_size: int
 ) -> tuple[ClipLoader, ClipLoader]:
     """Make the loaders of this process's training and validation batches.
-
-    Args:
-        args: options of main.py.
-        world: this process and the others.
-        data: the data of the run.
-        val_batch_size: clips in a validation batch.
 
     Raises:
         UserError: no training batch has a clip for each process, or a transform does not work with --resize.

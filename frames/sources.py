@@ -22,7 +22,7 @@ from frames.video import (
     index_frames,
     is_video,
 )
-from utils.cli import UserError, log, printable
+from utils.cli import UserError, log, pluralize, printable
 from utils.files import open_regular
 
 # A function of a video's name and number of frames that returns the missing file or None.
@@ -48,11 +48,7 @@ class FrameFolders:
         return f"{self.root}/{name}/{self.template.format(number + self.first - 1)}"
 
     def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
-        """Read frames of a video.
-
-        Args:
-            name: name of the video.
-            numbers: frame numbers, from 1.
+        """Read frames of a video by their numbers, from 1.
 
         Raises:
             UserError: a frame cannot be read, or differs in size from the first one.
@@ -92,11 +88,9 @@ class VideoFiles:
         self.root = root
 
     def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
-        """Decode frames of a video as RGB, like `tools/extract_frames.py --native` before it encodes JPEGs.
+        """Decode frames of a video by their numbers in display order, from 1.
 
-        Args:
-            name: name of the video.
-            numbers: frame numbers in display order, from 1. Decoding stops after the last one.
+        The pixels are those of `tools/extract_frames.py --native` before it encodes JPEGs.
 
         Raises:
             UserError: the video is missing, cannot be decoded, or has fewer frames.
@@ -197,9 +191,6 @@ class Video:
 class FrameFolder(Video):
     """One folder of numbered images, with any names and any first number.
 
-    Args:
-        path: the folder.
-
     Raises:
         UserError: it cannot be read, has no numbered images, several kinds of them, or a number is missing.
     """
@@ -242,9 +233,6 @@ class FrameFolder(Video):
 class VideoFile(Video):
     """One video file.
 
-    Args:
-        path: the file.
-
     Raises:
         UserError: it is not a video, or is damaged.
     """
@@ -272,9 +260,6 @@ class VideoFile(Video):
 
 class AnimatedImage(Video):
     """A GIF or an animated WebP. FFmpeg decodes no animated WebP, and Pillow keeps a GIF's colours.
-
-    Args:
-        path: the file.
 
     Raises:
         UserError: it cannot be read.
@@ -372,11 +357,9 @@ def find_videos(path: Path) -> list[Path]:
             continue
         for file in (Path(folder, name) for name in files):
             (videos if is_video(file) or is_animated(file) else skipped).append(file)
-    names = ", ".join(printable(file.relative_to(path)) for file in sorted(skipped)[:3])
-    names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     if not videos:
-        but = f", but {names}" if names else ""
-        raise UserError(f"{printable(path)}: has no videos and no folders with only numbered images{but}")
+        raise UserError(f"{printable(path)}: has no videos and no folders with only numbered images")
     if skipped:
-        log.warning(f"warning: {printable(path)}: skipped {names} (not a video)")
+        first = printable(min(skipped).relative_to(path))
+        log.warning(f"warning: {printable(path)}: skipped {pluralize(len(skipped), 'file')} such as {first}")
     return sorted(videos)

@@ -93,14 +93,8 @@ def is_video(path: Path) -> bool:
 def decode(video: Path) -> Iterator[av.VideoFrame]:
     """Yield every frame of a video file once, in display order.
 
-    Only video containers are accepted, and no other file is opened. Decoding uses one thread.
-
-    Args:
-        video: the file. It is closed when the iterator is exhausted or deleted.
-
-    Yields:
-        Frames as stored: in the video's pixel format, value range, orientation and size (it may change). See
-        `display_size` and `FrameConverter`.
+    Only video containers are accepted, and no other file is opened. Decoding uses one thread. The frames have
+    the video's pixel format, value range, orientation and size: see `display_size` and `FrameConverter`.
 
     Raises:
         VideoError: not a video, no video stream, or incomplete.
@@ -175,9 +169,6 @@ def decode_frames(
         video: the file.
         index: from `index_frames`.
         numbers: frame numbers in display order, from 1.
-
-    Yields:
-        Number and frame, in display order.
 
     Raises:
         VideoError: see `decode`. Damage is only noticed in frames that are decoded.
@@ -278,9 +269,6 @@ def check_length(file: BinaryIO) -> None:
     error. The containers consist of nested boxes that begin with their lengths, so it suffices to follow the
     outer ones (webm and mkv: RFC 8794; mp4 and mov: ISO/IEC 14496-12; avi: RIFF). Other containers are not
     checked.
-
-    Args:
-        file: an open file, at its beginning.
 
     Raises:
         OSError: it cannot be read.

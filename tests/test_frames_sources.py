@@ -130,11 +130,11 @@ def test_find_videos(tmp_path, capsys):
     (tmp_path / "clips/link").symlink_to(tmp_path)
     assert find_videos(tmp_path) == [tmp_path / "clips/deep/b.webm", tmp_path / "frames"]
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "anim.gif" in error and "cover1.jpg" in error
+    assert len(error.splitlines()) == 1 and "2 files" in error and "anim.gif" in error
     assert find_videos(tmp_path / "frames") == [tmp_path / "frames"]
     (tmp_path / "clips/deep/b.webm").unlink()
     (tmp_path / "clips/link").unlink()
-    with pytest.raises(UserError, match="clips: has no videos.*cover1.jpg"):
+    with pytest.raises(UserError, match="clips: has no videos"):
         find_videos(tmp_path / "clips")
 
 

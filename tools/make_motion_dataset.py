@@ -109,15 +109,9 @@ SHAPES = {"disc": (36, 1.0), "triangle": (3, 1.0), "square": (4, 1.0), "hexagon"
 def draw_clip(
     rng: np.random.Generator, name: str, frames: int, size: tuple[int, int], level: Level
 ) -> list[Image.Image]:
-    """Draw a clip.
+    """Draw a clip of a class; `size` is width and height in pixels.
 
-    Args:
-        rng: random generator. From the same state, a class and its partner get the same frames, forwards and
-            backwards.
-        name: a key of `CLASSES`.
-        frames: number of frames.
-        size: width and height in pixels.
-        level: difficulty.
+    From the same state of `rng`, a class and its partner get the same frames, forwards and backwards.
     """
     changes, backwards = CLASSES[name]
     shape = changes if changes in STATIC else list(SHAPES)[rng.integers(len(SHAPES))]
@@ -173,12 +167,6 @@ def draw_clip(
 
 def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
     """Draw an object's path, always forwards.
-
-    Args:
-        rng: random generator.
-        changes: one of `MOTIONS`.
-        frames: number of frames.
-        pace: see `Level`.
 
     Returns:
         frames x 4: x and y relative to the frame's centre, the radius, and the rotation in radians. Lengths
@@ -293,7 +281,9 @@ def main() -> int:
     args = parser.parse_args()
     target = Path(args.dir) / args.dataset
     if os.path.lexists(target):
-        _check_same(target, args)
+        settings = target / MOTION_SETTINGS
+        if not settings.is_file() or json.loads(read_text(settings)) != make_settings(args):
+            raise UserError(f"{target}: already exists, with other settings; choose another --dataset")
         print(f"{target}: already exists, with these settings")
         return 0
     # Renamed at the end, so that an interrupted run leaves no folder that looks complete.
@@ -311,18 +301,6 @@ def main() -> int:
         f"{target}: {args.train * count} training and {args.val * count} validation clips of {count} classes"
     )
     return 0
-
-
-def _check_same(target: Path, args: argparse.Namespace) -> None:
-    """Check that an existing folder is the data set with these settings."""
-    try:
-        is_same = json.loads(read_text(target / MOTION_SETTINGS)) == make_settings(args)
-    except (UserError, ValueError):
-        is_same = False
-    if not is_same:
-        raise UserError(
-            f"{target}: already exists, with other settings or from another program; choose another --dataset"
-        )
 
 
 def _texture(

@@ -317,11 +317,7 @@ def print_counts(categories: list[str], lists: Lists) -> None:
 def examine(
     args: argparse.Namespace, lists: Lists, source: str, place: Path, template: str, first: int
 ) -> tuple[Lists, list[Finding]]:
-    """Look into the frame folder or file of every video.
-
-    Returns:
-        The lists with the numbers of frames to use, without the videos that have a problem; and all findings.
-    """
+    """Look into every video; return the lists without the videos that have a problem, and all findings."""
     records = {record.path: record for records in lists.values() for record in records}
     if not args.check:  # an annotation does not have the number of frames in the folder
         records = {name: record._replace(num_frames=0) for name, record in records.items()}
@@ -351,20 +347,11 @@ def examine(
                 findings.append(Finding(kind, name, record.path, what))
             if not problems and kind != "problem":
                 usable[name].append(record._replace(num_frames=count))
-    return usable, findings + _unlisted(source, place, list_of)
+    return usable, findings
 
 
 def look_into_video(place: Path, decode_all: bool, record: VideoRecord) -> tuple[int, list[str]]:
-    """Count the frames of a video, and check that its file is complete and the first frame can be decoded.
-
-    Args:
-        place: the folder of the videos.
-        decode_all: decode all frames.
-        record: the video.
-
-    Returns:
-        The number of frames, 0 if the file cannot be used, and what is wrong with it.
-    """
+    """Count the frames of a video; return their number and what is wrong, such as a truncated file."""
     suffixes = find_suffixes(place, record.path)
     if not suffixes:
         return 0, [f"no video ({', '.join(VIDEO_SUFFIXES)})"]
@@ -391,7 +378,7 @@ def look_into_folder(
         record: the video. Its `num_frames` are used; 0 for all.
 
     Returns:
-        The number of frames, 0 if they cannot be used, and what is wrong with them.
+        The number of frames, and what is wrong with them.
     """
     folder = place / record.path
     try:
@@ -419,20 +406,6 @@ def look_into_folder(
             size, other = ("{} x {}".format(*sizes[key]) for key in (frame, reference))
             problems.append(f"{frame} is {size}, not {other} like {reference}")
     return len(files), problems
-
-
-def _unlisted(source: str, place: Path, listed: dict[str, str]) -> list[Finding]:
-    """Note the folders and videos that are in no list."""
-    top_names = {name.split("/")[0] for name in listed}  # a name may contain folders
-    findings = []
-    for path in sorted(place.iterdir()):
-        is_folder = path.is_dir()
-        is_file = source == "videos" and path.suffix.lower() in VIDEO_SUFFIXES and not is_folder
-        name = path.stem if is_file else path.name
-        if name not in top_names and not name.startswith(".") and (is_folder or is_file):
-            thing = "folder" if is_folder else "video"
-            findings.append(Finding("note", "-", path.name, f"{thing} without a label"))
-    return findings
 
 
 def _order_notes(path: Path) -> list[Finding]:
