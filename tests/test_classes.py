@@ -205,12 +205,6 @@ def test_describe_unusual_order():
     assert "46 of 48" in describe_order([dives[1], dives[0], *dives[2:]])
 
 
-def test_categories_keep_their_order(tmp_path):
-    path = tmp_path / "category.txt"
-    path.write_text("  Zipping something \nÄpfel schälen\nOpening something\r\n\n\n", encoding="utf-8")
-    assert read_categories(path) == ["Zipping something", "Äpfel schälen", "Opening something"]
-
-
 @pytest.mark.parametrize(
     ("content", "culprit"),
     [

@@ -229,14 +229,6 @@ def test_clip_depends_on_seed_epoch_and_number(trn_root):
     assert not np.array_equal(clip, random_dataset(trn_root, seed=1)[3, 1][0])
 
 
-def test_clips_of_an_epoch_are_augmented_independently(tmp_path):
-    root = make_dataset(tmp_path, train=1, val=0, frames=12)
-    (root / "somethingv1" / "train_videofolder.txt").write_text("1 12 0\n" * 12)
-    dataset = random_dataset(root)
-    assert len({dataset[0, index][0].tobytes() for index in range(12)}) == 12
-    assert {dataset[0, index][1] for index in range(12)} == {0, 2}
-
-
 # The check at the start
 
 

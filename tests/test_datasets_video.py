@@ -37,19 +37,6 @@ def test_evaluation_needs_no_training_list(tmp_path):
         return_dataset("somethingv1", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "option"), [("train_videofolder.txt", "--train_list"), ("val_videofolder.txt", "--val_list")]
-)
-def test_missing_list(tmp_path, name, option):
-    make_dataset(tmp_path, train=1, val=1, frames=1)
-    (tmp_path / "somethingv1" / name).unlink()
-    other = {"train_videofolder.txt": "train.txt", "val_videofolder.txt": "valid.txt"}[name]
-    with pytest.raises(UserError) as caught:
-        return_dataset("somethingv1", tmp_path)
-    for culprit in (str(tmp_path / "somethingv1"), name, other, option):
-        assert culprit in str(caught.value)
-
-
 def test_two_validation_lists_are_ambiguous(tmp_path):
     make_dataset(tmp_path, train=1, val=1, frames=1)
     (tmp_path / "somethingv1" / "valid.txt").write_text("1\t1\t0\n")
