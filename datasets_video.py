@@ -172,13 +172,10 @@ def read_frame_names(folder: Path) -> tuple[str, int]:
 def dataset_name(text: str) -> str:
     """Check the name of a data set, for argparse: a folder name, which is also part of a run's name."""
     try:
-        is_folder = "/" not in check_folder(text) and not text.startswith(".") and len(text.encode()) <= 100
-    except ValueError:
-        is_folder = False
-    if not is_folder:
-        raise ArgumentTypeError(
-            f"'{printable(text)}' must be a folder's name of at most 100 bytes, not a path"
-        )
+        if "/" in check_folder(text) or text.startswith(".") or len(text.encode()) > 100:
+            raise ValueError("it is not a short name")
+    except ValueError as error:
+        raise ArgumentTypeError(f"'{printable(text)}' must be a folder's name ({error})") from None
     return text
 
 
@@ -209,11 +206,8 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
     for name in candidates:
         if folders[name].is_dir():
             return name, folders[name]
-    if source == "videos":
-        raise UserError(f"{folders[source]}: no such folder; the videos of {folder.name} belong there")
-    other = "" if source else f", or its videos into {folders['videos']}"
     raise UserError(
-        f"{folders['frames']}: no such folder; the frame folders of {folder.name} belong there{other}"
+        f"{folders[candidates[0]]}: no such folder; the {candidates[0]} of {folder.name} belong there"
     )
 
 

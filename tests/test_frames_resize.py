@@ -14,7 +14,8 @@ from synthetic import make_dataset
 from video_files import cut, write_video
 
 from dataset import VideoDataSet
-from frames.images import ImageError, JPEGFrame, open_image, read_frame, read_image
+from frames import images
+from frames.images import ImageError, JPEGFrame, read_frame, read_image
 from frames.resize import DecodedClips, Outline, View, _taps, resize, resize_clips
 from loader import ClipLoader, ClipSampler, evaluation_batches
 from transforms import Compose, evaluation_transform, training_transform
@@ -167,8 +168,7 @@ def test_damaged_jpegs_equal_pillow(tmp_path):
 
 
 def decode(path: Path) -> Image.Image:
-    with open_image(str(path)) as image:
-        return image.convert("RGB")
+    return images._decode(str(path), None)
 
 
 def outcome(read: Callable[[], Image.Image]) -> np.ndarray | str:
