@@ -206,9 +206,8 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
     for name in candidates:
         if folders[name].is_dir():
             return name, folders[name]
-    raise UserError(
-        f"{folders[candidates[0]]}: no such folder; the {candidates[0]} of {folder.name} belong there"
-    )
+    first, *others = (folders[name] for name in candidates)
+    raise UserError(f"{first}: no such folder" + "".join(f" (nor {other})" for other in others))
 
 
 def link_videos(videos: Path, folder: Path) -> None:
