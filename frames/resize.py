@@ -21,14 +21,21 @@ from torch.nn import functional
 from utils.cli import UserError
 
 BILINEAR = Image.Resampling.BILINEAR
+Box = tuple[int, int, int, int]  # left, top, right and bottom, in pixels
 BITS = 22  # fractional bits of a weight: Pillow's PRECISION_BITS
 
 
-def resize(frame: "Frame", size: tuple[int, int]) -> "Frame":
-    """Resize a frame to a width and height in pixels, horizontally first."""
+def resize(frame: "Frame", size: tuple[int, int], box: Box | None = None) -> "Frame":
+    """Resize a frame to a width and height in pixels, horizontally first, and crop a box of the result."""
     if isinstance(frame, Outline):
-        return frame.resize(size)
-    return frame.resize((size[0], frame.height), BILINEAR).resize(size, BILINEAR)
+        return frame.resize(size).crop(box) if box else frame.resize(size)
+    frame = frame.resize((size[0], frame.height), BILINEAR)
+    if not box:
+        return frame.resize(size, BILINEAR)
+    # The vertical pass computes only the columns of the box.
+    left, top, right, bottom = box
+    columns = frame.crop((left, 0, right, frame.height))
+    return columns.resize((right - left, size[1]), BILINEAR).crop((0, top, right - left, bottom))
 
 
 def decodes_only(resize: str | None, device: torch.device) -> bool:
@@ -103,7 +110,7 @@ class Outline:
         view = self.view
         return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
 
-    def crop(self, box: tuple[int, int, int, int]) -> "Outline":
+    def crop(self, box: Box) -> "Outline":
         """See `PIL.Image.Image.crop`. Not supported after mirroring."""
         left, top, right, bottom = box
         if self.view.mirrored or not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):

@@ -73,6 +73,14 @@ def test_evaluation_equals_torchvision(size, scale, crop):
     assert np.array_equal(clip, arrays([reference(frame) for frame in frames]))
 
 
+def test_scale_center_crop_equals_both():
+    for width, height in rng().integers(20, 500, size=(20, 2)).tolist():
+        frames = noise(width, height, count=1)
+        expected, _ = GroupCenterCrop(56)(GroupScale(64)(frames, 0, rng())[0], 0, rng())
+        clip, _ = evaluation_transform(56)(frames, 0, rng())
+        assert np.array_equal(clip, arrays(expected)), (width, height)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_scale_and_crop_equal_torchvision(size):
     frames = noise(*size, count=1)
