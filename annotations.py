@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from classes import check_name, read_categories
 from datasets_video import TRAIN_LISTS, VAL_LISTS, VideoRecord, check_folder
-from utils.cli import UserError, pluralize, printable
+from utils.cli import UserError, printable
 from utils.files import read_text
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
@@ -402,14 +402,6 @@ def describe_split(data: OwnData, lists: Lists) -> list[str]:
             notes.append(f"{list_name} has no clips of: {', '.join(missing[:10])}")
     train, val = ([record.path for record in lists.get(name, [])] for name in (TRAIN_LIST, VAL_LIST))
     if data.group_of:
-        train_groups, val_groups = (
-            {data.group_of.get(path, path) for path in paths} for paths in (train, val)
-        )
-        shared = train_groups & val_groups
-        if shared:
-            notes.append(
-                f"{pluralize(len(shared), 'group')} in both lists, such as '{printable(min(shared))}'"
-            )
         return notes
     # Names such as run_g01_c03 suggest several clips of recording g01.
     shared = {_beginning(path) for path in train} & {_beginning(path) for path in val} - {""}

@@ -89,9 +89,7 @@ def describe_order(categories: list[str]) -> str:
         if permutation is None or permutation == sorted(permutation):
             continue
         same = sum(index == label for label, index in enumerate(permutation))
-        is_bracketed = any("[" in name for name in categories) and categories == sorted(categories)
-        bracketed = "sorted with brackets, " if is_bracketed else ""
-        return f"the classes are {order} ({bracketed}{same} of {len(categories)} in the same place)"
+        return f"the classes are {order} ({same} of {len(categories)} in the same place)"
     return ""
 
 
@@ -101,14 +99,9 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: the name would change; the message is the reason.
     """
-    if not name:
-        raise ValueError("the name is blank")
-    if name != name.strip():
-        raise ValueError("the name begins or ends with a blank")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise ValueError("the name holds a control character, a line break or half a character")
-    if name.startswith("\ufeff"):
-        raise ValueError("the name begins with a byte order mark")
+    has_odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+    if not name or name != name.strip() or has_odd or name.startswith("\ufeff"):
+        raise ValueError("the name is blank, begins or ends with a blank, or has a control character")
     if len(name.encode()) > MAX_NAME:
         raise ValueError(f"the name is longer than {MAX_NAME} bytes")
     return name
@@ -150,16 +143,15 @@ def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
     """Read classes that mirror each other but do not have left and right in their names.
 
     Args:
-        path: file with two names per line, separated by a tab, or by a space if that is unambiguous. The same
-            name twice: mirroring does not change the class. A single name: the class is never mirrored.
+        path: file with two names per line, separated by a tab. The same name twice: mirroring does not change
+            the class. A single name: the class is never mirrored.
         categories: class names.
 
     Returns:
         `{label: mirrored label or NEVER}` for the classes in the file.
 
     Raises:
-        UserError: the file cannot be read or is empty, or a line is ambiguous or has an unknown class or a
-            class of an earlier line.
+        UserError: the file cannot be read or is empty, or a class is unknown or in two lines.
     """
     label_of = {name: label for label, name in enumerate(categories)}
     pairs: dict[int, int] = {}
@@ -169,11 +161,17 @@ def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
         if not line.strip():
             continue
         place = f"{path}, line {number}"
-        labels = [label_of[name] for name in _split_pair(line, label_of, place)]
-        for label in labels:
-            if line_of.setdefault(label, number) != number:
-                name = printable(categories[label])
-                raise UserError(f"{place}: '{name}' is already on line {line_of[label]}")
+        names = [name.strip() for name in line.split("\t") if name.strip()]
+        if len(names) > 2:
+            raise UserError(f"{place}: has {len(names)} names; expected one or two")
+        for name in names:
+            if name not in label_of:
+                raise UserError(
+                    f"{place}: '{printable(name)}' is not a class in category.txt (a tab separates two names)"
+                )
+            if line_of.setdefault(label_of[name], number) != number:
+                raise UserError(f"{place}: '{printable(name)}' is already on line {line_of[label_of[name]]}")
+        labels = [label_of[name] for name in names]
         pairs |= {labels[0]: labels[1], labels[1]: labels[0]} if len(labels) == 2 else {labels[0]: NEVER}
     if not pairs:
         raise UserError(f"{path}: is empty; expected the names of two mirrored classes per line")
@@ -181,12 +179,7 @@ def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
 
 
 def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
-    """Describe for the log how mirroring a clip changes its label.
-
-    Args:
-        categories: class names.
-        mirrored: mirrored labels from `mirrored_labels`.
-    """
+    """Describe for the log how mirroring a clip changes its label."""
     names = [f"'{printable(name)}'" for name in categories]
     pairs = [f"{names[a]} <-> {names[b]}" for a, b in enumerate(mirrored) if a < b]
     never = [names[label] for label, partner in enumerate(mirrored) if partner == NEVER]
@@ -239,29 +232,3 @@ def _with_directions(name: str, mirrored: bool = False) -> str:
         return direction.capitalize() if word[0].isupper() else direction
 
     return _DIRECTION.sub(spell, name)
-
-
-def _split_pair(line: str, label_of: Mapping[str, int], place: str) -> list[str]:
-    """Split a line of `--flip_pairs` into one or two class names; `place` begins an error message."""
-    if "\t" in line:
-        names = [name.strip() for name in line.split("\t") if name.strip()]
-        for name in names:
-            if name not in label_of:
-                raise UserError(f"{place}: '{printable(name)}' is not a class in category.txt")
-        if len(names) > 2:
-            raise UserError(f"{place}: has {len(names)} names; expected one or two")
-        return names
-    line = line.strip()
-    readings = [[line]] if line in label_of else []
-    for name in label_of:
-        rest = line.removeprefix(name)
-        if rest != line and rest[:1].isspace() and rest.strip() in label_of:
-            readings.append([name, rest.strip()])
-    if len(readings) == 1:
-        return readings[0]
-    problem = (
-        f"can be read in {len(readings)} ways" if readings else "is not one or two classes of category.txt"
-    )
-    raise UserError(
-        f"{place}: '{printable(line)}' {problem}; separate two names with a tab, end one with a tab"
-    )

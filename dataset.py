@@ -303,14 +303,7 @@ class VideoDataSet(Dataset):
         return DecodedClips(pixels, *arrays, outlines[0].width, length), torch.tensor(labels)
 
     def is_mirrored(self, key: tuple[int, int]) -> bool:
-        """Whether the transform mirrors a clip.
-
-        Args:
-            key: epoch and number of the clip.
-
-        Raises:
-            UserError: see `FrameFolders.read` and `VideoFiles.read`.
-        """
+        """Whether the transform mirrors a clip, given by its epoch and number."""
         record, numbers, rng = self._sample(key)
         frame = self._read(record, numbers[:1])[numbers[0]]
         self.transform([frame.image()], record.label, rng)
@@ -362,8 +355,7 @@ def open_videos(
 
     Args:
         paths: where the list and the videos are.
-        num_segments: see `VideoDataSet`.
-        transform: see `VideoDataSet`.
+        num_segments: see `VideoDataSet`, like `transform`.
         is_training: open the training list, with random frames.
         skip_missing: leave out videos that are missing or incomplete.
         max_num: maximum number of clips; the first ones are kept.
@@ -416,9 +408,7 @@ def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> No
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     """Check that every listed video exists, and log how many are left out.
 
-    Args:
-        dataset: with `skip_missing`, missing videos are removed from it.
-        skip_missing: leave out missing videos.
+    With `skip_missing`, missing videos are removed from the data set.
 
     Raises:
         UserError: videos are missing; with `skip_missing`, all of them.
@@ -444,13 +434,7 @@ def _first_ten(names: list[str]) -> str:
 
 
 def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | Path, use: str) -> None:
-    """Check that a run continues with the list of its checkpoint.
-
-    Args:
-        dataset: the data set of the current list.
-        fingerprint: fingerprint of the checkpoint's list; None if the checkpoint does not contain it.
-        path: path of the checkpoint, for the message.
-        use: 'trained' or 'validated', for the message.
+    """Check that a run continues with the list of its checkpoint, whose fingerprint may be unknown (None).
 
     Raises:
         UserError: the lists differ.
@@ -463,12 +447,8 @@ def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | 
 
 
 def remap_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Map labels to the order of the classes in a checkpoint.
+    """Replace labels by `numbers[label]`, the order of the classes in a checkpoint; -1 does not change.
 
     Changing the labels instead of the model keeps the scores of the model bit by bit.
-
-    Args:
-        labels: labels of clips; -1 does not change.
-        numbers: the new label of each label.
     """
     return np.where(labels < 0, labels, numbers[labels])

@@ -15,7 +15,6 @@ import os
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
-from string import Formatter
 from typing import NamedTuple
 
 from classes import check_name, read_categories
@@ -173,13 +172,10 @@ def read_frame_names(folder: Path) -> tuple[str, int]:
 def dataset_name(text: str) -> str:
     """Check the name of a data set, for argparse: a folder name, which is also part of a run's name."""
     try:
-        is_folder = "/" not in check_folder(text) and not text.startswith(".") and len(text.encode()) <= 100
-    except ValueError:
-        is_folder = False
-    if not is_folder:
-        raise ArgumentTypeError(
-            f"'{printable(text)}' must be a folder's name of at most 100 bytes, not a path"
-        )
+        if "/" in check_folder(text) or text.startswith(".") or len(text.encode()) > 100:
+            raise ValueError("it is not a short name")
+    except ValueError as error:
+        raise ArgumentTypeError(f"'{printable(text)}' must be a folder's name ({error})") from None
     return text
 
 
@@ -187,29 +183,16 @@ def find_dataset(dataset: str, root_path: str | Path) -> Path:
     """Find the folder of a data set.
 
     Raises:
-        UserError: it does not exist; the message names the data sets that do.
+        UserError: it does not exist.
     """
     folder = Path(root_path) / dataset
-    if folder.is_dir():
-        return folder
-    try:
-        others = sorted(path.parent.name for path in Path(root_path).glob("*/category.txt"))
-    except OSError:
-        others = []
-    names = ", ".join(map(printable, others[:10])) + (", …" if len(others) > 10 else "")
-    raise UserError(
-        f"{folder}: no such folder; --root_path must be the folder that contains '{dataset}'"
-        + (f" (it contains {names})" if others else "")
-    )
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --root_path must be the folder that contains '{dataset}'")
+    return folder
 
 
 def find_source(folder: Path, source: str | None = None, preferred: str = "frames") -> tuple[str, Path]:
     """Find the frames or videos of a data set.
-
-    Args:
-        folder: the data set's folder.
-        source: see `return_dataset`.
-        preferred: see `return_dataset`.
 
     Returns:
         One of `SOURCES`, and its folder.
@@ -223,12 +206,8 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
     for name in candidates:
         if folders[name].is_dir():
             return name, folders[name]
-    if source == "videos":
-        raise UserError(f"{folders[source]}: no such folder; the videos of {folder.name} belong there")
-    other = "" if source else f", or its videos into {folders['videos']}"
-    raise UserError(
-        f"{folders['frames']}: no such folder; the frame folders of {folder.name} belong there{other}"
-    )
+    first, *others = (folders[name] for name in candidates)
+    raise UserError(f"{first}: no such folder" + "".join(f" (nor {other})" for other in others))
 
 
 def link_videos(videos: Path, folder: Path) -> None:
@@ -257,30 +236,17 @@ def check_folder(name: str) -> str:
     return name
 
 
-def check_template(template: str, suffixes: tuple[str, ...] = ()) -> str:
-    """Check the file name of a frame, such as `{:05d}.jpg`, and return it.
-
-    Args:
-        template: a file name with one field for the frame's number: `{}`, `{:d}` or, with leading zeros,
-            `{:05d}`.
-        suffixes: the allowed endings; empty for any.
+def check_template(template: str) -> str:
+    """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`.
 
     Raises:
-        UserError: the template is something else.
+        UserError: it is something else.
     """
-    try:
-        fields = [field for field in Formatter().parse(template) if field[1] is not None]
-        is_valid = len(fields) == 1 and fields[0][1] in ("", "0") and not fields[0][3]
-        # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
-        is_valid = is_valid and re.fullmatch("(0[1-9])?d?", fields[0][2], re.ASCII)
-    except ValueError:  # an unmatched brace
-        is_valid = False
-    if not is_valid or template != Path(template).name or template.startswith("."):
+    # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
+    if not re.fullmatch(r"(?!\.)[^/{}]*\{(:(0[1-9])?d?)?\}[^/{}]*", template):
         raise UserError(
             f"--image_tmpl {template}: must be a file name with one number, such as '{{:05d}}.jpg'"
         )
-    if suffixes and not template.endswith(suffixes):
-        raise UserError(f"--image_tmpl {template}: must end in {' or '.join(suffixes)}")
     return template
 
 

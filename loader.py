@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from classes import NEVER, mirrored_labels, read_flip_pairs
 from dataset import VideoDataSet, check_excluded, open_videos, read_excluded
-from datasets_video import return_dataset
+from datasets_video import DatasetPaths, return_dataset
 from frames.resize import Batch, decodes_only
-from transforms import evaluation_transform, needs_pixels, training_transform
+from transforms import Compose, evaluation_transform, needs_pixels, training_transform
 from utils.cli import UserError, log, pluralize
 from utils.distributed import World
 
@@ -177,15 +176,12 @@ class ClipLoader(DataLoader):
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
         """Replace torch's multi-line errors about dead workers, open files and shared memory."""
-        threading.excepthook = _keep_pin_error
-        _pin_errors.clear()
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
-            text = f"{error} {_pin_errors}"
-            if "Too many open files" in text:
+            if "Too many open files" in str(error):
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
-            if "</torch_" in text:  # torch's name of a piece of shared memory
+            if "</torch_" in str(error):  # torch's name of a piece of shared memory
                 remedies = "--resize workers, " if self.dataset.decode_only else ""
                 raise UserError(
                     "/dev/shm: has no room for the clips of --workers; make it larger (docker run "
@@ -199,17 +195,6 @@ class ClipLoader(DataLoader):
                 f"a process that loads clips (pid {workers[dead[0]].pid}) was killed; if out of memory, "
                 "try fewer --workers"
             ) from None
-
-
-_pin_errors: list[BaseException] = []
-
-
-def _keep_pin_error(args: threading.ExceptHookArgs) -> None:
-    """Keep errors of torch's pin-memory thread for `ClipLoader` instead of printing a traceback."""
-    if args.thread and "_pin_memory_loop" in args.thread.name:
-        _pin_errors.append(args.exc_value)
-    else:
-        threading.__excepthook__(args)
 
 
 class _BatchDataset(Dataset):
@@ -309,16 +294,48 @@ def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
     return Datasets(train_set, val_set, paths.categories, mirrored, paths.source, excluded)
 
 
+def open_evaluation(
+    args: Namespace,
+    world: World,
+    num_segments: int,
+    transform: Compose,
+    preferred: str,
+    **dataset_kwargs: Any,
+) -> tuple[DatasetPaths, VideoDataSet]:
+    """Open the list of `--val_list`, or the data set's validation list, for an evaluation.
+
+    Args:
+        args: options of main.py or test_models.py.
+        world: this process and the others.
+        num_segments: see `VideoDataSet`, like `transform`.
+        preferred: 'frames' or 'videos': what the model was trained on.
+        dataset_kwargs: further arguments of `open_videos`.
+
+    Raises:
+        UserError: a list or a video is missing or wrong.
+    """
+    paths = return_dataset(
+        args.dataset,
+        args.root_path,
+        val_list=args.val_list,
+        image_tmpl=args.image_tmpl,
+        for_training=False,
+        source=args.source,
+        preferred=preferred,
+    )
+    excluded = read_excluded(args.exclude) if args.exclude else []
+    dataset = open_videos(
+        paths, num_segments, transform, skip_missing=args.skip_missing, excluded=excluded, **dataset_kwargs
+    )
+    if world.is_main:
+        check_excluded(excluded, [dataset])
+    return paths, dataset
+
+
 def make_loaders(
     args: Namespace, world: World, data: Datasets, val_batch_size: int
 ) -> tuple[ClipLoader, ClipLoader]:
     """Make the loaders of this process's training and validation batches.
-
-    Args:
-        args: options of main.py.
-        world: this process and the others.
-        data: the data of the run.
-        val_batch_size: clips in a validation batch.
 
     Raises:
         UserError: no training batch has a clip for each process, or a transform does not work with --resize.

@@ -23,13 +23,12 @@ from argparse import Namespace
 import torch
 
 from classes import describe_balance, describe_flips
-from dataset import check_excluded, open_videos, read_excluded, remap_labels
-from datasets_video import return_dataset
+from dataset import remap_labels
 from engine import PixelModel, Predictor, evaluate, train_one_epoch
 from frames.resize import decodes_only
 from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
-from loader import ClipLoader, evaluation_batches, make_loaders, open_datasets
+from loader import ClipLoader, evaluation_batches, make_loaders, open_datasets, open_evaluation
 from models import TemporalModel, multiply_adds
 from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options, parser
 from training.describe import describe_labels, find_labels
@@ -166,27 +165,12 @@ def evaluate_checkpoint(args: Namespace, world: World) -> None:
     log.info(loaded.describe())
 
     # Data
-    paths = return_dataset(
-        args.dataset,
-        args.root_path,
-        val_list=args.val_list,
-        image_tmpl=args.image_tmpl,
-        for_training=False,
-        source=args.source,
-        preferred=loaded.options.get("source", "frames"),
-    )
+    preferred = loaded.options.get("source", "frames")
+    transform = evaluation_transform(loaded.model.input_size)
+    paths, val_set = open_evaluation(args, world, loaded.model.num_segments, transform, preferred)
     class_permutation = find_labels(checkpoint, paths.categories, path)
     if line := describe_labels(class_permutation, path):
         log.info(line)
-    excluded = read_excluded(args.exclude) if args.exclude else []
-    val_set = open_videos(
-        paths,
-        loaded.model.num_segments,
-        evaluation_transform(loaded.model.input_size),
-        skip_missing=args.skip_missing,
-        excluded=excluded,
-    )
-    check_excluded(excluded, [val_set])
     val_set.labels = remap_labels(val_set.labels, class_permutation)
     clips = pluralize(len(val_set.included), "validation clip")
     log.info(f"{args.dataset}: {clips} from {paths.source}, {len(paths.categories)} classes")

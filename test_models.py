@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from classes import NEVER
-from dataset import check_excluded, open_videos, read_excluded, remap_labels
-from datasets_video import return_dataset
+from dataset import remap_labels
 from engine import Predictor, evaluate
 from frames.resize import decodes_only
 from inference.load import load_fused
 from inference.onnx_model import OnnxModel, choose_devices
-from loader import ClipLoader, evaluation_batches
+from loader import ClipLoader, evaluation_batches, open_evaluation
 from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from reports.report import check_report, write_report
@@ -62,35 +61,23 @@ def main(args: Namespace) -> None:
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
 
     # Data
-    paths = return_dataset(
-        args.dataset,
-        args.root_path,
-        val_list=args.val_list,
-        image_tmpl=args.image_tmpl,
-        for_training=False,
-        source=args.source,
-        preferred=loaded.options.get("source", "frames"),
+    paths, dataset = open_evaluation(
+        args,
+        world,
+        model.num_segments,
+        evaluation_transform(model.input_size, args.test_crops, args.full_res),
+        loaded.options.get("source", "frames"),
+        test_mode=True,
+        max_num=args.max_num,
+        may_lack_labels=True,
+        num_clips=args.num_clips,
     )
     class_permutation = find_labels(checkpoint, paths.categories, args.weights)
     if line := describe_labels(class_permutation, args.weights):
         log.info(line)
-    excluded = read_excluded(args.exclude) if args.exclude else []
-    dataset = open_videos(
-        paths,
-        model.num_segments,
-        evaluation_transform(model.input_size, args.test_crops, args.full_res),
-        test_mode=True,
-        skip_missing=args.skip_missing,
-        max_num=args.max_num,
-        excluded=excluded,
-        may_lack_labels=True,
-        num_clips=args.num_clips,
-    )
     if args.report and (dataset.labels < 0).any():
         raise UserError(f"--report: needs labels, and {paths.val_list} has none")
     dataset.labels = remap_labels(dataset.labels, class_permutation)
-    if world.is_main:
-        check_excluded(excluded, [dataset])
     videos = [dataset.record(number).path for number in dataset.included]
     if args.submission:
         check_ids(videos)

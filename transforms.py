@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from classes import NEVER
-from frames.resize import Frame, NeedsPixelsError, Outline, resize, resize_and_crop
+from frames.resize import Frame, NeedsPixelsError, Outline, resize
 
 Frames = list[Frame]
 Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
@@ -51,20 +51,17 @@ class GroupCenterCrop:
 
 
 class GroupScaleCenterCrop:
-    """`GroupScale` and `GroupCenterCrop` in one step, which does not compute the pixels outside the crop.
-
-    Args:
-        scale_size: see `GroupScale`.
-        crop_size: see `GroupCenterCrop`; at most `scale_size`.
-    """
+    """`GroupScale` and `GroupCenterCrop` in one step, which computes fewer pixels."""
 
     def __init__(self, scale_size: int, crop_size: int) -> None:
         self.scale_size = scale_size
         self.crop_size = crop_size
 
     def __call__(self, frames: Frames, label: int, rng: np.random.Generator) -> tuple[Frames, int]:
-        scaled = scaled_size(frames[0], self.scale_size)
-        return [resize_and_crop(frame, scaled, self.crop_size) for frame in frames], label
+        width, height = scaled_size(frames[0], self.scale_size)
+        left, top = round((width - self.crop_size) / 2), round((height - self.crop_size) / 2)
+        box = (left, top, left + self.crop_size, top + self.crop_size)
+        return [resize(frame, (width, height), box) for frame in frames], label
 
 
 class GroupOverSample:

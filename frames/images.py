@@ -2,8 +2,6 @@
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -32,38 +30,6 @@ class ImageError(UserError):
 
     def __str__(self) -> str:
         return f"{printable(self.path, 500)}: cannot be read as an image ({self.reason})"
-
-
-@contextmanager
-def open_image(path: str, data: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image. Errors in the `with` block, such as those of the decoder, are raised as `ImageError`.
-
-    Args:
-        path: the file.
-        data: contents of the file, if it has been read.
-
-    Raises:
-        ImageError: it cannot be read or decoded, has an unsupported format or mode, or is too large.
-    """
-    try:
-        with (
-            open_regular(path) if data is None else io.BytesIO(data) as file,
-            Image.open(file, formats=FORMATS) as image,
-        ):
-            # Pillow would reduce a PNG with 16 bits per channel to 8 bits. Only the decoder's argument shows
-            # this.
-            is_deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in image.tile)
-            if image.mode not in MODES or is_deep:
-                mode = f"{image.mode} with 16 bits" if is_deep else image.mode
-                raise ValueError(f"its mode is {mode}; convert it to 8 bits per channel")
-            yield image
-    except UnidentifiedImageError:
-        reason = f"is none of {', '.join(FORMATS)}"
-    except Exception as error:  # Pillow raises many kinds of errors for damaged bytes
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    else:
-        return
-    raise ImageError(path, reason)
 
 
 class DecodedFrame:
@@ -129,7 +95,7 @@ def read_frame(path: str) -> SourceFrame:
     """Read an image, and decode it unless it is a common JPEG.
 
     Raises:
-        ImageError: see `open_image`.
+        ImageError: it cannot be read or decoded, has an unsupported format or mode, or is too large.
     """
     try:
         data = read_regular(path, limit=_MAX_JPEG)
@@ -150,9 +116,25 @@ _MAX_JPEG = 2**26  # bytes; frames within Pillow's limit are smaller
 
 
 def _decode(path: str, data: bytes | None) -> Image.Image:
-    with open_image(path, data) as image:
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+    """Decode an image with Pillow, from its contents if they have been read."""
+    try:
+        with (
+            open_regular(path) if data is None else io.BytesIO(data) as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            # Pillow would reduce a PNG with 16 bits per channel to 8 bits. Only the decoder's argument shows
+            # this.
+            is_deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in image.tile)
+            if image.mode not in MODES or is_deep:
+                mode = f"{image.mode} with 16 bits" if is_deep else image.mode
+                raise ValueError(f"its mode is {mode}; convert it to 8 bits per channel")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except UnidentifiedImageError:
+        reason = f"is none of {', '.join(FORMATS)}"
+    except Exception as error:  # Pillow raises many kinds of errors for damaged bytes
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    raise ImageError(path, reason)
 
 
 def read_image(path: str) -> Image.Image:
@@ -161,6 +143,6 @@ def read_image(path: str) -> Image.Image:
     Pillow's `convert` expands grey images and palettes, drops transparency, and converts CMYK and YCbCr.
 
     Raises:
-        ImageError: see `open_image`.
+        ImageError: see `read_frame`.
     """
     return read_frame(path).image()

@@ -9,9 +9,7 @@ Loader processes either resize with Pillow, or only decode and send frames and v
 `resize_clips` on the model's device.
 """
 
-import math
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,73 +21,21 @@ from torch.nn import functional
 from utils.cli import UserError
 
 BILINEAR = Image.Resampling.BILINEAR
+Box = tuple[int, int, int, int]  # left, top, right and bottom, in pixels
 BITS = 22  # fractional bits of a weight: Pillow's PRECISION_BITS
 
 
-class Axis(NamedTuple):
-    """Resize along one axis: pixels `low` to `high` become `size` pixels, which are cropped from `offset` on.
-
-    The result depends only on the pixels from `first` up to `last`.
-    """
-
-    size: int
-    low: float
-    high: float
-    offset: int
-    first: int
-    last: int
-
-    @classmethod
-    def of(cls, length: int, scaled: int, crop: int) -> "Axis":
-        """Resize `length` pixels to `scaled`, and crop the centre `crop` pixels."""
-        offset = round((scaled - crop) / 2)
-        scale = Fraction(length, scaled)
-        # Pillow resizes a window with the weights of the whole frame if its ends are exact in float32. So the
-        # window is extended until the denominators of its ends are powers of two.
-        step = scale.denominator
-        while step % 2 == 0:
-            step //= 2
-        start, stop = offset // step * step, -(-(offset + crop) // step) * step
-        if any(end * scale != float(np.float32(end * scale)) for end in (start, stop)):
-            start, stop = 0, scaled  # frames of many thousands of pixels
-        low, high = start * scale, stop * scale
-        reach = max(1, scale)  # support of the bilinear filter
-        first, last = max(0, math.floor(low - reach)), min(length, math.ceil(high + reach))
-        return cls(stop - start, float(low), float(high), offset - start, first, last)
-
-
-def resize(frame: "Frame", size: tuple[int, int]) -> "Frame":
-    """Resize a frame to a width and height in pixels, horizontally first."""
+def resize(frame: "Frame", size: tuple[int, int], box: Box | None = None) -> "Frame":
+    """Resize a frame to a width and height in pixels, horizontally first, and crop a box of the result."""
     if isinstance(frame, Outline):
-        return frame.resize(size)
-    return frame.resize((size[0], frame.height), BILINEAR).resize(size, BILINEAR)
-
-
-def resize_and_crop(frame: "Frame", scaled: tuple[int, int], crop: int) -> "Frame":
-    """Resize a frame and crop its centre, without computing pixels outside the crop.
-
-    This takes 0.58 of the time of the whole resize for frames of 427 x 240, and 0.66 for 176 x 100 (256
-    pixels, crop of 224; medians of 60 runs on 8 random frames, Pillow 13, one core of an AMD EPYC with
-    AVX-512).
-
-    Args:
-        frame: of any size.
-        scaled: width and height after the resize, in pixels; at least `crop`.
-        crop: height and width of the result, in pixels.
-    """
-    if isinstance(frame, Outline):
-        left, top = (round((length - crop) / 2) for length in scaled)
-        return frame.resize(scaled).crop((left, top, left + crop, top + crop))
-    columns = Axis.of(frame.width, scaled[0], crop)
-    rows = Axis.of(frame.height, scaled[1], crop)
-    height = rows.last - rows.first
-    frame = frame.crop((0, rows.first, frame.width, rows.last))
-    frame = frame.resize((columns.size, height), BILINEAR, (columns.low, 0, columns.high, height))
-    if columns.size > crop:
-        frame = frame.crop((columns.offset, 0, columns.offset + crop, height))
-    box = (0, rows.low - rows.first, crop, rows.high - rows.first)
-    frame = frame.resize((crop, rows.size), BILINEAR, box)
-    return frame.crop((0, rows.offset, crop, rows.offset + crop)) if rows.size > crop else frame
+        return frame.resize(size).crop(box) if box else frame.resize(size)
+    frame = frame.resize((size[0], frame.height), BILINEAR)
+    if not box:
+        return frame.resize(size, BILINEAR)
+    # The vertical pass computes only the columns of the box.
+    left, top, right, bottom = box
+    columns = frame.crop((left, 0, right, frame.height))
+    return columns.resize((right - left, size[1]), BILINEAR).crop((0, top, right - left, bottom))
 
 
 def decodes_only(resize: str | None, device: torch.device) -> bool:
@@ -164,7 +110,7 @@ class Outline:
         view = self.view
         return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
 
-    def crop(self, box: tuple[int, int, int, int]) -> "Outline":
+    def crop(self, box: Box) -> "Outline":
         """See `PIL.Image.Image.crop`. Not supported after mirroring."""
         left, top, right, bottom = box
         if self.view.mirrored or not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):

@@ -22,7 +22,7 @@ from frames.video import (
     index_frames,
     is_video,
 )
-from utils.cli import UserError, log, printable
+from utils.cli import UserError, log, pluralize, printable
 from utils.files import open_regular
 
 # A function of a video's name and number of frames that returns the missing file or None.
@@ -48,11 +48,7 @@ class FrameFolders:
         return f"{self.root}/{name}/{self.template.format(number + self.first - 1)}"
 
     def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
-        """Read frames of a video.
-
-        Args:
-            name: name of the video.
-            numbers: frame numbers, from 1.
+        """Read frames of a video by their numbers, from 1.
 
         Raises:
             UserError: a frame cannot be read, or differs in size from the first one.
@@ -69,15 +65,16 @@ class FrameFolders:
 
     def checker(self) -> Check:
         """Make a function that checks for a video's folder, first and last frame."""
-        return self._check
 
-    def _check(self, name: str, num_frames: int) -> str | None:
-        for path in (self.path(name, 1), self.path(name, num_frames)):
-            if not os.path.exists(path):  # noqa: PTH110 - half a million of these
-                folder = os.path.dirname(path)  # noqa: PTH120
-                missing = path if os.path.isdir(folder) else folder  # noqa: PTH112
-                return missing.replace(name, printable(name))
-        return None
+        def check(name: str, num_frames: int) -> str | None:
+            for path in (self.path(name, 1), self.path(name, num_frames)):
+                if not os.path.exists(path):  # noqa: PTH110 - half a million of these
+                    folder = os.path.dirname(path)  # noqa: PTH120
+                    missing = path if os.path.isdir(folder) else folder  # noqa: PTH112
+                    return missing.replace(name, printable(name))
+            return None
+
+        return check
 
 
 class VideoFiles:
@@ -91,16 +88,17 @@ class VideoFiles:
         self.root = root
 
     def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
-        """Decode frames of a video as RGB, like `tools/extract_frames.py --native` before it encodes JPEGs.
+        """Decode frames of a video by their numbers in display order, from 1.
 
-        Args:
-            name: name of the video.
-            numbers: frame numbers in display order, from 1. Decoding stops after the last one.
+        The pixels are those of `tools/extract_frames.py --native` before it encodes JPEGs.
 
         Raises:
             UserError: the video is missing, cannot be decoded, or has fewer frames.
         """
-        path = f"{self.root}/{self._file(name)}"
+        suffix = next(iter(find_suffixes(self.root, name)), None)
+        if suffix is None:
+            raise UserError(f"{self.root}/{printable(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
+        path = f"{self.root}/{name}{suffix}"
         frames: dict[int, SourceFrame] = {}
         to_image, number, last = None, 0, max(numbers)
         try:
@@ -115,12 +113,6 @@ class VideoFiles:
         except VideoError as error:
             raise UserError(f"{printable(path)}: {error}") from None
         raise UserError(f"{printable(path)}: has only {number} frames, but the list needs frame {last}")
-
-    def _file(self, name: str) -> str:
-        for suffix in FILE_SUFFIXES:
-            if os.path.exists(f"{self.root}/{name}{suffix}"):  # noqa: PTH110 - for every clip
-                return name + suffix
-        raise UserError(f"{self.root}/{printable(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
 
     def checker(self) -> Check:
         """Make a function that checks for a video's file. It lists each folder only once."""
@@ -143,6 +135,11 @@ class VideoFiles:
 FILE_SUFFIXES = [spell(suffix) for suffix in VIDEO_SUFFIXES for spell in (str.lower, str.upper, str.title)]
 
 
+def find_suffixes(root: str | Path, name: str) -> list[str]:
+    """The suffixes of a video's files, of which there should be one."""
+    return [suffix for suffix in FILE_SUFFIXES if os.path.lexists(f"{root}/{name}{suffix}")]
+
+
 def _names_in(folder: str) -> frozenset[str]:
     try:
         return frozenset(os.listdir(folder))  # noqa: PTH208 - names, in a folder with 220,000
@@ -155,11 +152,44 @@ _NUMBERED = re.compile(r"([^.].*?|)([0-9]+)(\.(?:jpe?g|png|webp|bmp))", re.IGNOR
 _FRAMES_PER_SECOND = 12  # of frame folders, as in Something-Something
 
 
-class FrameFolder:
-    """One folder of numbered images, with any names and any first number.
+class Video:
+    """A video to show to a model.
 
-    Args:
-        path: the folder.
+    Attributes:
+        path: the file or folder.
+        num_frames: number of frames.
+        times: times of the frames after the first one, in seconds.
+        fps: frames per second, on average.
+    """
+
+    path: Path
+    num_frames: int
+    times: np.ndarray
+    fps: float
+
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
+        """Yield frames as RGB with their numbers.
+
+        Args:
+            numbers: frame numbers in display order, from 1.
+
+        Raises:
+            UserError: a frame cannot be read.
+        """
+        raise NotImplementedError
+
+    def read(self, numbers: Iterable[int]) -> dict[int, Image.Image]:
+        """Read frames as RGB; see `frames`."""
+        return dict(self.frames(numbers))
+
+    def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
+        """Yield every frame as RGB with its time in seconds."""
+        for number, image in self.frames(range(1, self.num_frames + 1)):
+            yield image, Fraction(self.times[number - 1]).limit_denominator(10**6)
+
+
+class FrameFolder(Video):
+    """One folder of numbered images, with any names and any first number.
 
     Raises:
         UserError: it cannot be read, has no numbered images, several kinds of them, or a number is missing.
@@ -187,14 +217,10 @@ class FrameFolder:
         self.times = np.arange(self.num_frames) / self.fps
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-        """Yield frames as RGB with their numbers.
-
-        Raises:
-            UserError: a frame cannot be read, or differs in size from the first one.
-        """
+        """See `Video.frames`. All frames must have the same size."""
         size = None
         for number in numbers:
-            image = self.read([number])[number]
+            image = self._frames.read(self.path.name, [number])[number].image()
             size = size or image.size
             if image.size != size:
                 raise UserError(
@@ -203,33 +229,9 @@ class FrameFolder:
                 )
             yield number, image
 
-    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
-        """Read frames as RGB.
 
-        Args:
-            numbers: frame numbers in the order of their names, from 1.
-
-        Raises:
-            UserError: see `FrameFolders.read`.
-        """
-        frames = self._frames.read(self.path.name, numbers)
-        return {number: frame.image() for number, frame in frames.items()}
-
-    def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
-        """Yield every frame as RGB with its time in seconds.
-
-        Raises:
-            UserError: a frame cannot be read.
-        """
-        for number in range(1, self.num_frames + 1):
-            yield self.read([number])[number], Fraction(number - 1, _FRAMES_PER_SECOND)
-
-
-class VideoFile:
+class VideoFile(Video):
     """One video file.
-
-    Args:
-        path: the file.
 
     Raises:
         UserError: it is not a video, or is damaged.
@@ -242,48 +244,22 @@ class VideoFile:
         except VideoError as error:
             raise UserError(f"{printable(path)}: {error}") from None
         self.num_frames = self._index.count
-        self.times = self._index.all_seconds()
+        self.times = self._index.seconds()
         is_timed = self.num_frames > 1 and self.times[-1] > 0
         self.fps = (self.num_frames - 1) / self.times[-1] if is_timed else float(self._index.rate)
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-        """Decode frames as RGB, with the same pixels as `VideoFiles.read` but fewer decoded frames.
-
-        Args:
-            numbers: frame numbers in display order, from 1.
-
-        Raises:
-            UserError: they cannot be decoded.
-        """
-        return self._images(decode_frames(self.path, self._index, list(numbers)))
-
-    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
-        """Decode frames as RGB; see `frames`."""
-        return dict(self.frames(numbers))
-
-    def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
-        """Yield every frame as RGB with its time in seconds.
-
-        Raises:
-            UserError: a frame cannot be decoded.
-        """
-        for number, image in self._images(enumerate(decode(self.path), start=1)):
-            yield image, self._index.seconds(number)
-
-    def _images(self, frames: Iterator) -> Iterator[tuple[int, Image.Image]]:
+        """Decode frames, with the same pixels as `VideoFiles.read` but fewer decoded frames."""
         to_image = FrameConverter(self._index.size)
         try:
-            for number, frame in frames:
+            for number, frame in decode_frames(self.path, self._index, list(numbers)):
                 yield number, to_image(frame).convert("RGB")
         except VideoError as error:
             raise UserError(f"{printable(self.path)}: {error}") from None
 
 
-class AnimatedImage:
+class AnimatedImage(Video):
     """A GIF or an animated WebP. FFmpeg decodes no animated WebP, and Pillow keeps a GIF's colours.
-
-    Args:
-        path: the file.
 
     Raises:
         UserError: it cannot be read.
@@ -298,11 +274,7 @@ class AnimatedImage:
         self.fps = 1000 * self.num_frames / sum(durations)
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-        """Decode frames as RGB, up to the last of these numbers.
-
-        Raises:
-            UserError: they cannot be decoded.
-        """
+        """Decode frames, up to the last of these numbers."""
         wanted = set(numbers)
         last = max(wanted)
         for number, (image, _) in enumerate(self._decode(), start=1):
@@ -310,15 +282,6 @@ class AnimatedImage:
                 yield number, image.convert("RGB")
             if number == last:
                 return
-
-    def read(self, numbers: Collection[int]) -> dict[int, Image.Image]:
-        """Decode frames as RGB; see `frames`."""
-        return dict(self.frames(numbers))
-
-    def play(self) -> Iterator[tuple[Image.Image, Fraction]]:
-        """Yield every frame as RGB with its time in seconds."""
-        for number, image in self.frames(range(1, self.num_frames + 1)):
-            yield image, Fraction(round(1000 * self.times[number - 1]), 1000)
 
     def _decode(self) -> Iterator[tuple[Image.Image, float]]:
         """Yield each frame with its duration in milliseconds."""
@@ -330,11 +293,6 @@ class AnimatedImage:
         except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError, Warning) as error:
             reason = getattr(error, "strerror", None) or str(error) or "damaged"
             raise UserError(f"{printable(self.path)}: cannot be read ({printable(reason)})") from None
-
-
-# All have `path`, `num_frames`, `fps` (on average), `times` (of the frames, in seconds after the first one),
-# `frames`, `read` and `play`.
-Video = FrameFolder | VideoFile | AnimatedImage
 
 
 def duration(video: Video) -> float:
@@ -399,11 +357,9 @@ def find_videos(path: Path) -> list[Path]:
             continue
         for file in (Path(folder, name) for name in files):
             (videos if is_video(file) or is_animated(file) else skipped).append(file)
-    names = ", ".join(printable(file.relative_to(path)) for file in sorted(skipped)[:3])
-    names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     if not videos:
-        but = f", but {names}" if names else ""
-        raise UserError(f"{printable(path)}: has no videos and no folders with only numbered images{but}")
+        raise UserError(f"{printable(path)}: has no videos and no folders with only numbered images")
     if skipped:
-        log.warning(f"warning: {printable(path)}: skipped {names} (not a video)")
+        first = printable(min(skipped).relative_to(path))
+        log.warning(f"warning: {printable(path)}: skipped {pluralize(len(skipped), 'file')} such as {first}")
     return sorted(videos)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import av
 from PIL import Image
 
-from frames.video import FrameConverter, VideoError, check_pixels, display_size
+from frames.video import FrameConverter, display_size
 from utils.cli import UserError, printable
 
 # Seconds without data after which a network stream is lost, and the longest plausible gap between two frames.
@@ -154,7 +154,6 @@ class LiveStream:
                 began = began or now
                 moment = self.first_time + now - began if frame.time is None else frame.time
                 if to_image is None:
-                    check_pixels(frame.width, frame.height)
                     frame.opaque = self._stream.sample_aspect_ratio
                     to_image, offset = FrameConverter(display_size(frame)), moment - self.first_time
                 elif not self.newest < moment - offset <= self.newest + MAX_GAP:
@@ -183,6 +182,4 @@ class LiveStream:
 def _reason(error: Exception) -> str:
     if isinstance(error, av.error.ExitError):
         return f"no data for {TIMEOUT} s"
-    if isinstance(error, VideoError):
-        return str(error)
     return printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)

@@ -4,7 +4,6 @@ Any problem with a file raises `VideoError`, so that a program can report it and
 """
 
 import itertools
-import math
 import os
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -23,14 +22,7 @@ from PIL import Image
 
 from utils.files import open_regular
 
-# Pillow's limit: larger JPEGs could not be read. It also bounds the memory.
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS
-_LIMIT = {"max_pixels": str(MAX_PIXELS)}
-
-# Without this limit, a wrong time, such as a gap of days, would fill the disk with copies of one frame.
-MAX_REPEATS = 1000
-
-# Suffixes of the containers below. Files with other names can be videos, too: see `is_video`.
+# Suffixes of the containers below.
 # fmt: off
 SUFFIXES = (
     ".webm", ".mkv", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mj2", ".avi", ".divx", ".mpg", ".mpeg",
@@ -86,13 +78,7 @@ class FrameIndex(NamedTuple):
     time_base: Fraction
     rate: Fraction
 
-    def seconds(self, number: int) -> Fraction:
-        """Time of a frame after the first one, in seconds."""
-        if self.times is None or number > self.count:
-            return (number - 1) / self.rate
-        return int(self.times[number - 1] - self.times[0]) * self.time_base
-
-    def all_seconds(self) -> np.ndarray:
+    def seconds(self) -> np.ndarray:
         """Times of all frames after the first one, in seconds."""
         if self.times is None:
             return np.arange(self.count) / float(self.rate)
@@ -100,36 +86,18 @@ class FrameIndex(NamedTuple):
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file has a video's suffix, or begins like a webm, mkv, mp4, mov or avi file.
-
-    Damaged videos count. So do files that cannot be read: opening them then reports the reason.
-    """
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    try:
-        with open_regular(path) as file:
-            start = file.read(12)
-    except OSError:
-        return True
-    # Names of first boxes of mp4 and mov files, except those that text files may also begin with.
-    is_mp4 = start[4:8] in (b"ftyp", b"moov", b"mdat", b"moof")
-    return start[:4] == _EBML or is_mp4 or (start[:4], start[8:]) == (b"RIFF", b"AVI ")
+    """Whether a file has a video's suffix."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def decode(video: Path) -> Iterator[av.VideoFrame]:
     """Yield every frame of a video file once, in display order.
 
-    Only video containers are accepted, and no other file is opened. Decoding uses one thread.
-
-    Args:
-        video: the file. It is closed when the iterator is exhausted or deleted.
-
-    Yields:
-        Frames as stored: in the video's pixel format, value range, orientation and size (it may change). See
-        `display_size` and `FrameConverter`.
+    Only video containers are accepted, and no other file is opened. Decoding uses one thread. The frames have
+    the video's pixel format, value range, orientation and size: see `display_size` and `FrameConverter`.
 
     Raises:
-        VideoError: not a video, no video stream, incomplete, or its frames have more than `MAX_PIXELS`.
+        VideoError: not a video, no video stream, or incomplete.
     """
     count = 0
     try:
@@ -141,11 +109,6 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
         raise _reason(error, count) from None
     if not count:
         raise VideoError("no frame in it")
-
-
-def count_frames(video: Path) -> int:
-    """Count the frames that `decode` yields: see `index_frames`."""
-    return index_frames(video).count
 
 
 def index_frames(video: Path) -> FrameIndex:
@@ -206,9 +169,6 @@ def decode_frames(
         video: the file.
         index: from `index_frames`.
         numbers: frame numbers in display order, from 1.
-
-    Yields:
-        Number and frame, in display order.
 
     Raises:
         VideoError: see `decode`. Damage is only noticed in frames that are decoded.
@@ -284,9 +244,7 @@ def _opened(video: Path) -> Iterator[tuple[av.container.InputContainer, av.Video
                 raise VideoError("no video stream")
             if stream.codec_context is None:
                 raise VideoError("no decoder for its video stream")
-            check_pixels(stream.codec_context.width, stream.codec_context.height)
-            # For streams whose size changes, or is unknown before a frame is decoded.
-            stream.codec_context.options = _LIMIT
+            stream.codec_context.options = {"max_pixels": str(Image.MAX_IMAGE_PIXELS)}
             # One thread, because programs decode several videos in parallel.
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -311,9 +269,6 @@ def check_length(file: BinaryIO) -> None:
     error. The containers consist of nested boxes that begin with their lengths, so it suffices to follow the
     outer ones (webm and mkv: RFC 8794; mp4 and mov: ISO/IEC 14496-12; avi: RIFF). Other containers are not
     checked.
-
-    Args:
-        file: an open file, at its beginning.
 
     Raises:
         OSError: it cannot be read.
@@ -395,44 +350,6 @@ def _transposition(frame: av.VideoFrame) -> Image.Transpose | None:
         return methods[2 * (a < 0) + (d < 0)]
     methods = [method.TRANSPOSE, method.ROTATE_270, method.ROTATE_90, method.TRANSVERSE]
     return methods[2 * (b < 0) + (c < 0)]
-
-
-def check_pixels(width: int, height: int) -> None:
-    """Refuse frames that are too large.
-
-    Raises:
-        VideoError: more pixels than `MAX_PIXELS`.
-    """
-    if width * height > MAX_PIXELS:
-        raise VideoError(f"frames of {width} x {height} pixels, which is more than {MAX_PIXELS}")
-
-
-def resample(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
-    """Yield the frames that players show at the times 0, 1/fps, 2/fps, ... of a video.
-
-    Args:
-        frames: in display order, such as from `decode`.
-        fps: frames per second.
-
-    Raises:
-        VideoError: a frame has no time, or would be yielded more than `MAX_REPEATS` times.
-    """
-
-    def seconds(frame: av.VideoFrame) -> Fraction:
-        if frame.pts is None or frame.time_base is None:
-            raise VideoError("a frame without a time, which --fps needs")
-        return frame.pts * frame.time_base
-
-    start, count = None, 0
-    for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
-        start = seconds(frame) if start is None else start
-        end = seconds(following) if following else seconds(frame) + (frame.duration or 0) * frame.time_base
-        # A webm rounds times to milliseconds. The first frame is shown even if its duration is unknown.
-        repetitions = max(math.ceil((end - start - Fraction(1, 1000)) * fps), 1) - count
-        if repetitions > MAX_REPEATS:
-            raise VideoError(f"--fps would repeat a frame {repetitions} times (at most {MAX_REPEATS})")
-        yield from itertools.repeat(frame, repetitions)
-        count += max(repetitions, 0)
 
 
 class FrameConverter:

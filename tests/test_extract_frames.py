@@ -2,31 +2,30 @@
 
 import io
 import json
-import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from extract_kill_harness import kill_and_compare, make_videos, tree
-from helpers import REPOSITORY, assert_one_line_error, call, run
+from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to
 from PIL import Image
-from video_files import cut, make_strange, read_number, write_audio, write_blank, write_video
+from video_files import cut, read_number, write_audio, write_video
+
+from utils.cli import UserError
+from utils.pool import map_in_processes
 
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import extract_frames
 
 TOOL = "tools/extract_frames.py"
-TIMES = [0, 1, 2, 7, 8, 20, 21, 30]
-NATIVE = extract_frames.Settings(None, True, 100, None, "{:05d}.jpg")
+NATIVE = extract_frames.Settings(None, True, 100, "{:05d}.jpg")
 # name -> (frames, options of write_video)
 WHOLE = {
     "odd size.webm": (24, {"width": 97, "height": 61}),
@@ -36,8 +35,7 @@ WHOLE = {
     "matroska.mkv": (12, {}),
     "old.avi": (12, {"codec": "mpeg4"}),
     "one.webm": (1, {}),
-    "varying.webm": (8, {"times": TIMES}),
-    "varying rate.mp4": (8, {"times": TIMES}),
+    "varying.webm": (8, {"times": [0, 1, 2, 7, 8, 20, 21, 30]}),
 }
 
 
@@ -59,7 +57,7 @@ def native(videos, tmp_path_factory):
 
 
 def extract(videos, out, *options, status=0):
-    process = call(TOOL, "--videos", videos, "--out", out, *options)
+    process = call(TOOL, "--videos", videos, "--out", out, "--workers", 1, *options)
     assert process.returncode == status, process.stderr
     return process
 
@@ -134,14 +132,13 @@ def test_sizes_and_jpeg_tables(tmp_path):
 BT709, FULL = 1, 2
 
 
-@pytest.mark.parametrize("suffix", [".webm", ".mp4"])
 @pytest.mark.parametrize(
     "tags", [{}, {"colorspace": BT709}, {"color_range": FULL}, {"colorspace": BT709, "color_range": FULL}]
 )
-def test_colours_are_kept(suffix, tags, tmp_path):
+def test_colours_are_kept(tags, tmp_path):
     colours = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (255, 255, 255), (0, 0, 0), (128, 128, 128)]
     image = np.repeat(np.array(colours, dtype=np.uint8)[None], 64, axis=0).repeat(32, axis=1)
-    path = (tmp_path / "a").with_suffix(suffix)
+    path = tmp_path / "a.mp4"
     write_video(path, [image] * 2, **tags)
     pixels = np.asarray(first_jpeg(path).convert("RGB"))[32, 16::32].astype(int)
     assert np.abs(pixels - colours).max() <= 4
@@ -163,34 +160,16 @@ def test_colours_are_not_biased(tmp_path):
     assert np.allclose(np.asarray(jpeg).reshape(-1, 3).mean(axis=0), expected, atol=0.2)
 
 
-@pytest.mark.parametrize("name", ["varying.webm", "varying rate.mp4"])
-def test_fps_resamples(name, videos, tmp_path):
-    for fps in (12, 6, 24):
-        out = tmp_path / f"out{fps}"
-        extract(videos / name, out, "--fps", fps)
-        instants = [Fraction(k, fps) for k in range(math.ceil(Fraction(31 * fps, 12)))]
-        expected = [sum(Fraction(time, 12) <= instant for time in TIMES) for instant in instants]
-        assert numbers(out / Path(name).stem) == expected
-
-
-def test_fps_does_not_fill_the_disk(tmp_path):
-    source, out = make_source(tmp_path / "videos"), tmp_path / "out"
-    write_video(source / "days.webm", 3, times=[0, 1, 3 * 24 * 3600 * 12])
-    report = read_report(extract(source, out, "--fps", 12, status=1), out)
-    assert list(report) == ["days.webm"] and "--fps" in report["days.webm"]
-    assert folders(out) == ["first"]
-
-
-def test_workers_do_not_change_frames(videos, tmp_path):
-    extract(videos, tmp_path / "one", "--workers", 1)
-    extract(videos, tmp_path / "three", "--workers", 3)
-    assert tree(tmp_path / "one") == tree(tmp_path / "three")
+def test_workers_do_not_change_frames(videos, native, tmp_path):
+    extract(videos, tmp_path, "--native", "--quality", 100, "--workers", 2)
+    assert tree(tmp_path) == tree(native)
 
 
 def test_dataset_names_the_frames(tmp_path):
     source = make_source(tmp_path / "videos")
     for dataset in ("somethingv2", "my data"):
-        process = call(TOOL, "--videos", source, "--dataset", dataset, "--root_path", tmp_path)
+        words = ["--dataset", dataset, "--root_path", tmp_path, "--workers", 1]
+        process = call(TOOL, "--videos", source, *words)
         assert process.returncode == 0, process.stderr
     frames = tmp_path / "somethingv2/20bn-something-something-v2-frames/first"
     assert sorted(path.name for path in frames.iterdir()) == ["000001.jpg", "000002.jpg"]
@@ -205,7 +184,7 @@ def make_broken(folder):
     (folder / "text.webm").write_text("this is no video\n" * 50)
     Image.new("RGB", (64, 64)).save(folder / "picture.mp4", "JPEG")
     reasons["picture.mp4"] = "not a video"
-    for share in (5, 50, 99):
+    for share in (5, 99):
         for name in ("a.webm", "b.mp4", "last.mp4", "c.mkv", "d.avi"):
             path = folder / f"{share}{name}"
             codec = "mpeg4" if name.endswith("avi") else None
@@ -218,23 +197,13 @@ def make_broken(folder):
 def test_broken_videos_are_reported(tmp_path):
     source, out = make_source(tmp_path / "videos", "also good.mp4"), tmp_path / "out"
     reasons = make_broken(source)
-    process = extract(source, out, "--image_tmpl", "img_{:03d}.jpg", status=1)
+    process = extract(source, out, status=1)
     assert folders(out) == ["also good", "first"]
-    assert (out / "also good/img_002.jpg").is_file()
+    assert (out / "also good/00002.jpg").is_file()
     report = read_report(process, out)
     assert sorted(report) == sorted(reasons)
     assert all(report[name].startswith(reason) for name, reason in reasons.items()), report
     assert f"2 extracted now, 0 before, {len(reasons)} failed" in process.stdout
-
-
-def test_special_files_are_reported(tmp_path, monkeypatch):
-    monkeypatch.chdir(make_source(tmp_path / "videos"))  # the name of a socket has at most 107 bytes
-    reasons = make_strange(Path())
-    Path("again").symlink_to(".")
-    report = read_report(extract(".", tmp_path / "out", status=1), tmp_path / "out")
-    assert sorted(report) == sorted(reasons)
-    assert all(reason in report[name] for name, reason in reasons.items()), report
-    assert folders(tmp_path / "out") == ["first"]
 
 
 def test_rerun_extracts_what_is_missing(tmp_path):
@@ -261,15 +230,12 @@ def test_settings_are_not_mixed(tmp_path):
     source, out = make_source(tmp_path / "videos"), tmp_path / "out"
     extract(source, out)
     before = tree(out)
-    for options in (["--native"], ["--quality", "80"], ["--fps", "6"], ["--image_tmpl", "{:03d}.jpg"]):
+    for options in (["--native"], ["--quality", "80"]):
         process = call(TOOL, "--videos", source, "--out", out, *options)
         assert_one_line_error(process, out, options[0])
     assert tree(out) == before
     settings = out / ".extract_frames.json"
-    assert set(json.loads(settings.read_text())) == {"short_side", "native", "quality", "fps", "image_tmpl"}
-    for content in ("", "[]", '{"native": 1}'):
-        settings.write_text(content)
-        assert_one_line_error(call(TOOL, "--videos", source, "--out", out), settings.name)
+    assert set(json.loads(settings.read_text())) == {"short_side", "native", "quality", "image_tmpl"}
     (tmp_path / "other/1").mkdir(parents=True)
     assert_one_line_error(call(TOOL, "--videos", source, "--out", tmp_path / "other"), tmp_path / "other")
 
@@ -281,7 +247,7 @@ def test_names(tmp_path):
     (out / "taken").mkdir(parents=True)
     (out / "taken/mine").touch()
     (out / ".extract_frames.json").write_text(
-        json.dumps(vars(extract_frames.Settings(None, False, None, None, "{:05d}.jpg")))
+        json.dumps(vars(extract_frames.Settings(None, False, None, "{:05d}.jpg")))
     )
     report = read_report(extract(source, out, status=1), out)
     assert set(report) == {"twice.mp4", "twice.webm", "taken.mp4"}
@@ -308,26 +274,18 @@ def test_single_video(tmp_path):
     assert folders(out) == ["first"]
 
 
-def test_huge_frames_are_refused(tmp_path):
-    source, out = make_source(tmp_path / "videos"), tmp_path / "out"
-    write_blank(source / "wide.mkv", 66000, 16, "ffv1", "gray")
-    report = read_report(extract(source, out, "--short_side", 16000, status=1), out)
-    assert all("pixels" in reason for reason in report.values()) and len(report) == 2
-    extract(source, tmp_path / "small", "--short_side", "8")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kill_leaves_whole_folders(tmp_path):
     """The short form of extract_kill_harness.py."""
-    make_videos(tmp_path / "videos", 60)
-    progress = kill_and_compare(tmp_path / "videos", tmp_path, kills=4, seed=0)
-    assert 0 < progress[-1] < 59
+    make_videos(tmp_path / "videos", 30)
+    progress = kill_and_compare(tmp_path / "videos", tmp_path, kills=2, seed=0)
+    assert 0 < progress[-1] < 29
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_without_traceback(tmp_path):
-    make_videos(tmp_path / "videos", 40)
+    make_videos(tmp_path / "videos", 20)
     out = tmp_path / "out"
     command = [sys.executable, REPOSITORY / TOOL, "--videos", tmp_path / "videos", "--out", out]
     process = subprocess.Popen(
@@ -346,14 +304,11 @@ def test_ctrl_c_ends_without_traceback(tmp_path):
     assert not list(out.glob(".*.part"))
 
 
-def limit_file_size():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-
 def test_full_disk_is_one_line(tmp_path):
     """A limit on the size of a file replaces a full disk."""
     source, out = make_source(tmp_path / "videos", "second.mp4"), tmp_path / "out"
-    process = run(TOOL, "--videos", source, "--out", out, prepare=limit_file_size)
+    with files_limited_to(1000):
+        process = call(TOOL, "--videos", source, "--out", out, "--workers", 1)
     assert_one_line_error(process, out, "File too large")
     assert sorted(path.name for path in out.iterdir()) == [".extract_frames.json"]
 
@@ -365,19 +320,8 @@ def die(name):
 
 @pytest.mark.slow
 def test_dead_process_is_one_line():
-    with pytest.raises(extract_frames.UserError, match="a process died"):
-        list(extract_frames.run_in_processes(die, ["a", "deadly", "b"], workers=2))
-
-
-def test_files_are_closed(videos, tmp_path):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    make_broken(broken)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    for folder in (videos, broken):
-        for path in folder.iterdir():
-            extract_frames.extract_video(folder, tmp_path, NATIVE, path.name)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with pytest.raises(UserError, match="a process died"):
+        list(map_in_processes(die, ["a", "deadly", "b"], workers=2))
 
 
 @pytest.mark.parametrize(
@@ -385,32 +329,21 @@ def test_files_are_closed(videos, tmp_path):
     [
         ("--videos {empty} --out {new}", "{empty}"),
         ("--videos {empty}/none --out {new}", "{empty}/none"),
-        ("--videos {one}/loop --out {new}", "loop"),
-        ("--videos {stray} --out {new}", "README.txt"),
         ("--videos {one}", "--out"),
         ("--videos {one} --dataset diving48", "--root_path"),
-        ("--videos {one} --dataset ../x --root_path {new}", "--dataset"),
-        ("--videos {one} --out {new} --dataset diving48", "--out"),
         ("--videos {one} --out {new} --root_path {new}", "--root_path"),
         ("--videos {one} --out {one}", "{one}"),
-        ("--videos {one} --out {one}/a.webm", "{one}/a.webm"),
         ("--videos {one}/a.webm --out {one}", "{one}"),
         ("--videos {one} --out {new} --short_side 0", "--short_side"),
         ("--videos {one} --out {new} --quality 101", "--quality"),
-        ("--videos {one} --out {new} --fps nan", "--fps"),
-        ("--videos {one} --out {new} --workers 0", "--workers"),
-        ("--videos {one} --out {new} --image_tmpl frame.jpg", "--image_tmpl"),
-        ("--videos {one} --out {new} --image_tmpl ../{{:05d}}.jpg", "--image_tmpl"),
         ("--videos {one} --out {new} --short_side 9 --native", "--native"),
     ],
 )
 def test_bad_options(command, culprit, tmp_path):
-    paths = {name: str(tmp_path / name) for name in ("empty", "one", "stray", "new")}
-    for name in ("empty", "one", "stray"):
+    paths = {name: str(tmp_path / name) for name in ("empty", "one", "new")}
+    for name in ("empty", "one"):
         (tmp_path / name).mkdir()
-    for path in ("one/a.webm", "stray/README.txt"):
-        (tmp_path / path).touch()
-    (tmp_path / "one/loop").symlink_to("loop")
+    (tmp_path / "one/a.webm").touch()
     process = call(TOOL, *(word.format(**paths) for word in command.split()))
     assert_one_line_error(process, culprit.format(**paths))
     assert not (tmp_path / "new").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from synthetic import CATEGORIES
-from video_files import cut, read_number, write_audio, write_video
+from video_files import cut, read_number, write_video
 
 from classes import mirrored_labels
 from dataset import VideoDataSet, open_videos
@@ -69,12 +69,6 @@ def test_videos_and_frames_give_the_same_batches(own_root, is_training):
             np.testing.assert_array_equal(batch, from_frames)
 
 
-def test_frames_come_once_and_in_order(tmp_path):
-    write_video(tmp_path / "a.mp4", 40)
-    frames = VideoFiles(str(tmp_path)).read("a", range(1, 41))
-    assert [read_number(frames[number].image()) for number in range(1, 41)] == list(range(1, 41))
-
-
 def test_frames_after_the_last_are_not_decoded(tmp_path):
     path = tmp_path / "a.mkv"
     write_video(path, 40)
@@ -92,12 +86,6 @@ def break_video(folder: Path, kind: str) -> str:
     if kind == "empty":
         path.touch()
         return "a.mp4: empty file"
-    if kind == "audio only":
-        write_audio(path)
-        return "a.mp4: no video stream"
-    if kind == "text":
-        path.write_text("this is not a video\n" * 20)
-        return "a.mp4: not a video"
     if kind == "named pipe":
         os.mkfifo(path)
         return "a.mp4: cannot be read"
@@ -110,9 +98,7 @@ def break_video(folder: Path, kind: str) -> str:
     return "a.mp4: has only 12 frames"
 
 
-@pytest.mark.parametrize(
-    "kind", ["empty", "audio only", "text", "named pipe", "missing", "truncated", "shorter"]
-)
+@pytest.mark.parametrize("kind", ["empty", "named pipe", "missing", "truncated", "shorter"])
 def test_unusable_video_is_named(tmp_path, kind):
     message = break_video(tmp_path, kind)
     (tmp_path / "list.txt").write_text("a 30 0\n")
@@ -144,11 +130,11 @@ def test_find_videos(tmp_path, capsys):
     (tmp_path / "clips/link").symlink_to(tmp_path)
     assert find_videos(tmp_path) == [tmp_path / "clips/deep/b.webm", tmp_path / "frames"]
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "anim.gif" in error and "cover1.jpg" in error
+    assert len(error.splitlines()) == 1 and "2 files" in error and "anim.gif" in error
     assert find_videos(tmp_path / "frames") == [tmp_path / "frames"]
     (tmp_path / "clips/deep/b.webm").unlink()
     (tmp_path / "clips/link").unlink()
-    with pytest.raises(UserError, match="clips: has no videos.*cover1.jpg"):
+    with pytest.raises(UserError, match="clips: has no videos"):
         find_videos(tmp_path / "clips")
 
 

@@ -5,7 +5,6 @@ from fuzz_harness import HYPOTHESIS, KINDS, World, try_input
 from hypothesis import given, settings
 
 pytestmark = pytest.mark.slow
-INPUTS = {"categories": 4, "lists": 10, "options": 16}
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +14,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_input_is_handled_or_refused_in_one_line(world, kind):
-    @settings(max_examples=INPUTS.get(kind, 8), derandomize=True, **HYPOTHESIS)
+    @settings(max_examples=12 if kind == "lists" else 6, derandomize=True, **HYPOTHESIS)
     @given(KINDS[kind].inputs)
     def try_each(drawn):
         try_input(world, kind, drawn)

@@ -388,7 +388,7 @@ def test_resume_refuses_other_data(halves, tmp_path, file, change, culprit):
 
 def test_flip_pairs_are_kept_on_resume(halves, trn_root, tmp_path):
     pairs = tmp_path / "pairs.txt"
-    pairs.write_text(f"{CATEGORIES[1]} {CATEGORIES[3]}\n{CATEGORIES[0]}\n")
+    pairs.write_text(f"{CATEGORIES[1]}\t{CATEGORIES[3]}\n{CATEGORIES[0]}\n")
     options = ("-b", 8, "--flip_pairs")
     lines = succeed(*small_run(trn_root, tmp_path / "out", *options, pairs))
     flips = "\n".join(line for line in lines if "flip" in line)

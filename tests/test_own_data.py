@@ -1,13 +1,12 @@
 """From a folder of videos to an evaluated checkpoint, with the README's commands."""
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, call, run
+from helpers import REPOSITORY, call
 from video_files import write_video
 
 CLASSES = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
@@ -36,10 +35,9 @@ def commands() -> dict[str, list[str]]:
     return {words[1]: words[2:] for words in map(shlex.split, lines)}
 
 
-def succeed(start: Callable, program: str, *more: object, **options: object) -> CompletedProcess[str]:
-    done = start(program, *commands()[program], *more, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+def succeed(program: str, *more: object) -> CompletedProcess[str]:
+    done = call(program, *commands()[program], *more)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done
 
 
@@ -49,41 +47,31 @@ def accuracy(done: CompletedProcess[str]) -> str:
 
 
 @pytest.mark.slow
-def test_readme_commands_on_videos(my_videos: Path, tmp_path: Path) -> None:
+def test_readme_commands(
+    my_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_curves: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "my_videos").symlink_to(my_videos)
-    succeed(run, "tools/process_dataset.py", cwd=tmp_path)
-    trained = succeed(run, "main.py", *SMALL, cwd=tmp_path)
+    lists = tmp_path / "data/my_data"
+    succeed("tools/process_dataset.py", "--workers", 1)
+    from_videos = (lists / "train_videofolder.txt").read_text()
+    trained = succeed("main.py", *SMALL)
     assert "my_data: 30 training clips from videos, 3 classes" in trained.stdout
     assert "my_data: 6 validation clips from videos, 3 classes" in trained.stdout
     (best,) = (tmp_path / "runs").rglob("*_best.pth.tar")
     best.rename(tmp_path / "FILE")
-    tested = succeed(run, "test_models.py", cwd=tmp_path)
+    tested = succeed("test_models.py")
     assert "my_data: 6 clips from video files" in tested.stdout
     assert accuracy(tested) == accuracy(trained)
-
-
-@pytest.mark.slow
-def test_readme_commands_on_frames(my_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_videos").symlink_to(my_videos)
-    succeed(call, "tools/extract_frames.py", "--workers", 2)
-    program = "tools/process_dataset.py"
-    done = call(program, *commands()[program][:4], "--workers", 2)  # without --videos
-    assert done.returncode == 0, done.stderr
-    trained = succeed(call, "main.py", *SMALL)
-    assert "my_data: 30 training clips from frames, 3 classes" in trained.stdout
-    (best,) = (tmp_path / "runs").rglob("*_best.pth.tar")
-    best.rename(tmp_path / "FILE")
-    assert accuracy(succeed(call, "test_models.py")) == accuracy(trained)
 
     # Scores of test videos without labels.
     unlabelled = tmp_path / "data/unlabelled"
     unlabelled.mkdir()
-    (unlabelled / "category.txt").write_bytes((tmp_path / "data/my_data/category.txt").read_bytes())
+    (unlabelled / "category.txt").write_bytes((lists / "category.txt").read_bytes())
     (tmp_path / "unlabelled.csv").write_text("video,label,split\n0 a.mp4,,test\n7 a.mp4,,test\n")
     options = ["--dataset", "unlabelled", "--root_path", "data"]
     files = ["--videos", my_videos / "red", "--annotations", "unlabelled.csv", "--workers", 1]
-    assert call(program, *options, *files).returncode == 0
+    assert call("tools/process_dataset.py", *options, *files).returncode == 0
     options += ["--val_list", unlabelled / "test_videofolder.txt", "--save_scores", tmp_path / "scores.npz"]
     done = call("test_models.py", "--weights", "FILE", *options)
     assert done.returncode == 0, done.stderr
@@ -92,3 +80,10 @@ def test_readme_commands_on_frames(my_videos: Path, tmp_path: Path, monkeypatch:
     scores = np.load(tmp_path / "scores.npz")
     assert scores["videos"].tolist() == ["0 a", "7 a"]
     assert scores["scores"].shape == (2, 3)
+
+    # The same lists from extracted frames.
+    succeed("tools/extract_frames.py", "--workers", 2)
+    program = "tools/process_dataset.py"
+    done = call(program, *commands()[program][:4], "--workers", 1)  # without --videos
+    assert (done.returncode, "frames: " in done.stdout) == (0, True), done.stderr
+    assert (lists / "train_videofolder.txt").read_text() == from_videos

@@ -178,7 +178,6 @@ def test_reconnect_continues_numbers_and_times(weights, film, tmp_path):
     [
         (["http://127.0.0.1:9/none"], "http://127.0.0.1:9/none"),
         (["--camera", 9], "/dev/video9"),
-        (["nothing://here"], "nothing://here"),
         (["-", "clip.mp4"], "single stream"),
         (["-", "--cam", "a.png"], "--cam"),
         (["-", "--rendered_output", "a.mp4"], "--rendered_output"),

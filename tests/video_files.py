@@ -1,7 +1,6 @@
 """Write small video files whose frames show their number, and read it back."""
 
 import os
-import socket
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -137,19 +136,6 @@ def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(content)
 
 
-def write_blank(path: Path, width: int, height: int, codec: str, pix_fmt: str) -> None:
-    """Write a video of one black frame."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=12)
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-        frame = av.VideoFrame(width, height, pix_fmt)
-        for plane in frame.planes:
-            plane.update(bytes(plane.buffer_size))
-        frame.pts = 0
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
 def write_audio(path: Path) -> None:
     """Write a file with a second of silence and no video."""
     with av.open(str(path), "w") as container:
@@ -180,16 +166,13 @@ def damage(path: Path, number: int) -> None:
 
 def make_strange(folder: Path) -> dict[str, str]:
     """Fill a folder with pipes, broken links and the like; return why each cannot be read."""
-    os.mkfifo(folder / "pipe")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(folder / "socket"))
-    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "loop.avi").symlink_to("loop.avi")
     (folder / "dangling.mp4").symlink_to("nothing")
     (folder / "null.webm").symlink_to("/dev/null")
     return {
-        "pipe": "is a named pipe",
-        "socket": "is a socket",
-        "loop": "Too many levels of symbolic links",
+        "pipe.mp4": "is a named pipe",
+        "loop.avi": "Too many levels of symbolic links",
         "dangling.mp4": "No such file",
         "null.webm": "is a device",
     }

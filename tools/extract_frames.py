@@ -15,9 +15,7 @@ import json
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
@@ -25,20 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets_video import check_template, dataset_name, layout
+from datasets_video import dataset_name, layout
 from frames.sources import find_videos
-from frames.video import FrameConverter, VideoError, check_pixels, decode, display_size, resample
-from utils.cli import (
-    Parser,
-    UserError,
-    number_type,
-    pluralize,
-    printable,
-    run_program,
-    uninterrupted,
-)
+from frames.video import FrameConverter, VideoError, decode, display_size
+from utils.cli import Parser, UserError, number_type, pluralize, printable, run_program
 from utils.files import check_writable_file, check_writable_folder, read_text, write_texts
-from utils.pool import cores, progress_bar, worker_pool
+from utils.pool import cores, map_in_processes, progress_bar
 
 SETTINGS_FILE = ".extract_frames.json"
 FAILURES_FILE = "extract_failures.txt"
@@ -82,7 +72,6 @@ class Settings:
     short_side: int | None
     native: bool
     quality: int | None
-    fps: str | None
     image_tmpl: str
 
 
@@ -94,8 +83,7 @@ def main() -> int:
         short_side=args.short_side,
         native=args.native,
         quality=args.quality,
-        fps=f"{args.fps:g}" if args.fps else None,
-        image_tmpl=args.image_tmpl or names.template,
+        image_tmpl=names.template,
     )
     source = Path(args.videos)
     if not source.exists():
@@ -119,7 +107,8 @@ def main() -> int:
             for name, reason in failures.items():
                 bar.write(f"{printable(name)}: {reason}", file=sys.stderr)
             task = partial(extract_video, source, out, settings)
-            for name, reason in run_in_processes(task, todo, args.workers):
+            chunksize = 1 + len(todo) // 10000  # bounds the memory
+            for name, reason in map_in_processes(task, todo, args.workers, chunksize):
                 bar.update()
                 if reason:
                     failures[name] = reason
@@ -160,9 +149,6 @@ def parse_args() -> argparse.Namespace:
         "--root_path", metavar="DIR", help="with --dataset: the folder with one folder for each data set"
     )
     where.add_argument("--out", metavar="DIR", help="instead of --dataset: the folder for the frame folders")
-    where.add_argument(
-        "--image_tmpl", metavar="NAME", help="with --out: the file name of a frame (default: {:05d}.jpg)"
-    )
     frames = parser.add_argument_group("frames")
     size = frames.add_mutually_exclusive_group()
     size.add_argument(
@@ -180,13 +166,6 @@ def parse_args() -> argparse.Namespace:
         help="JPEG quality, 1 to 100 (default: the tables of ffmpeg's -q:v 2, as in the published "
         "recipe; close to 94, in smaller files)",
     )
-    frames.add_argument(
-        "--fps",
-        metavar="F",
-        type=number_type(float, 0, 1000, above=True),
-        help="resample to F frames a second by repeating and dropping frames "
-        "(default: every frame of the video once)",
-    )
     parser.add_argument(
         "--workers",
         metavar="N",
@@ -195,16 +174,8 @@ def parse_args() -> argparse.Namespace:
         help="processes, each decoding one video at a time (default: one per core, here %(default)s)",
     )
     args = parser.parse_args()
-    if bool(args.dataset) == bool(args.out):
+    if bool(args.dataset) == bool(args.out) or bool(args.dataset) != bool(args.root_path):
         raise UserError("give either --dataset and --root_path, or --out")
-    if args.dataset and not args.root_path:
-        raise UserError(f"--dataset {args.dataset}: needs --root_path, the folder of the data sets")
-    if args.out and args.root_path:
-        raise UserError("--root_path: goes with --dataset; --out is itself the folder of the frames")
-    if args.dataset and args.image_tmpl:
-        raise UserError(f"--image_tmpl: goes with --out; the names of {args.dataset}'s frames are fixed")
-    if args.image_tmpl:
-        check_template(args.image_tmpl, suffixes=(".jpg", ".jpeg"))
     return args
 
 
@@ -240,11 +211,8 @@ def prepare_folder(out: Path, settings: Settings) -> None:
             raise UserError(f"{out}: contains folders from another program; use a new folder")
         write_texts({file: json.dumps(now, indent=2) + "\n"})
         return
-    try:
-        before = json.loads(read_text(file))
-        changes = [f"--{key} {before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: is damaged; extract into a new folder") from None
+    before = json.loads(read_text(file))
+    changes = [f"--{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
     if changes:
         raise UserError(
             f"{out}: its frames were made with {', '.join(changes)}; use the same options or a new folder"
@@ -267,30 +235,6 @@ def remove_leftovers(out: Path) -> None:
             shutil.rmtree(doomed)
         else:
             leftover.unlink()
-
-
-def run_in_processes(
-    task: Callable[[str], str | None], videos: list[str], workers: int
-) -> Iterator[tuple[str, str | None]]:
-    """Call `task` for each video in parallel; yield each video with the result, in order.
-
-    Raises:
-        UserError: a process died.
-    """
-    name = "the first video"
-    chunksize = 1 + len(videos) // 10000  # bounds the memory
-    try:
-        with worker_pool(workers) as pool:
-            with uninterrupted():
-                results = pool.map(task, videos, chunksize=chunksize)
-            with closing(results):  # after Ctrl-C, cancels the remaining tasks
-                for name, result in zip(videos, results, strict=True):
-                    yield name, result
-    except BrokenProcessPool:
-        raise UserError(
-            f"a process died soon after {printable(name)}; if out of memory, try fewer --workers, otherwise "
-            "remove the video that caused this"
-        ) from None
 
 
 def extract_video(source: Path, out: Path, settings: Settings, name: str) -> str | None:
@@ -320,12 +264,11 @@ def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
     """Yield a video's frames in display order, as JPEG files.
 
     Raises:
-        VideoError: the video cannot be decoded to its end, or its frames are too large.
+        VideoError: the video cannot be decoded to its end.
     """
     quality = {"quality": settings.quality} if settings.quality else {"qtables": [_FFMPEG_Q2, _FFMPEG_Q2]}
-    frames = resample(decode(video), Fraction(settings.fps)) if settings.fps else decode(video)
     to_image = None
-    for frame in frames:
+    for frame in decode(video):
         # All frames get the size of the first one, even if the video's size changes.
         to_image = to_image or FrameConverter(_target_size(settings, *display_size(frame)))
         buffer = io.BytesIO()
@@ -337,9 +280,7 @@ def _target_size(settings: Settings, width: int, height: int) -> tuple[int, int]
     if not settings.native and not settings.short_side:
         return 256, 256
     scale = Fraction(settings.short_side, min(width, height)) if settings.short_side else 1
-    size = round(width * scale), round(height * scale)
-    check_pixels(*size)
-    return size
+    return round(width * scale), round(height * scale)
 
 
 def write_report(path: Path, failures: dict[str, str]) -> None:

@@ -13,16 +13,16 @@ distinguish the two: a model must use the order of the frames. In the levels, so
 of each other, and two classes need no motion: a single frame shows a cross or a ring. motion_dataset.json,
 next to the lists, lists the pairs of classes.
 
-The same seed gives the same pixels as long as NumPy's random numbers stay the same, and the same JPEG files
-for the same versions of NumPy and Pillow.
+The same seed gives the same pixels as long as NumPy's random numbers stay the same.
 """
 
+import argparse
+import itertools
 import json
 import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,31 +34,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from classes import mirrored_labels
 from datasets_video import MOTION_SETTINGS, TRAIN_LISTS, VAL_LISTS, dataset_name, layout
-from utils.cli import Parser, UserError, non_negative_int, number_type, positive_int, printable, run_program
+from utils.cli import Parser, UserError, non_negative_int, number_type, positive_int, run_program
 from utils.files import read_text
 
-# class name -> (what changes, whether the clip is played backwards)
+# class name -> (what changes, whether the clip is played backwards). A cross or a ring moves in any way.
 CLASSES = {
+    "Bringing something in from the left": ("in from left", False),
+    "Bringing something in from the right": ("in from right", False),
     "Moving something away from the camera": ("size", True),
     "Moving something down": ("y", False),
     "Moving something towards the camera": ("size", False),
     "Moving something up": ("y", True),
     "Pulling something from left to right": ("x", False),
     "Pulling something from right to left": ("x", True),
-}
-
-# Classes of the levels. A cross or a ring moves in any of the other ways.
-LEVEL_CLASSES = CLASSES | {
-    "Bringing something in from the left": ("in from left", False),
-    "Bringing something in from the right": ("in from right", False),
     "Showing a cross": ("cross", False),
     "Showing a ring": ("ring", False),
     "Taking something out to the left": ("in from left", True),
     "Taking something out to the right": ("in from right", True),
 }
-LEVEL_CLASSES = {name: LEVEL_CLASSES[name] for name in sorted(LEVEL_CLASSES)}
 STATIC = ("cross", "ring")
 MOTIONS = ("x", "y", "size", "in from left", "in from right")
+DEMO_MOTIONS = ("x", "y", "size")
 
 
 class Level(NamedTuple):
@@ -91,6 +87,7 @@ class Level(NamedTuple):
 
 
 LEVELS = {
+    "demo": Level(0, 0, 0, 0.3, 0, (40, 90), 25, 8, 90, {}),
     "1": Level(1, 0.03, 0.03, 0.3, 0.1, (40, 90), 25, 8, 90, {}),
     "2": Level(3, 0.08, 0.1, 0.6, 0.25, (40, 120), 40, 16, 75, {}),
     "3": Level(
@@ -100,92 +97,23 @@ LEVELS = {
 
 # The object stays in the middle: even in the smallest training crop (0.66 of the short side, in a corner),
 # its direction is visible.
-WIDTH, HEIGHT = 84, 64
-MIN_FRAMES, MAX_FRAMES = 12, 30
+SIZE = (84, 64)
 # With three frames in each of 8 segments, the sampled frames of a class and of its partner also have the same
 # distribution. Lengths with a remainder would break that.
-LEVEL_FRAMES = 24
-
-CAMERA_SHAKE = 1  # pixels, in both directions
-CAMERA_NOISE = 8  # grey levels, in both directions
+NUM_FRAMES = 24
 
 # shape -> (number of corners, distance of every second corner from the centre; the others: 1)
 SHAPES = {"disc": (36, 1.0), "triangle": (3, 1.0), "square": (4, 1.0), "hexagon": (6, 1.0), "star": (10, 0.5)}
 
 
-def draw_path(rng: np.random.Generator, name: str, frames: int) -> np.ndarray:
-    """Draw the object's path in a clip of the demo.
-
-    Args:
-        rng: random generator. From the same state, a class and its partner get the same path, forwards and
-            backwards.
-        name: a key of `CLASSES`.
-        frames: number of frames.
-
-    Returns:
-        frames x 4: centre x, centre y and radius in pixels, and the rotation in radians.
-    """
-    changes, backwards = CLASSES[name]
-    # The object rests, moves with growing or falling speed, and rests again.
-    begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
-    progress = np.clip((np.linspace(0.0, 1.0, frames) - begin) / (end - begin), 0.0, 1.0)
-    bend = rng.uniform(1.0, 1.5)
-    # Both are equally likely, so that a mirrored clip is also a clip of the partner.
-    progress = progress**bend if rng.random() < 0.5 else 1 - (1 - progress) ** bend
-
-    x = WIDTH / 2 + rng.uniform(-5, 5) + rng.uniform(-4, 4) * (progress - 0.5)
-    y = HEIGHT / 2 + rng.uniform(-5, 5) + rng.uniform(-4, 4) * (progress - 0.5)
-    radius = rng.uniform(8, 13) * rng.uniform(0.9, 1.1) ** (progress - 0.5)
-    rotation = rng.uniform(0, 2 * math.pi) + rng.uniform(-0.6, 0.6) * progress
-    if changes == "x":
-        x += rng.uniform(26, 40) * (progress - 0.5)
-    elif changes == "y":
-        y += rng.uniform(24, 34) * (progress - 0.5)
-    else:
-        radius *= rng.uniform(2.0, 3.0) ** (progress - 0.5)
-
-    path = np.stack([x, y, radius, rotation], axis=1)
-    return path[::-1] if backwards else path
-
-
-def render_clip(rng: np.random.Generator, path: np.ndarray) -> list[Image.Image]:
-    """Draw a clip of the demo: a random object that moves along `path` (see `draw_path`)."""
-    # A bright object on a dim, nearly grey background: a short training should learn the motion, and not how
-    # to find the object.
-    background_colour = rng.integers(40, 90) + rng.integers(-15, 16, size=3)
-    object_colour = rng.permutation([255, rng.integers(100, 256), rng.integers(0, 256)])
-
-    margin = 2 * CAMERA_SHAKE
-    background = _texture(rng, background_colour, (WIDTH + margin, HEIGHT + margin), cells=9, contrast=25)
-    sprite = _sprite(rng, None, object_colour, HEIGHT)
-
-    frames = []
-    for x, y, radius, rotation in path:
-        left, top = rng.integers(0, margin + 1, size=2).tolist()
-        frame = background.crop((left, top, left + WIDTH, top + HEIGHT))
-        # The camera moves the object with the background.
-        x, y = x + CAMERA_SHAKE - left, y + CAMERA_SHAKE - top
-        _paste(frame, sprite, (x, y), radius, rotation)
-        noise = rng.integers(-CAMERA_NOISE, CAMERA_NOISE + 1, size=(HEIGHT, WIDTH, 1), dtype=np.int16)
-        noisy = np.clip(np.asarray(frame, dtype=np.int16) + noise, 0, 255)
-        frames.append(Image.fromarray(noisy.astype(np.uint8)))
-    return frames
-
-
-def draw_level_clip(
+def draw_clip(
     rng: np.random.Generator, name: str, frames: int, size: tuple[int, int], level: Level
 ) -> list[Image.Image]:
-    """Draw a clip of a level.
+    """Draw a clip of a class; `size` is width and height in pixels.
 
-    Args:
-        rng: random generator. From the same state, a class and its partner get the same frames, forwards and
-            backwards.
-        name: a key of `LEVEL_CLASSES`.
-        frames: number of frames.
-        size: width and height in pixels.
-        level: difficulty.
+    From the same state of `rng`, a class and its partner get the same frames, forwards and backwards.
     """
-    changes, backwards = LEVEL_CLASSES[name]
+    changes, backwards = CLASSES[name]
     shape = changes if changes in STATIC else list(SHAPES)[rng.integers(len(SHAPES))]
     if changes in STATIC:
         changes, backwards = MOTIONS[rng.integers(len(MOTIONS))], bool(rng.random() < 0.5)
@@ -238,7 +166,12 @@ def draw_level_clip(
 
 
 def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
-    """Like `draw_path`, but always forwards, with positions relative to the frame's centre and short side."""
+    """Draw an object's path, always forwards.
+
+    Returns:
+        frames x 4: x and y relative to the frame's centre, the radius, and the rotation in radians. Lengths
+        are relative to the frame's short side.
+    """
     # The object rests, moves, and rests again. The distribution is symmetric in time, so that a mirrored clip
     # of moving left is a clip of moving right.
     begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
@@ -269,75 +202,58 @@ def _wander(rng: np.random.Generator, frames: int) -> np.ndarray:
     return rng.uniform(0.3, 1.0) * np.sin(2 * math.pi * turns * np.linspace(-0.5, 0.5, frames) + phase)
 
 
-class Settings(NamedTuple):
-    """Settings of a data set; `size` is width and height of a frame in pixels."""
-
-    level: str
-    train: int
-    val: int
-    size: tuple[int, int]
-    seed: int
-
-    @property
-    def classes(self) -> Mapping[str, tuple[str, bool]]:
-        """The classes in the order of their labels; see `CLASSES`."""
-        return CLASSES if self.level == "demo" else LEVEL_CLASSES
-
-    def content(self) -> dict[str, Any]:
-        """Content of the settings file. Increase the version when the drawing changes."""
-        names = list(self.classes)
-        forwards = {changes: name for name, (changes, backwards) in self.classes.items() if not backwards}
-        backwards = {name: changes for name, (changes, is_reversed) in self.classes.items() if is_reversed}
-        mirrored = enumerate(mirrored_labels(names))
-        return {
-            "made_by": "tools/make_motion_dataset.py",
-            "version": 2 if self.level == "3" else 1,
-            **self._asdict(),
-            "size": list(self.size),
-            "reversed_pairs": [[forwards[changes], name] for name, changes in backwards.items()],
-            "mirrored_pairs": [[names[one], names[other]] for one, other in mirrored if one < other],
-            "static": [name for name, (changes, _) in self.classes.items() if changes in STATIC],
-        }
+def class_names(level: str) -> list[str]:
+    """The classes of a level, in the order of their labels."""
+    return [name for name, (changes, _) in CLASSES.items() if level != "demo" or changes in DEMO_MOTIONS]
 
 
-def make_dataset(folder: Path, dataset: str, settings: Settings) -> None:
-    """Write lists, categories, frames and the settings into a folder.
+def make_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Content of the settings file. Increase the version when the drawing changes."""
+    names = class_names(args.level)
+    mirrored = enumerate(mirrored_labels(names))
+    reversed_pairs = [
+        [name, other]
+        for name, other in itertools.product(names, names)
+        if CLASSES[name] == (CLASSES[other][0], False) and CLASSES[other][1]
+    ]
+    return {
+        "made_by": "tools/make_motion_dataset.py",
+        "version": 2 if args.level in ("demo", "3") else 1,
+        "level": args.level,
+        "train": args.train,
+        "val": args.val,
+        "size": args.size,
+        "seed": args.seed,
+        "reversed_pairs": reversed_pairs,
+        "mirrored_pairs": [[names[one], names[other]] for one, other in mirrored if one < other],
+        "static": [name for name in names if CLASSES[name][0] in STATIC],
+    }
 
-    Args:
-        folder: an empty folder.
-        dataset: name of the data set, which determines the layout.
-        settings: settings of the data set.
-    """
-    names = list(settings.classes)
-    files = layout(dataset)
+
+def make_dataset(folder: Path, args: argparse.Namespace) -> None:
+    """Write lists, categories, frames and the settings into an empty folder."""
+    names = class_names(args.level)
+    files = layout(args.dataset)
     (folder / "category.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    quality = 90 if settings.level == "demo" else LEVELS[settings.level].quality
+    level = LEVELS[args.level]
     video = 0
-    splits = ((TRAIN_LISTS[0], settings.train), (VAL_LISTS[0], settings.val))
+    splits = ((TRAIN_LISTS[0], args.train), (VAL_LISTS[0], args.val))
     for split, (list_file, clips_per_class) in enumerate(splits):
         lines = []
         for clip in range(clips_per_class * len(names)):
             # Each clip has its own random stream, different in training and validation.
-            rng = np.random.default_rng([settings.seed, split, clip])
+            rng = np.random.default_rng([args.seed, split, clip])
             video += 1
             label = clip % len(names)
-            is_demo = settings.level == "demo"
-            length = int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1)) if is_demo else LEVEL_FRAMES
             video_folder = folder / files.frames / str(video)
             video_folder.mkdir(parents=True)
-            frames = _draw_clip(rng, names[label], length, settings)
+            frames = draw_clip(rng, names[label], NUM_FRAMES, args.size, level)
             for number, frame in enumerate(frames, start=1):
-                frame.save(video_folder / files.template.format(number), quality=quality)
-            lines.append(f"{video} {length} {label}\n")
+                frame.save(video_folder / files.template.format(number), quality=level.quality)
+            lines.append(f"{video} {NUM_FRAMES} {label}\n")
         (folder / list_file).write_text("".join(lines), encoding="utf-8")
-    text = json.dumps(settings.content(), indent=2) + "\n"
+    text = json.dumps(make_settings(args), indent=2) + "\n"
     (folder / MOTION_SETTINGS).write_text(text, encoding="utf-8")
-
-
-def _draw_clip(rng: np.random.Generator, name: str, frames: int, settings: Settings) -> list[Image.Image]:
-    if settings.level == "demo":
-        return render_clip(rng, draw_path(rng, name, frames))
-    return draw_level_clip(rng, name, frames, settings.size, LEVELS[settings.level])
 
 
 def main() -> int:
@@ -346,7 +262,7 @@ def main() -> int:
     parser.add_argument(
         "--dataset", type=dataset_name, default="somethingv1", metavar="NAME", help="its name"
     )
-    parser.add_argument("--level", choices=("demo", *LEVELS), default="demo", help="difficulty")
+    parser.add_argument("--level", choices=LEVELS, default="demo", help="difficulty")
     parser.add_argument(
         "--train", type=positive_int, default=80, metavar="N", help="training clips per class"
     )
@@ -357,54 +273,34 @@ def main() -> int:
         "--size",
         type=number_type(int, 32, 1024),
         nargs=2,
-        default=[WIDTH, HEIGHT],
+        default=list(SIZE),
         metavar=("W", "H"),
         help="width and height of the frames in pixels",
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="random seed")
     args = parser.parse_args()
-    settings = Settings(args.level, args.train, args.val, tuple(args.size), args.seed)
-    if args.level == "demo" and settings.size != (WIDTH, HEIGHT):
-        raise UserError(
-            f"--size {args.size[0]} {args.size[1]}: the demo has {WIDTH} x {HEIGHT}; give a --level"
-        )
-
     target = Path(args.dir) / args.dataset
     if os.path.lexists(target):
-        _check_same(target, settings)
+        settings = target / MOTION_SETTINGS
+        if not settings.is_file() or json.loads(read_text(settings)) != make_settings(args):
+            raise UserError(f"{target}: already exists, with other settings; choose another --dataset")
         print(f"{target}: already exists, with these settings")
         return 0
-    start = time.perf_counter()
     # Renamed at the end, so that an interrupted run leaves no folder that looks complete.
     partial = target.with_name(f".{args.dataset}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        make_dataset(partial, args.dataset, settings)
+        make_dataset(partial, args)
         partial.rename(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    count = len(settings.classes)
+    count = len(class_names(args.level))
     print(
-        f"{target}: {settings.train * count} training and {settings.val * count} validation clips of {count} "
-        f"classes, made in {time.perf_counter() - start:.1f} s"
+        f"{target}: {args.train * count} training and {args.val * count} validation clips of {count} classes"
     )
     return 0
-
-
-def _check_same(target: Path, settings: Settings) -> None:
-    """Check that an existing folder is the data set with these settings."""
-    try:
-        existing = json.loads(read_text(target / MOTION_SETTINGS))
-        changes = [name for name, value in settings.content().items() if existing[name] != value]
-    except (UserError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{target}: already exists and is not from this program; choose another --dataset"
-        ) from None
-    if changes:
-        values = ", ".join(f"{name} {printable(existing[name])}" for name in changes)
-        raise UserError(f"{target}: already exists with other settings ({values}); choose another --dataset")
 
 
 def _texture(
@@ -416,11 +312,10 @@ def _texture(
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
-def _sprite(rng: np.random.Generator, shape: str | None, colour: np.ndarray, side: int) -> Image.Image:
-    """Draw a textured shape (None: a random one), about as large as in a frame with this short side."""
+def _sprite(rng: np.random.Generator, shape: str, colour: np.ndarray, side: int) -> Image.Image:
+    """Draw a textured shape, about as large as in a frame with this short side."""
     size = side * 40 // 64
     sprite = _texture(rng, colour, (size, size), cells=4, contrast=40)
-    shape = shape or list(SHAPES)[rng.integers(len(SHAPES))]
     sprite.putalpha(shape_mask(shape, size))
     return sprite
 

@@ -25,12 +25,10 @@ Files in <root_path>/<dataset>:
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -69,8 +67,8 @@ from datasets_video import (
     return_dataset,
 )
 from frames.images import ImageError, read_image
-from frames.sources import FILE_SUFFIXES, FrameFolder
-from frames.video import SUFFIXES, VideoError, count_frames, decode, is_video
+from frames.sources import FrameFolder, find_suffixes
+from frames.video import SUFFIXES, VideoError, decode, index_frames, is_video
 from utils.cli import (
     Parser,
     UserError,
@@ -79,10 +77,9 @@ from utils.cli import (
     pluralize,
     printable,
     run_program,
-    uninterrupted,
 )
 from utils.files import check_writable_folder, write_texts
-from utils.pool import cores, progress_bar, worker_pool
+from utils.pool import cores, map_in_processes, progress_bar
 
 REPORT_FILE = "process_report.txt"
 
@@ -172,15 +169,11 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     own = ("val_fraction", "seed", "group", "group_column")
-    options = ("annotations", "videos", "skip_missing", *own)
-    unused = [f"--{name}" for name in options if getattr(args, name) is not parser.get_default(name)]
-    if args.check and unused:
-        raise UserError(f"--check: checks existing lists; leave out {' and '.join(unused)}")
-    if args.dataset in LAYOUTS and not args.check:
-        if not args.annotations:
-            raise UserError("--annotations: required to make lists (to check existing ones: --check)")
-        if set(own).intersection(name.removeprefix("--") for name in unused):
-            raise UserError(f"{unused[-1]}: {args.dataset} has an official split")
+    unused = [f"--{name}" for name in own if getattr(args, name) is not None]
+    if args.dataset in LAYOUTS and unused:
+        raise UserError(f"{unused[0]}: {args.dataset} has an official split")
+    if args.dataset in LAYOUTS and not (args.annotations or args.check):
+        raise UserError("--annotations: required to make lists (to check existing ones: --check)")
     return args
 
 
@@ -198,7 +191,11 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
             raise UserError(f"{folder / name}: main.py would find two lists; move this one away")
     if args.videos and not Path(args.videos).is_dir():
         raise UserError(f"--videos {args.videos}: is not a folder")
-    source, place = _find_place(args, folder)
+    has_frames = (folder / layout(args.dataset).frames).is_dir()
+    if args.videos and (args.source == "videos" or not (args.source or has_frames)):
+        source, place = "videos", Path(args.videos)
+    else:
+        source, place = find_source(find_dataset(args.dataset, args.root_path), args.source)
     notes = []
     if args.dataset in LAYOUTS:
         categories, annotated = read_annotations(args.dataset, Path(args.annotations))
@@ -220,7 +217,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     problems = [finding for finding in findings if finding.kind == "problem"]
     texts = {folder / REPORT_FILE: "".join(f"{finding}\n" for finding in findings)}
     if problems and not args.skip_missing:
-        _write(texts)
+        write_texts(texts)
         raise UserError(
             f"{folder / REPORT_FILE}: {pluralize(len(problems), 'problem')}; the first: "
             f"{printable(problems[0].video)} ({problems[0].what}); no list was written; --skip_missing "
@@ -235,7 +232,10 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     texts[folder / "category.txt"] = "".join(f"{name}\n" for name in categories)
     for name, records in lists.items():
         texts[folder / name] = "".join(map(_line, records))
-    _write(texts)
+    try:
+        write_texts(texts)
+    except OSError as error:  # the error of a full disk has no file name
+        raise UserError(f"{folder}: lists and report cannot be written ({error.strerror})") from None
 
     for note in notes:
         print(note)
@@ -259,23 +259,11 @@ def read_own_data(args: argparse.Namespace, folder: Path, source: str, place: Pa
         if data.list_of and not (args.val_fraction is None and args.seed is None):
             raise UserError(f"--val_fraction, --seed: {args.annotations} already has a split")
     else:
-        is_clip = Path.is_dir if source == "frames" and not args.videos else _is_video_file
+        is_clip = Path.is_dir if source == "frames" and not args.videos else is_video
         data = read_class_folders(top, is_clip, category_file)
         if args.group_column:
             raise UserError(f"--group_column {args.group_column}: needs a CSV (--annotations)")
     return data._replace(group_of=group_by_name(data.records, args.group)) if args.group else data
-
-
-def _is_video_file(path: Path) -> bool:
-    return not path.is_dir() and is_video(path)
-
-
-def _find_place(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
-    """Find the frames or videos to count: one of `SOURCES`, and its folder."""
-    frames = folder / layout(args.dataset).frames
-    if args.videos and args.source != "frames" and (args.source or not frames.is_dir()):
-        return "videos", Path(args.videos)
-    return find_source(find_dataset(args.dataset, args.root_path), args.source)
 
 
 def check_lists(args: argparse.Namespace, folder: Path) -> int:
@@ -308,11 +296,10 @@ def find_frame_names(folder: Path, place: Path, lists: Lists) -> tuple[str, int]
     path = next((path for path in paths if path.is_dir() and any(path.iterdir())), None)
     if path is None or (path / template.format(first)).exists():
         return template, first
-    try:
+    with suppress(UserError):  # `examine` reports the problem
         frames = FrameFolder(path)
-    except UserError:  # `examine` reports the problem
-        return template, first
-    return frames.template, frames.first
+        template, first = frames.template, frames.first
+    return template, first
 
 
 def print_counts(categories: list[str], lists: Lists) -> None:
@@ -330,11 +317,7 @@ def print_counts(categories: list[str], lists: Lists) -> None:
 def examine(
     args: argparse.Namespace, lists: Lists, source: str, place: Path, template: str, first: int
 ) -> tuple[Lists, list[Finding]]:
-    """Look into the frame folder or file of every video.
-
-    Returns:
-        The lists with the numbers of frames to use, without the videos that have a problem; and all findings.
-    """
+    """Look into every video; return the lists without the videos that have a problem, and all findings."""
     records = {record.path: record for records in lists.values() for record in records}
     if not args.check:  # an annotation does not have the number of frames in the folder
         records = {name: record._replace(num_frames=0) for name, record in records.items()}
@@ -342,7 +325,13 @@ def examine(
         look = partial(look_into_folder, place, template, first, args.decode_all)
     else:
         look = partial(look_into_video, place, args.decode_all)
-    results = look_into(look, list(records.values()), args.workers)
+    results = {}
+    # In chunks, because a message between two processes takes as long as listing a folder.
+    chunksize = min(32, len(records) // (4 * args.workers) + 1)
+    with progress_bar(len(records)) as bar:
+        for record, result in map_in_processes(look, list(records.values()), args.workers, chunksize):
+            results[record.path] = result
+            bar.update()
     usable: Lists = {name: [] for name in lists}
     findings = []
     list_of: dict[str, str] = {}
@@ -358,49 +347,22 @@ def examine(
                 findings.append(Finding(kind, name, record.path, what))
             if not problems and kind != "problem":
                 usable[name].append(record._replace(num_frames=count))
-    return usable, findings + _unlisted(source, place, list_of)
-
-
-def look_into(
-    look: Callable[[VideoRecord], tuple[int, list[str]]], records: list[VideoRecord], workers: int
-) -> dict[str, tuple[int, list[str]]]:
-    """Call `look` in parallel; return path of a video -> its number of frames, and what is wrong with it."""
-    looked = {}
-    # In chunks, because a message between two processes takes as long as listing a folder.
-    chunk = min(32, len(records) // (4 * workers) + 1)
-    with worker_pool(workers) as pool, progress_bar(len(records)) as bar:
-        with uninterrupted():
-            results = pool.map(look, records, chunksize=chunk)
-        with closing(results):  # Ctrl-C cancels the rest
-            for record, result in zip(records, results, strict=True):
-                looked[record.path] = result
-                bar.update()
-    return looked
+    return usable, findings
 
 
 def look_into_video(place: Path, decode_all: bool, record: VideoRecord) -> tuple[int, list[str]]:
-    """Count the frames of a video, and check that its file is complete and the first frame can be decoded.
-
-    Args:
-        place: the folder of the videos.
-        decode_all: decode all frames.
-        record: the video.
-
-    Returns:
-        The number of frames, 0 if the file cannot be used, and what is wrong with it.
-    """
-    files = [file for suffix in FILE_SUFFIXES if os.path.lexists(file := f"{place}/{record.path}{suffix}")]
-    if not files:
+    """Count the frames of a video; return their number and what is wrong, such as a truncated file."""
+    suffixes = find_suffixes(place, record.path)
+    if not suffixes:
         return 0, [f"no video ({', '.join(VIDEO_SUFFIXES)})"]
-    file = Path(files[0])
+    files = [Path(f"{place}/{record.path}{suffix}") for suffix in suffixes]
+    name = printable(files[0].name)
     if len(files) > 1:
-        return 0, [
-            f"{printable(file.name)} and {printable(Path(files[1]).name)} have the same name; rename one"
-        ]
+        return 0, [f"{name} and {printable(files[1].name)} have the same name; rename one"]
     try:
-        return sum(1 for _ in decode(file)) if decode_all else count_frames(file), []
+        return sum(1 for _ in decode(files[0])) if decode_all else index_frames(files[0]).count, []
     except VideoError as error:
-        return 0, [f"{printable(file.name)}: {error}"]
+        return 0, [f"{name}: {error}"]
 
 
 def look_into_folder(
@@ -416,7 +378,7 @@ def look_into_folder(
         record: the video. Its `num_frames` are used; 0 for all.
 
     Returns:
-        The number of frames, 0 if they cannot be used, and what is wrong with them.
+        The number of frames, and what is wrong with them.
     """
     folder = place / record.path
     try:
@@ -446,20 +408,6 @@ def look_into_folder(
     return len(files), problems
 
 
-def _unlisted(source: str, place: Path, listed: dict[str, str]) -> list[Finding]:
-    """Note the folders and videos that are in no list."""
-    top_names = {name.split("/")[0] for name in listed}  # a name may contain folders
-    findings = []
-    for path in sorted(place.iterdir()):
-        is_folder = path.is_dir()
-        is_file = source == "videos" and path.suffix.lower() in VIDEO_SUFFIXES and not is_folder
-        name = path.stem if is_file else path.name
-        if name not in top_names and not name.startswith(".") and (is_folder or is_file):
-            thing = "folder" if is_folder else "video"
-            findings.append(Finding("note", "-", path.name, f"{thing} without a label"))
-    return findings
-
-
 def _order_notes(path: Path) -> list[Finding]:
     what = describe_order(read_categories(path)) if path.exists() else ""
     return [Finding("note", path.name, "-", what)] if what else []
@@ -479,14 +427,6 @@ def _frames_to_use(
     if expected and count < expected - 1:
         return count, "note", f"the {thing} has {count} of the annotation's {expected} frames"
     return count, "", ""
-
-
-def _write(texts: dict[Path, str]) -> None:
-    try:
-        write_texts(texts)
-    except OSError as error:  # the error of a full disk has no file name
-        folder = next(iter(texts)).parent
-        raise UserError(f"{folder}: lists and report cannot be written ({error.strerror})") from None
 
 
 def _line(record: VideoRecord) -> str:

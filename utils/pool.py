@@ -5,11 +5,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from typing import Any
 
 from tqdm import tqdm
 
-from utils.cli import uninterrupted
+from utils.cli import UserError, printable, uninterrupted
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -52,14 +56,40 @@ def progress_bar(total: int, initial: int = 0) -> tqdm:
         return tqdm(total=total, initial=initial, unit="video", **style)
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Make a pool of processes that ignore Ctrl-C and end with their parent, even on kill -9.
+def map_in_processes(
+    task: Callable[[Any], Any], items: Sequence[Any], workers: int, chunksize: int = 1
+) -> Iterator[tuple[Any, Any]]:
+    """Call `task` for each item in parallel; yield each item with the result, in order.
 
-    Submit work inside `uninterrupted`. Submitting starts the processes, and Ctrl-C during their start would
-    print a traceback.
+    The processes ignore Ctrl-C and end with their parent, even on kill -9. One worker needs no process.
+
+    Args:
+        task: a function that can be pickled.
+        items: its arguments.
+        workers: number of processes.
+        chunksize: items that are sent to a process at once.
+
+    Raises:
+        UserError: a process died.
     """
+    if workers == 1:
+        yield from ((item, task(item)) for item in items)
+        return
+    item = items[0] if items else None
     # Forked processes would inherit each other's pipes and not notice the end of the parent.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+            with uninterrupted():  # Ctrl-C during the start of the processes would print a traceback
+                results = pool.map(task, items, chunksize=chunksize)
+            with closing(results):  # after Ctrl-C, cancels the remaining tasks
+                for item, result in zip(items, results, strict=True):
+                    yield item, result
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process died soon after {printable(item)}; if out of memory, try fewer --workers, otherwise "
+            "remove the video that caused this"
+        ) from None
 
 
 def _start_worker() -> None:
