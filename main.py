@@ -39,7 +39,7 @@ from training.run import Run
 from training.state import TrainState
 from transforms import evaluation_transform
 from utils.cli import log, pluralize, run_program
-from utils.distributed import World, choose_kernels, init_distributed, leave
+from utils.distributed import World, init_distributed, leave, use_deterministic_kernels
 from utils.metrics import check_result
 from utils.precision import DTYPES, emulation_warning, evaluation_precision, training_precision
 
@@ -105,7 +105,8 @@ def main(args: Namespace) -> None:
         num_trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         log.info(f"frozen: {', '.join(args.freeze)}; {num_trainable / 1e6:.2f} M parameters are trained")
     model.to(world.device)
-    choose_kernels(world.device, args.deterministic)
+    if args.deterministic:
+        use_deterministic_kernels(world.device)
     to_channels_last(model, world.device, for_training=True)
     log.info(world.describe(args.batch_size))
     for line in describe_flips(data.categories, data.mirrored):

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,19 @@ def test_stopped_slurm_job_is_requeued(tmp_path, training, is_warned, job, statu
     calls = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
     expected = {"scancel.txt": "--signal=TERM 77\n"} if is_warned else {}
     assert calls == expected | ({"scontrol.txt": "requeue 77\n"} if is_requeued else {})
+
+
+@pytest.mark.parametrize(
+    ("own", "threads"), [({}, len(os.sched_getaffinity(0))), ({"OMP_NUM_THREADS": "1"}, 1)]
+)
+def test_processes_share_the_cores(own, threads):
+    """torchrun sets OMP_NUM_THREADS=1 in the processes that it starts, unless the user has set it."""
+    process = "import torch; from utils.distributed import share_cores; share_cores(1); print(torch.get_num_threads())"
+    torchrun = (
+        "import os, subprocess, sys; os.environ['OMP_NUM_THREADS'] = '1';"
+        f"subprocess.run([sys.executable, '-c', {process!r}])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | own
+    command = [sys.executable, "-c", torchrun]
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == threads

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch.utils._pytree import tree_map_only
 
 from models import TemporalModel
 from training.describe import find_classifier
@@ -59,7 +60,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
         OSError: the file cannot be written; existing checkpoints are unchanged.
     """
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    # As CPU tensors, so that any program can open it on a machine without a GPU.
+    torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, content), buffer)
     if best:
         write_atomically(best, buffer.getvalue())
     with staged({path: buffer.getvalue()}):

@@ -60,6 +60,9 @@ class RunFiles:
 def describe_start() -> dict[str, Any]:
     """Describe when, where and by which command this process was started, for the log."""
     versions = {name: version(name) for name in ("torchvision", "numpy", "pillow")}
+    if torch.cuda.is_available():
+        cudnn = torch.backends.cudnn.version()
+        versions |= {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": cudnn}
     return {
         "started": datetime.now().isoformat(" ", "seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,8 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
     device = torch.device("cuda", local) if available else torch.device("cpu")
     if available:
         torch.cuda.set_device(device)
+    else:
+        share_cores(int(os.environ["LOCAL_WORLD_SIZE"]))
     # NCCL for the GPUs; gloo for values on the CPU, so that no GPU has to wait for them.
     backend = "cpu:gloo,cuda:nccl" if available else "gloo"
     store, _, _ = next(rendezvous("env://"))
@@ -219,10 +222,23 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
     return World(rank, size, [device])
 
 
+def share_cores(processes: int) -> None:
+    """Use this process's share of the cores, unless the user has set OMP_NUM_THREADS.
+
+    torchrun sets it to 1 for its processes. The variables that torchrun itself was started with show whether
+    the user has set it.
+    """
+    environment = Path(f"/proc/{os.getppid()}/environ")
+    if environment.exists() and b"OMP_NUM_THREADS=" not in environment.read_bytes():
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
 def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compiled: bool) -> World:
     for gpu in gpus or []:
         if gpu >= available:
             raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
+        if gpus.count(gpu) > 1:
+            raise UserError(f"--gpus: {gpu} appears twice")
     numbers = gpus or range(available)
     if len(numbers) > 1 and (sync_bn or compiled):
         option = "--sync_bn" if sync_bn else "--compile"
@@ -236,12 +252,9 @@ def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compi
     return World(0, 1, devices)
 
 
-def choose_kernels(device: torch.device, deterministic: bool) -> None:
-    """Let cuDNN select the fastest kernels, or use those that give the same bits in two runs on one GPU."""
-    if device.type != "cuda":
-        return
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
+def use_deterministic_kernels(device: torch.device) -> None:
+    """Make a GPU compute the same bits in two runs."""
+    if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
