@@ -26,6 +26,39 @@ SKIN = ((245, 215, 190), (225, 180, 145), (165, 115, 80), (105, 70, 50))
 SCALE = 2  # drawn larger, then reduced
 
 
+def pose(gesture: str, progress: float, swing: float, side: int) -> list[tuple[str, float, list]]:
+    """Compute the limbs of a person, in units of the person's height; (0, 0) is between the feet.
+
+    Args:
+        gesture: a key of `GESTURES`.
+        progress: of a gesture with an end, from 0 to 1.
+        swing: of a repeated gesture, from -1 to 1.
+        side: the arm that waves: -1 or 1.
+
+    Returns:
+        Colour, width and points of each limb, from the back to the front.
+    """
+    sinks = {"sit_down": progress, "stand_up": 1 - progress}.get(gesture, 0.0) * 0.2
+    rises = 0.12 * abs(swing) if gesture == "jump" else 0.0
+    shift = {"step_left": -0.35, "step_right": 0.35}.get(gesture, 0.0) * (progress - 0.5)
+    stride = 0.08 * math.sin(math.pi * progress) if gesture.startswith("step") else 0.0
+    hip, neck, knee = 0.45 - sinks + rises, 0.8 - sinks + rises, 0.08 + 0.5 * sinks
+    limbs = []
+    for foot in (-1, 1):
+        bent, sole = (shift + foot * knee, (hip + rises) / 2), (shift + foot * (stride + 0.09), rises)
+        limbs.append(("trousers", 0.09, [(shift, hip), bent, sole]))
+    for arm in (-1, 1):
+        elbow, hand = (shift + arm * 0.17, neck - 0.17), (shift + arm * 0.19, neck - 0.34)
+        if gesture == "wave" and arm == side:
+            elbow, hand = (arm * 0.2, neck - 0.02), (arm * (0.22 + 0.1 * swing), neck + 0.18)
+        elif gesture == "clap":
+            elbow, hand = (arm * 0.2, neck - 0.14), (arm * (0.13 + 0.12 * swing), neck - 0.05)
+        elif gesture == "jump":
+            elbow, hand = (arm * 0.2, neck - 0.1), (arm * 0.28, neck - 0.2 + 0.25 * abs(swing))
+        limbs += [("shirt", 0.07, [(shift, neck - 0.03), elbow]), ("skin", 0.06, [elbow, hand])]
+    return [*limbs, ("shirt", 0.17, [(shift, hip), (shift, neck)]), ("skin", 0.15, [(shift, neck + 0.1)])]
+
+
 def draw_clip(gesture: str, person: np.random.Generator, clip: np.random.Generator) -> list[np.ndarray]:
     """Draw a clip.
 
@@ -41,12 +74,13 @@ def draw_clip(gesture: str, person: np.random.Generator, clip: np.random.Generat
     wall = person.integers(90, 200, 3) + person.integers(-25, 26, (4, 6, 3))
     room = Image.fromarray(wall.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     shirt, trousers, floor, poster = (tuple(person.integers(low, low + 110, 3)) for low in (100, 0, 60, 80))
-    skin = SKIN[person.integers(len(SKIN))]
+    colours = {"shirt": shirt, "trousers": trousers, "skin": SKIN[person.integers(len(SKIN))]}
     unit = height * person.uniform(0.65, 0.78)  # height of the person
     x, ground = width * person.uniform(0.4, 0.6), height * person.uniform(0.9, 0.97)
     left, top = width * person.uniform(0, 0.8), height * person.uniform(0, 0.3)
     ImageDraw.Draw(room).rectangle((0, ground - 0.08 * height, width, height), fill=floor)
     ImageDraw.Draw(room).rectangle((left, top, left + 0.15 * width, top + 0.3 * height), fill=poster)
+
     side, speed, noise = clip.choice([-1, 1]), clip.uniform(1.5, 2.5), clip.uniform(3, 9)
     num_frames = int(clip.integers(24, 41))
     start, end = clip.uniform(0, 0.2), clip.uniform(0.8, 1)
@@ -54,36 +88,15 @@ def draw_clip(gesture: str, person: np.random.Generator, clip: np.random.Generat
     frames = []
     for time in np.linspace(0, 1, num_frames):
         progress = float(np.clip((time - start) / (end - start), 0, 1))
-        swing = math.sin(2 * math.pi * speed * time)
         picture = room.copy()
         draw = ImageDraw.Draw(picture)
-
-        def limb(*points: tuple[float, float], colour: tuple[int, ...], width: float = 0.07) -> None:
+        for colour, thickness, points in pose(gesture, progress, math.sin(2 * math.pi * speed * time), side):
             pixels = [(x + unit * px, ground - unit * py) for px, py in points]
-            draw.line(pixels, fill=colour, width=int(width * unit), joint="curve")  # noqa: B023
-
-        # Heights and positions in units of the person's height; feet on the ground.
-        sinks = {"sit_down": progress, "stand_up": 1 - progress}.get(gesture, 0.0) * 0.2
-        rises = 0.12 * abs(swing) if gesture == "jump" else 0.0
-        shift = {"step_left": -0.35, "step_right": 0.35}.get(gesture, 0.0) * (progress - 0.5)
-        hip, neck, knee = 0.45 - sinks + rises, 0.8 - sinks + rises, 0.08 + 0.5 * sinks
-        for foot in (-1, 1):
-            lag = 0.08 * math.sin(math.pi * progress) * foot if gesture.startswith("step") else 0.0
-            bent, sole = (shift + foot * knee, (hip + rises) / 2), (shift + lag + foot * 0.09, rises)
-            limb((shift, hip), bent, sole, colour=trousers, width=0.09)
-        for arm in (-1, 1):
-            elbow, hand = (shift + arm * 0.17, neck - 0.17), (shift + arm * 0.19, neck - 0.34)
-            if gesture == "wave" and arm == side:
-                elbow, hand = (arm * 0.2, neck - 0.02), (arm * (0.22 + 0.1 * swing), neck + 0.18)
-            elif gesture == "clap":
-                elbow, hand = (arm * 0.2, neck - 0.14), (arm * (0.13 + 0.12 * swing), neck - 0.05)
-            elif gesture == "jump":
-                elbow, hand = (arm * 0.2, neck - 0.1), (arm * 0.28, neck - 0.2 + 0.25 * abs(swing))
-            limb((shift, neck - 0.03), elbow, colour=shirt)
-            limb(elbow, hand, colour=skin, width=0.06)
-        limb((shift, hip), (shift, neck), colour=shirt, width=0.17)
-        head_x, head_y, radius = x + unit * shift, ground - unit * (neck + 0.1), unit * 0.075
-        draw.ellipse((head_x - radius, head_y - radius, head_x + radius, head_y + radius), fill=skin)
+            if len(pixels) > 1:
+                draw.line(pixels, fill=colours[colour], width=int(thickness * unit), joint="curve")
+            else:
+                (px, py), radius = pixels[0], unit * thickness / 2
+                draw.ellipse((px - radius, py - radius, px + radius, py + radius), fill=colours[colour])
         pixels = np.asarray(picture.reduce(SCALE)) + clip.normal(0, noise, (HEIGHT, WIDTH, 1))
         frames.append(pixels.clip(0, 255).astype(np.uint8))
     return frames
