@@ -31,9 +31,8 @@ def result(text):
 
 @pytest.mark.slow
 def test_commands_of_the_page(tmp_path):
-    commands = [
-        line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
-    ]
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    commands = "".join(blocks).replace("\\\n", "").splitlines()
     save_demo(tmp_path / re.search(r"--pretrained (demo/\S+)", PAGE)[1])
     texts = {}
     for command in commands:
