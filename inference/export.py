@@ -31,7 +31,7 @@ class Exported(nn.Module):
 
     def __init__(self, model: TemporalModel, preprocess: bool = False, softmax: bool = False) -> None:
         super().__init__()
-        self.model = fuse(model, torch.device("cpu"))
+        self.model = fuse(model, torch.device("cpu"), plain=True)
         self.preprocess = preprocess
         self.softmax = softmax
         self.register_buffer("mean", torch.tensor(model.input_mean).view(3, 1, 1))

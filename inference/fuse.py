@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from inference.onednn import has_fused_operators, use_fused_operators
 from models import TemporalModel
 from utils.cli import UserError
 from utils.precision import has_avx2_at_most
@@ -52,7 +53,10 @@ def to_channels_last(model: TemporalModel, device: torch.device, for_training: b
         if isinstance(module, nn.Conv3d):  # not the whole model: a block may have parameters of 4 dimensions
             module.to(memory_format=torch.channels_last_3d)
     model.memory_format = torch.channels_last_3d
-    if device.type == "cuda" or (for_training and device.type == "cpu" and has_avx2_at_most()):
+    is_cpu_training = for_training and device.type == "cpu"
+    if is_cpu_training and torch.get_num_threads() == 1:
+        _replace_convolutions(model, PointwiseConv3d.can_replace, PointwiseConv3d)
+    if device.type == "cuda" or (is_cpu_training and has_avx2_at_most()):
         use_2d_kernels(model)
 
 
@@ -72,6 +76,24 @@ def _replace_convolutions(
                 other = kind(*shape, module.stride, module.padding, bias=False, device="meta")
                 other.weight, other.bias = module.weight, module.bias
                 setattr(parent, name, other.train(module.training))
+
+
+class PointwiseConv3d(nn.Conv3d):
+    """A 1x1x1 convolution, computed as a matrix product.
+
+    With one thread and fewer than 16 clips, PyTorch computes 1x1x1 convolutions without oneDNN, two to three
+    times slower.
+    """
+
+    @staticmethod
+    def can_replace(module: nn.Module) -> bool:
+        """Whether a module can be replaced by this class."""
+        is_plain = type(module) is nn.Conv3d and module.groups == 1
+        return is_plain and module.kernel_size == module.stride == (1, 1, 1) and module.padding == (0, 0, 0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = functional.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
+        return out.permute(0, 4, 1, 2, 3)
 
 
 class FrameConv3d(nn.Conv3d):
@@ -133,15 +155,19 @@ def compiler_errors() -> Iterator[None]:
         raise UserError(f"--compile: torch.compile does not work here ({reason.strip()})") from None
 
 
-def fuse(model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+def fuse(
+    model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32, plain: bool = False
+) -> nn.Module:
     """Make a copy of a model that computes the same logits faster.
 
-    Batch norm is folded into the convolutions; `to_channels_last` chooses layout and kernels.
+    Batch norm is folded into the convolutions; `to_channels_last` chooses layout and kernels. On CPUs,
+    convolutions also compute the ReLU and the sum that follow them (`inference.onednn`).
 
     Args:
         model: a `TemporalModel`, which is not changed. An `OnnxModel` is returned unchanged.
         device: the device on which the copy will run. The copy is on the model's device at first.
         dtype: type of the copy's weights and of its computation. In float32, logits agree to 1e-5.
+        plain: use PyTorch's modules only, for export and compilation.
 
     Returns:
         A model with the same input and output, which cannot be trained.
@@ -151,16 +177,23 @@ def fuse(model: nn.Module, device: torch.device, dtype: torch.dtype = torch.floa
     """
     if not isinstance(model, TemporalModel):
         return model
-    _check_fusable_norms(model)
-    fused = copy.deepcopy(model).eval().requires_grad_(False)
-    _fold_norms(fused)
-    fused.to(dtype)
-    to_channels_last(fused, device)
+    _check_fusable_norms(model, device, plain)
+    fused = copy.deepcopy(model).requires_grad_(False)
+    _fuse(fused, device, dtype, plain)
     return fused
 
 
+def _fuse(model: TemporalModel, device: torch.device, dtype: torch.dtype, plain: bool) -> None:
+    model.eval()
+    _fold_norms(model)
+    model.to(dtype)
+    to_channels_last(model, device)
+    if device.type == "cpu" and not plain and has_fused_operators(dtype):
+        use_fused_operators(model)
+
+
 @torch.inference_mode()
-def _check_fusable_norms(model: TemporalModel) -> None:
+def _check_fusable_norms(model: TemporalModel, device: torch.device, plain: bool) -> None:
     """Compare the logits of a model and of its fused form on a small random clip.
 
     Both are computed with randomised weights. Otherwise a wrong declaration could pass unnoticed: untrained
@@ -170,14 +203,14 @@ def _check_fusable_norms(model: TemporalModel) -> None:
     for stage in model.base_model.children():
         if isinstance(stage, nn.Sequential):
             del stage[2:]  # like the second block, so that the cost does not depend on the depth
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(0)
+    own_device = next(model.parameters()).device
+    generator = torch.Generator(own_device).manual_seed(0)
     _randomise(model, generator)
     size = min(model.input_size, 64)
-    clip = torch.rand(1, model.num_segments, 3, size, size, generator=generator, device=device)
+    clip = torch.rand(1, model.num_segments, 3, size, size, generator=generator, device=own_device)
     with float32_convolutions():
         expected = model(clip)
-        _fold_norms(model)
+        _fuse(model, device, torch.float32, plain)
         difference = float((model(clip) - expected).abs().max() / expected.abs().max())
     if difference > TOLERANCE:
         raise UserError(
@@ -204,7 +237,7 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
 
 def _fold_norms(model: nn.Module) -> None:
     """Fold the batch norms of a model into its convolutions where `fusable_norms` allows it."""
-    _replace_convolutions(model, lambda module: type(module) is FrameConv3d, nn.Conv3d)
+    _replace_convolutions(model, lambda module: type(module) in (FrameConv3d, PointwiseConv3d), nn.Conv3d)
     for module in model.modules():
         for norm, convolutions in _fusable_norms(module).items():
             _fold(module, norm, [module.get_submodule(name) for name in convolutions])

@@ -20,8 +20,10 @@ from forked import REPOSITORY, Program, descendants, no_fsync, server_pid
 
 from utils.cli import log
 
-# The tests compare bits, which GPUs do not promise. test_gpu.py shows the GPUs to its programs.
-VISIBLE_GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")}
+# The tests compare bits, which GPUs do not promise. test_gpu.py shows the GPUs to its programs. The second
+# variable keeps the value for the processes of pytest-xdist, which inherit ON_CPU.
+os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7"))
+VISIBLE_GPUS = {"CUDA_VISIBLE_DEVICES": os.environ["TEST_GPUS"]}
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -1,6 +1,7 @@
 """`inference/fuse.py`: the same numbers from folded norms, other layouts, 2D kernels and compiled code."""
 
 import copy
+import operator
 import platform
 import re
 import shutil
@@ -17,17 +18,19 @@ from helpers import REPOSITORY, assert_one_line_error, call, run, small_run
 from resume_harness import NAME, checkpoint_of, differences, read_result
 from synthetic import make_dataset
 from torch import nn
+from torch.nn import functional
 
 import models
 from baselines import C2DBottleneck
 from engine import PixelModel
 from gst import GSTBottleneck
-from inference.fuse import fuse, to_channels_last, use_2d_kernels
+from inference.fuse import PointwiseConv3d, fuse, to_channels_last, use_2d_kernels
 from models import TemporalModel
 from utils.cli import UserError
 from utils.precision import has_instructions
 
 CPU = torch.device("cpu")
+BASELINES = [kind for kind in models.BLOCKS if kind != "GST"]
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,65 @@ def has_state(model, state_dict):
 
 def has_3d_kernels(model):
     return any(type(module) is nn.Conv3d for module in model.modules())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# oneDNN's fused operators
+
+
+def operations(module):
+    """The functions and modules that a rewritten bottleneck calls, in order."""
+    return [node.target for node in module.graph.nodes if node.op.startswith("call")]
+
+
+@pytest.mark.parametrize("kwargs", [{"beta": 2}, {"beta": 1}, *({"model": kind} for kind in BASELINES)])
+@torch.inference_mode()
+def test_onednn_computes_relu_and_sum(kwargs):
+    model, clips = make_model(**kwargs).eval(), torch.randn(2, 3, 3, 32, 32)
+    before = clips.clone()
+    plain, fused = fuse(model, CPU, plain=True), fuse(model, CPU)
+    logits, expected = fused(clips), plain(clips)
+    assert relative(logits, expected) < 1e-5
+    assert not torch.equal(logits, expected), "the operators are not used"
+    assert torch.equal(fused(clips), logits)
+    assert torch.equal(clips, before)
+    for block in fused.base_model.layer1[0], fused.base_model.layer4[0]:
+        assert not {functional.relu, operator.add, operator.iadd} & set(operations(block))
+
+
+class KeepsSum(C2DBottleneck):
+    """The sum, the shortcut and a convolution's output are used twice."""
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.bn1(self.conv1(x))
+        out = self.relu(out) + out
+        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out))))) + shortcut
+        return torch.relu(out + shortcut) + out
+
+
+class DependsOnValues(C2DBottleneck):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+@pytest.mark.parametrize("block", [KeepsSum, DependsOnValues])
+@torch.inference_mode()
+def test_onednn_with_other_blocks(monkeypatch, block):
+    """Tensors that are used later are not overwritten; a block that cannot be traced is not changed."""
+    monkeypatch.setitem(models.BLOCKS, block.__name__, block)
+    block.fusable_norms = C2DBottleneck.fusable_norms
+    model, clips = make_model(model=block.__name__).eval(), torch.randn(2, 3, 3, 32, 32)
+    fused = fuse(model, CPU)
+    assert relative(fused(clips), model(clips)) < 1e-5
+    assert isinstance(fused.base_model.layer1[0], DependsOnValues) == (block is DependsOnValues)
+
+
+@torch.inference_mode()
+def test_plain_form_without_the_operators(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model, clips = make_model().eval(), torch.randn(2, 3, 3, 32, 32)
+    assert torch.equal(fuse(model, CPU)(clips), fuse(model, CPU, plain=True)(clips))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -261,6 +323,22 @@ def test_fused_model_is_independent_of_training_kernels():
     to_channels_last(model, CPU)
     use_2d_kernels(model)
     assert torch.equal(fuse(model, CPU)(clips), expected)
+
+
+def test_one_thread_computes_pointwise_convolutions_as_products(monkeypatch):
+    """PyTorch computes them without oneDNN: slowly."""
+    model, clips = make_model(dropout=0).double(), torch.randn(2, 3, 3, 64, 64, dtype=torch.float64)
+    other = copy.deepcopy(model)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    to_channels_last(other, CPU, for_training=True)
+    kinds = {type(module) for module in other.modules() if getattr(module, "kernel_size", 0) == (1, 1, 1)}
+    assert PointwiseConv3d in kinds
+    assert nn.Conv3d not in kinds
+    assert has_state(other, model.state_dict())
+    expected, values = logits_and_gradients(model, clips), logits_and_gradients(other, clips)
+    for name, value in values.items():
+        assert relative(value, expected[name]) < 1e-6, name
+    assert torch.equal(fuse(other.float(), CPU)(clips.float()), fuse(model.float(), CPU)(clips.float()))
 
 
 def test_training_kernels_with_avx2(monkeypatch):
