@@ -8,17 +8,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from baselines import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck
-from gst import GSTBottleneck
+import baselines
+import gst
 from resnet_gst import DEPTHS, ResNet
 
 # Types of block. To add one, write its class and add a line.
 BLOCKS = {
-    "GST": GSTBottleneck,
-    "C2D": C2DBottleneck,
-    "C3D": C3DBottleneck,
-    "S3D": S3DBottleneck,
-    "TSM": TSMBottleneck,
+    "GST": gst.GSTBottleneck,
+    "C2D": baselines.C2DBottleneck,
+    "C3D": baselines.C3DBottleneck,
+    "S3D": baselines.S3DBottleneck,
+    "TSM": baselines.TSMBottleneck,
 }
 # Names of types in the authors' options.
 PUBLISHED_NAMES = {"R3D": "C3D"}

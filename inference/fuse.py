@@ -49,7 +49,9 @@ def to_channels_last(model: TemporalModel, device: torch.device, for_training: b
         device: where the model will run.
         for_training: whether the model will be trained.
     """
-    model.to(memory_format=torch.channels_last_3d)
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):  # not the whole model: a block may have parameters of 4 dimensions
+            module.to(memory_format=torch.channels_last_3d)
     model.memory_format = torch.channels_last_3d
     is_cpu_training = for_training and device.type == "cpu"
     if is_cpu_training and torch.get_num_threads() == 1:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,7 +265,7 @@ def test_block_of_readme_trains(start, trn_root, tmp_path, monkeypatch):
     example, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names = dict(vars(baselines))  # the README appends the class to this module
     exec(example, names)
-    ((kind, block),) = eval(f"{{{line}}}", names).items()
+    ((kind, block),) = eval(f"{{{line}}}", {"baselines": SimpleNamespace(**names)}).items()
     assert f"--type {kind}" in section
     monkeypatch.setitem(models.BLOCKS, kind, block)
     process = call("main.py", *small_run(trn_root, tmp_path, "--type", kind, "--pretrained", start, "-b", 4))

@@ -218,16 +218,20 @@ def test_stopped_slurm_job_is_requeued(tmp_path, training, is_warned, job, statu
     assert calls == expected | ({"scontrol.txt": "requeue 77\n"} if is_requeued else {})
 
 
-@pytest.mark.parametrize(
-    ("own", "threads"), [({}, len(os.sched_getaffinity(0))), ({"OMP_NUM_THREADS": "1"}, 1)]
-)
-def test_processes_share_the_cores(own, threads):
+SHARE = """
+import torch
+from utils.distributed import share_cores
+share_cores(1)
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_NUM_THREADS": "1"}])
+def test_processes_share_the_cores(own):
     """torchrun sets OMP_NUM_THREADS=1 in the processes that it starts, unless the user has set it."""
-    process = "import torch; from utils.distributed import share_cores; share_cores(1); print(torch.get_num_threads())"
-    torchrun = (
-        "import os, subprocess, sys; os.environ['OMP_NUM_THREADS'] = '1';"
-        f"subprocess.run([sys.executable, '-c', {process!r}])"
-    )
+    threads = 1 if own else len(os.sched_getaffinity(0))
+    torchrun = "import os, subprocess, sys; os.environ['OMP_NUM_THREADS'] = '1';"
+    torchrun += f"subprocess.run([sys.executable, '-c', {SHARE!r}])"
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | own
     command = [sys.executable, "-c", torchrun]
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)

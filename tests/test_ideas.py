@@ -233,9 +233,10 @@ def apply_changes(page, folder):
 def test_page_of_ideas(tmp_path):
     code = tmp_path / "code"
     shutil.copytree(REPOSITORY, code, ignore=shutil.ignore_patterns(".*", "tests", "docs", "runs", "demo"))
-    assert apply_changes((REPOSITORY / "docs" / "IDEAS.md").read_text(encoding="utf-8"), code) == 5
+    assert apply_changes((REPOSITORY / "docs" / "IDEAS.md").read_text(encoding="utf-8"), code) == 7
     root = make_dataset(tmp_path / "data")
-    options = small_run(root, tmp_path / "out", "--consensus", "logsumexp", "--mixup", 0.2, "-b", 8)
+    ideas = ("--type", "Gated", "--consensus", "logsumexp", "--mixup", 0.2)
+    options = small_run(root, tmp_path / "out", *ideas, "-b", 8)
     trained = run(code / "main.py", *options)
     assert trained.returncode == 0, trained.stderr
     loss = float(re.search(r"Epoch: \[0\]\[0/1\].*?Loss (\S+)", trained.stdout)[1])

@@ -1,4 +1,4 @@
-"""Draw the first validation clip of each class of a data set of frames.
+"""Draw the first validation clip of each class of a data set.
 
 python tools/make_motion_dataset.py DATA --dataset motion3 --level 3 --size 64 64
 python docs/figures/draw_motion.py DATA motion3 docs/figures/motion.jpg
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("picture", help="file to write")
     args = parser.parse_args()
     check_writable_file(args.picture)
-    paths = return_dataset(args.dataset, args.data, for_training=False, source="frames")
+    paths = return_dataset(args.dataset, args.data, for_training=False)
     videos = open_videos(paths, 8, transform=None)
     rows = {}
     for number in range(len(videos)):
