@@ -159,7 +159,7 @@ def main(args: Namespace) -> None:
 def evaluate_checkpoint(args: Namespace, world: World) -> None:
     """Evaluate the checkpoint of `--resume` on the validation list, like the validation during training."""
     # Model
-    loaded, precision = load_fused(args.resume, args, world, args.amp)
+    loaded, precision = load_fused(args.resume, args, world, args.amp, plain=args.compile)
     checkpoint, path = loaded.checkpoint, loaded.path
     if world.is_main and (warning := emulation_warning(precision, world.device)):
         log.warning(warning)

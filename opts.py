@@ -63,7 +63,7 @@ NUM_SEGMENTS: dict[str, Any] = {"type": number_type(int, 1, MAX_SEGMENTS)}
 INPUT_SIZE: dict[str, Any] = {"type": number_type(int, 32, MAX_INPUT_SIZE)}
 FRACTION = number_type(float, 0, 1, below=True)
 EVALUATION_AMP = "the default is the precision of training if the device has instructions for it"
-FAST = "compile the model, and --amp auto unless --amp is given"
+FAST = "the precision that is fastest on this device: --amp auto, unless --amp is given"
 COMPILE = "with torch.compile; the first batch takes up to minutes, and a C++ compiler is needed"
 
 

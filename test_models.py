@@ -46,19 +46,18 @@ def main(args: Namespace) -> None:
     Raises:
         UserError: the checkpoint, the data or an option cannot be used.
     """
-    compiled = args.compile or args.fast
-    world = choose_devices(args, init_distributed(args.gpus, compiled=compiled))
+    world = choose_devices(args, init_distributed(args.gpus, compiled=args.compile))
     check_outputs(args)
 
     # Model: its configuration, its precision and the batch size are read from the checkpoint
     amp = args.amp or ("auto" if args.fast else None)
-    loaded, precision = load_fused(args.weights, args, world, amp)
+    loaded, precision = load_fused(args.weights, args, world, amp, plain=args.compile)
     model, checkpoint = loaded.model, loaded.checkpoint
     if world.is_main and (warning := emulation_warning(precision, world.device)):
         log.warning(warning)
     log.info(loaded.describe())
     batch_size = evaluation_batch_size(args.batch_size, loaded.options.get("batch_size"), len(world.devices))
-    log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if compiled else ''}")
+    log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if args.compile else ''}")
 
     # Data
     paths, dataset = open_evaluation(
@@ -98,7 +97,7 @@ def main(args: Namespace) -> None:
     loader = ClipLoader(dataset, batches, args.workers, decode_only, world.device.type == "cuda")
 
     # Evaluation
-    predictor = Predictor(model, world, compiled, mirrored, batch_size, bool(args.save_features))
+    predictor = Predictor(model, world, args.compile, mirrored, batch_size, bool(args.save_features))
     began = time.perf_counter()
     result = evaluate(loader, predictor, world, args.print_freq)
     seconds = time.perf_counter() - began

@@ -65,7 +65,7 @@ def main(args: Namespace) -> int:
     Raises:
         UserError: the checkpoint or an option cannot be used.
     """
-    world = choose_devices(args, init_distributed(args.gpus, compiled=args.fast))
+    world = choose_devices(args, init_distributed(args.gpus))
     if world.size > 1:
         raise UserError("test_video.py uses all GPUs in one process; start it without torchrun")
     if args.json == "-":
@@ -105,7 +105,7 @@ def main(args: Namespace) -> int:
     log.info(f"class names: {names_source}; {precision}")
     mirrored = find_mirrored(loaded.checkpoint, names, args.weights) if args.test_crops == 10 else None
     batch_size = evaluation_batch_size(args.batch_size, loaded.options.get("batch_size"), len(world.devices))
-    predictor = Predictor(model, world, args.fast, mirrored, batch_size, bool(args.save_features))
+    predictor = Predictor(model, world, False, mirrored, batch_size, bool(args.save_features))
 
     # Answers, in the order of the videos and of time
     transform = evaluation_transform(model.input_size, args.test_crops, args.full_res)

@@ -106,7 +106,11 @@ def load_model(
 
 
 def load_fused(
-    path: str | Path, options: ModelOptions | Namespace, world: World, amp: str | None = None
+    path: str | Path,
+    options: ModelOptions | Namespace,
+    world: World,
+    amp: str | None = None,
+    plain: bool = False,
 ) -> tuple[LoadedModel, Precision]:
     """Load a model and fuse it for evaluation on a device.
 
@@ -115,6 +119,7 @@ def load_fused(
         options: see `load_model`.
         world: the model runs on its first device, which must be the CPU for an ONNX file.
         amp: a key of `DTYPES`, 'auto', or None for the precision of training.
+        plain: see `fuse`.
 
     Returns:
         The fused model on the device, and the precision it computes in.
@@ -124,7 +129,7 @@ def load_fused(
     """
     loaded = load_model(path, options, allow_onnx=True)
     precision = evaluation_precision(amp, loaded.options.get("amp", "off"), world.device)
-    model = fuse(loaded.model, world.device, DTYPES[precision.amp]).to(world.device)
+    model = fuse(loaded.model, world.device, DTYPES[precision.amp], plain).to(world.device)
     return loaded._replace(model=model), precision
 
 
