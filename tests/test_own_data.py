@@ -53,7 +53,7 @@ def test_readme_commands(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_videos").symlink_to(my_videos)
     lists = tmp_path / "data/my_data"
-    succeed("tools/process_dataset.py", "--workers", 1)
+    succeed("tools/process_dataset.py", "--workers", 2)
     from_videos = (lists / "train_videofolder.txt").read_text()
     trained = succeed("main.py", *SMALL)
     assert "my_data: 30 training clips from videos, 3 classes" in trained.stdout
