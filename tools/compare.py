@@ -6,7 +6,7 @@
 
 The options after `--` are options of main.py, the same for all models. test_models.py evaluates the
 checkpoint of the last epoch, not that of the best one. The program writes DIR/table.md and DIR/plot.png.
-After an interruption, the same command continues. All models use the first visible GPU.
+After an interruption, the same command continues. With several GPUs, set CUDA_VISIBLE_DEVICES to one.
 
 The controls are GST on validation clips that are played backwards or have shuffled frames, and GST trained
 with flips that keep the labels of mirrored classes.
@@ -14,7 +14,6 @@ with flips that keep the labels of mirrored classes.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -53,7 +52,6 @@ def main() -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for runs, table and plot")
     add("--types", choices=tuple(BLOCKS), nargs="+", default=list(BLOCKS), help="types of block")
     add("--seeds", type=non_negative_int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
-    add("-j", "--workers", type=non_negative_int, default=0, metavar="N", help="loader processes")
     add("options", nargs="*", metavar="OPTION", help="options of main.py, after --")
     args = parser.parse_args()
     out = args.out
@@ -125,7 +123,7 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
     data = {clips: where for clips, where in data.items() if not (out / "scores" / f"{clips}.npz").exists()}
     if not data:
         return
-    words = ["--root_path", args.root_path, "--dataset", args.dataset, "-j", args.workers]
+    words = ["--root_path", args.root_path, "--dataset", args.dataset, "-j", 0]
     words += ["--eval-freq", 10**6, *args.options, "--type", kind.removesuffix("_unswapped"), "--seed", seed]
     words += ["--store_name", "comparison", "--checkpoint_dir", out / "runs" / name, "--resume", "auto"]
     if kind == "GST_unswapped":
@@ -134,17 +132,15 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
     (out / "scores").mkdir(exist_ok=True)
     for clips, (root, dataset) in data.items():
         words = ["--weights", last_checkpoint(out, name), "--root_path", root, "--dataset", dataset]
-        words += ["-j", args.workers, "--save_scores", out / "scores" / f"{clips}.npz"]
+        words += ["-j", 0, "--save_scores", out / "scores" / f"{clips}.npz"]
         run(name, "test_models.py", *words)
 
 
 def run(name: str, program: str, *words: object) -> None:
-    """Run a program of the repository on one GPU; stop it if this program is interrupted."""
+    """Run a program of the repository; stop it if this program is interrupted."""
     print(f"{name}: {program}", flush=True)
     command = [sys.executable, str(REPOSITORY / program), *map(str, words)]
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             status = process.wait()
         finally:
