@@ -67,6 +67,7 @@ def temporal_model(
     input_size: int | None = None,
     num_class: int | None = None,
     weights: str | Path | None = None,
+    features: bool = False,
 ) -> nn.Module:
     """Build a model of any type and arch, in evaluation mode.
 
@@ -82,11 +83,12 @@ def temporal_model(
         input_size: height and width of the frames, in pixels.
         num_class: number of classes.
         weights: a checkpoint that test_models.py accepts; None for random weights.
+        features: return the classifier's input instead of logits, as `--save_features` does.
 
     Returns:
-        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits. Frames are in
-        time order, RGB, from 0 to 1, normalised by its `input_mean` and `input_std`. Its `categories` are the
-        class names, or None if they are unknown.
+        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits, or features of
+        clips (2048). Frames are in time order, RGB, from 0 to 1, normalised by its `input_mean` and
+        `input_std`. Its `categories` are the class names, or None if they are unknown.
 
     Raises:
         ValueError: an argument is not possible or contradicts the checkpoint, or the checkpoint cannot be
@@ -99,7 +101,12 @@ def temporal_model(
         kind = str if name in ("type", "arch") else int
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name} {value!r} is not {'a string' if kind is str else 'a whole number'}")
-    return _build(options) if weights is None else _load(options, weights)
+    model = _build(options) if weights is None else _load(options, weights)
+    if features:
+        owner, name = (model.base_model, "fc") if model.new_fc is None else (model, "new_fc")
+        setattr(owner, name, nn.Identity())
+        model.consensus = "mean"
+    return model
 
 
 def gst_resnet50(
@@ -109,7 +116,7 @@ def gst_resnet50(
     weights: str | Path | None = None,
     **more: Any,
 ) -> nn.Module:
-    """GST with ResNet-50; see `temporal_model`, also for `num_class` and `input_size`."""
+    """GST with ResNet-50; see `temporal_model`, also for `num_class`, `input_size` and `features`."""
     return temporal_model("GST", "resnet50", alpha, beta, num_segments, weights=weights, **more)
 
 

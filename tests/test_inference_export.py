@@ -17,8 +17,9 @@ from video_files import write_video
 from inference.export import FORMATS, Exported
 from inference.onnx_model import OnnxModel
 from models import BLOCKS, TemporalModel
+from tools import export
 from tools.export import TOLERANCE, check
-from utils.cli import UserError
+from utils.cli import UserError, log
 
 PAGE = (REPOSITORY / "docs" / "DEPLOYMENT.md").read_text(encoding="utf-8")
 # The checkpoint below has the form of the released ones, and tensors that fit C2D and TSM.
@@ -97,6 +98,19 @@ def test_onnx_program(exported, folder):
     names = (folder / "DATA/somethingv2/category.txt").read_text().splitlines()
     assert process.stdout.strip() in names
     assert str(REPOSITORY) not in str(exported.read_bytes())
+
+
+def test_steps_are_logged_before_they_begin(weights, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(log, "info", lambda line: lines.append(line))
+    monkeypatch.setitem(
+        FORMATS, "onnx", (lambda *_: lines.append("saves") or b"", lambda content: make_model())
+    )
+    main_with = ["tools/export.py", "--weights", str(weights), *map(str, RELEASED[2:])]
+    monkeypatch.setattr(sys, "argv", main_with)
+    export.main()
+    words = [line.split()[0] for line in lines[1:]]
+    assert words == ["exporting", "saves", "comparing", "checked:", "exported:"]
 
 
 def test_onnx_evaluation(exported, folder, monkeypatch):
