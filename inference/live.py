@@ -116,11 +116,10 @@ class Recorder:
 
     Args:
         part: the file.
-        is_gif: see `write_movie`.
         names: class names; all pictures have room for the longest one.
     """
 
-    def __init__(self, part: Path, is_gif: bool, names: Sequence[str]) -> None:
+    def __init__(self, part: Path, names: Sequence[str]) -> None:
         self._answers = [Answer(name, 0.0) for name in names]
         self._answer: Answer | None = None
         self._caption: Caption | None = None
@@ -128,7 +127,7 @@ class Recorder:
         self._error: OSError | av.FFmpegError | None = None
         # If the encoder is slower than the stream, decoding waits for it: a recording misses no frame.
         self._frames: Queue[tuple[Image.Image, Fraction] | None] = Queue(16)
-        self._thread = threading.Thread(target=self._write, args=(part, is_gif), daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(part,), daemon=True)
         self._thread.start()
 
     def add(self, image: Image.Image, moment: float) -> None:
@@ -153,17 +152,17 @@ class Recorder:
         self._thread.join()
         self.show(None)
 
-    def _write(self, part: Path, is_gif: bool) -> None:
+    def _write(self, part: Path) -> None:
         frames = iter(self._frames.get, None)
         try:
-            write_movie(part, frames, self._draw, is_gif)
+            write_movie(part, frames, self._draw)
         except (OSError, av.FFmpegError) as error:
             self._error = error
             for _ in frames:  # the decoding thread must not wait for ever
                 pass
 
-    def _draw(self, image: Image.Image, time: float, width: int | None) -> Image.Image:
-        self._caption = self._caption or Caption(image.size, self._answers, width)
+    def _draw(self, image: Image.Image, time: float) -> Image.Image:
+        self._caption = self._caption or Caption(image.size, self._answers)
         return self._caption.draw(image, self._answer)
 
 
@@ -171,7 +170,7 @@ class Recorder:
 def recording(path: Path, names: Sequence[str]) -> Iterator[Recorder]:
     """Yield a recorder, and give its file the name `path` at the end; see `rendering`."""
     with rendering(path) as part:
-        recorder = Recorder(part, path.suffix.lower() == ".gif", names)
+        recorder = Recorder(part, names)
         yield recorder
         recorder.close()
     log.info(f"rendered: {path}")

@@ -24,6 +24,7 @@ from inference.clips import ClipFormat, load_windows, plan_windows
 from inference.load import ModelOptions, load_model
 from models import TemporalModel
 from reports.timeline import heat
+from tools.make_motion_dataset import draw_path, render_clip
 from transforms import evaluation_transform
 
 FORMAT = ClipFormat(8, 1, evaluation_transform(32))
@@ -119,22 +120,75 @@ def test_windows_have_the_logits_of_cut_clips(views, ask, weights, film, tmp_pat
         assert line == f"{span[0]:.1f}-{span[1]:.1f} s  {best['probability']:.2f} -> {best['class']}"
 
 
-def test_concatenated_clips_get_the_answers_of_each_clip(ask, tmp_path):
-    folder = tmp_path / "data"
-    options = ("--dataset", "motion", "--level", 1, "--train", 12, "--val", 12)
-    process = call("tools/make_motion_dataset.py", folder, *options)
+# ---------------------------------------------------------------------------------------------------------
+# A trained model
+
+DIRECTIONS = ("Pulling something from left to right", "Pulling something from right to left")
+CLIP_SECONDS, NUM_VAL = 2, 16
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory) -> Path:
+    """`--root_path` of clips of `tools/make_motion_dataset.py`, of two classes. Read only: it is shared."""
+    root = tmp_path_factory.mktemp("motion")
+    home, number = root / "motion", 0
+    for split, (name, count) in enumerate((("train_videofolder.txt", 160), ("val_videofolder.txt", NUM_VAL))):
+        lines = []
+        for clip in range(count):
+            rng, number = np.random.default_rng([split, clip]), number + 1
+            folder = home / "frames" / str(number)
+            folder.mkdir(parents=True)
+            path = draw_path(rng, DIRECTIONS[clip % 2], 12 * CLIP_SECONDS)
+            for place, image in enumerate(render_clip(rng, path), start=1):
+                image.save(folder / f"{place:05d}.jpg", quality=90)
+            lines.append(f"{number} {len(path)} {clip % 2}\n")
+        (home / name).write_text("".join(lines))
+    (home / "category.txt").write_text("".join(f"{name}\n" for name in DIRECTIONS))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(motion, tmp_path_factory) -> Path:
+    """A checkpoint that knows the directions. Read only: it is shared."""
+    out = tmp_path_factory.mktemp("trained")
+    options = ("--dataset", "motion", "--root_path", motion, "--image_tmpl", "{:05d}.jpg", "-j", 0)
+    options += ("--arch", "resnet14", "--input_size", 48, "--num_segments", 4, "--checkpoint_dir", out)
+    options += ("--epochs", 3, "-b", 10, "--lr", 0.01, "--lr_schedule", "cosine")
+    process = call("main.py", *options)
     assert process.returncode == 0, process.stderr
-    clips = sorted(path.parent for path in folder.rglob("*1.jpg") if path.stem.strip("0") == "1")[:3]
+    (best,) = out.rglob("*_best.pth.tar")
+    return best
+
+
+@pytest.mark.slow
+def test_windows_of_concatenated_clips_are_right(ask, motion, trained, tmp_path):
     film = tmp_path / "film"
     film.mkdir()
-    for number, path in enumerate(path for clip in clips for path in sorted(clip.glob("*.jpg"))):
-        (film / f"{number:05d}.jpg").write_bytes(path.read_bytes())
+    listed = (motion / "motion" / "val_videofolder.txt").read_text().splitlines()
+    for clip, line in enumerate(listed):
+        for path in (motion / "motion" / "frames" / line.split()[0]).iterdir():
+            place = 12 * CLIP_SECONDS * clip + int(path.stem)
+            (film / f"{place:05d}.jpg").write_bytes(path.read_bytes())
+
+    # Windows inside a clip: 90 % are right.
+    answers = tmp_path / "answers.json"
+    ask(film, "--window", 1.5, "--stride", 0.25, "--json", answers, weights=trained)
+    (video,) = json.loads(answers.read_text())["videos"]
+    inside = [
+        w for w in video["windows"] if w["end"] - w["start"] // CLIP_SECONDS * CLIP_SECONDS <= CLIP_SECONDS
+    ]
+    hits = [w["top"][0]["label"] == int(w["start"]) // CLIP_SECONDS % 2 for w in inside]
+    assert len(hits) == 3 * NUM_VAL
+    assert np.mean(hits) >= 0.9
+
+    # Windows of a whole clip have the logits of test_models.py.
     scores = [tmp_path / "film.npz", tmp_path / "clips.npz"]
-    ask(film, "--window", 2, "--stride", 2, "--save_scores", scores[0])
-    ask(*clips, "--save_scores", scores[1])
+    ask(film, "--window", CLIP_SECONDS, "--stride", CLIP_SECONDS, "--save_scores", scores[0], weights=trained)
+    data = ("--dataset", "motion", "--root_path", motion, "--image_tmpl", "{:05d}.jpg", "-j", 0)
+    process = call("test_models.py", "--weights", trained, *data, "--save_scores", scores[1])
+    assert process.returncode == 0, process.stderr
     windows, alone = (np.load(file)["scores"] for file in scores)
-    np.testing.assert_allclose(windows, alone, atol=1e-5)
-    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    np.testing.assert_allclose(windows, alone, rtol=0, atol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):

@@ -323,7 +323,7 @@ def test_json_to_full_stdout_fails(weights, clips):
 # Pictures
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".PNG"])
+@pytest.mark.parametrize("suffix", [".mp4", ".PNG"])
 def test_rendered_output(suffix, ask, clips, tmp_path):
     out = tmp_path / f"out{suffix}"
     asked = ask(clips / "a.mp4", "--rendered_output", out)
@@ -337,12 +337,9 @@ def test_rendered_output(suffix, ask, clips, tmp_path):
         frames = list(container.decode(stream))
         assert frames[0].width == 320
         assert frames[0].height % 2 == 0
-        if suffix == ".mp4":
-            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-            assert float(stream.average_rate) == pytest.approx(12)
-            assert len(frames) == 30
-        else:
-            assert len(frames) / 2.5 <= 10  # of 2.5 seconds
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.average_rate) == pytest.approx(12)
+        assert len(frames) == 30
         for frame in frames:
             image = np.asarray(frame.to_image())
             assert (image[-40:] > 200).all(axis=2).any()  # white letters
