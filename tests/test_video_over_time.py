@@ -148,12 +148,12 @@ def motion(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(motion, tmp_path_factory) -> Path:
+def trained(motion, tmp_path_factory, without_curves) -> Path:
     """A checkpoint that knows the directions. Read only: it is shared."""
     out = tmp_path_factory.mktemp("trained")
     options = ("--dataset", "motion", "--root_path", motion, "--image_tmpl", "{:05d}.jpg", "-j", 0)
-    options += ("--arch", "resnet14", "--input_size", 48, "--num_segments", 4, "--checkpoint_dir", out)
-    options += ("--epochs", 3, "-b", 10, "--lr", 0.01, "--lr_schedule", "cosine")
+    options += ("--arch", "resnet14", "--input_size", 32, "--num_segments", 4, "--checkpoint_dir", out)
+    options += ("--epochs", 4, "-b", 10, "--lr", 0.01, "--lr_schedule", "cosine")
     process = call("main.py", *options)
     assert process.returncode == 0, process.stderr
     (best,) = out.rglob("*_best.pth.tar")
@@ -161,6 +161,7 @@ def trained(motion, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # it trains a model: 30 s on an idle core
 def test_windows_of_concatenated_clips_are_right(ask, motion, trained, tmp_path):
     film = tmp_path / "film"
     film.mkdir()
