@@ -65,6 +65,7 @@ def render(
     path: Path,
     video: Video,
     numbers: Sequence[int],
+    crops: np.ndarray,
     top: Sequence[Answer],
     windows: Sequence[TimedAnswer] = (),
 ) -> None:
@@ -76,6 +77,7 @@ def render(
         path: file to write, with one of `SUFFIXES`.
         video: the input of the model.
         numbers: frames that the model saw, from 1.
+        crops: what it saw of them, uint8, frames x height x width x RGB.
         top: the best classes, the best one first.
         windows: answers over time to draw instead of the first one of `top`.
 
@@ -84,7 +86,7 @@ def render(
     """
     with rendering(path) as part:
         if path.suffix.lower() == ".png":
-            answer_sheet(video, numbers, top).save(part, format="PNG")
+            answer_sheet(video.path.name, numbers, crops, top).save(part, format="PNG")
         else:
             answers = windows or [TimedAnswer(0.0, duration(video), top[0])]
             frames = tqdm(
@@ -206,11 +208,10 @@ class Caption:
         return num_lines * self.line_height + self.margin
 
 
-def answer_sheet(video: Video, numbers: Sequence[int], top: Sequence[Answer]) -> Image.Image:
-    """Draw the frames that a model saw, with their numbers, and the best classes as bars below."""
-    frames = video.read(numbers)
+def answer_sheet(name: str, numbers: Sequence[int], crops: np.ndarray, top: Sequence[Answer]) -> Image.Image:
+    """Draw the crops that a model saw, with their frame numbers, and the best classes as bars below."""
     captions = [f"frame {number}" for number in numbers]
-    row = SheetRow([frames[number] for number in numbers], [video.path.name], captions)
+    row = SheetRow([Image.fromarray(crop) for crop in crops], [name], captions)
     images = [contact_sheet([row], 4 if len(numbers) <= 8 else 8, SHEET_WIDTH)]
     style, left, bar_width = font(TEXT_SIZE), SHEET_WIDTH * 6 // 10, SHEET_WIDTH * 3 // 10
     for answer in top:

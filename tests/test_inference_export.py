@@ -313,9 +313,3 @@ def test_onnx_has_its_own_mean_and_std(exported, tmp_path):
     changed = json.loads(metadata) | {"input_mean": [0.1, 0.2, 0.3], "input_std": [1.0, 2.0, 3.0]}
     model = OnnxModel(with_metadata(exported, tmp_path / "own.onnx", json.dumps(changed)))
     assert (model.input_mean, model.input_std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-
-
-def test_nested_onnx_metadata_is_one_line(exported, tmp_path):
-    path = with_metadata(exported, tmp_path / "nested.onnx", "[" * 100_000)
-    with pytest.raises(UserError, match="nested.onnx"):
-        OnnxModel(path)

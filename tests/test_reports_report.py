@@ -214,7 +214,7 @@ def test_sigterm_leaves_no_partial_file(tmp_path):
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
-        render(tmp_path / "out.mp4", Video(), [1], [Answer("a", 0.5)])
+        render(tmp_path / "out.mp4", Video(), [1], np.zeros((1, 8, 8, 3), np.uint8), [Answer("a", 0.5)])
     assert stop.value.code == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is handler
