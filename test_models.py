@@ -78,8 +78,6 @@ def main(args: Namespace) -> None:
         raise UserError(f"--report: needs labels, and {paths.val_list} has none")
     dataset.labels = remap_labels(dataset.labels, class_permutation)
     videos = [dataset.record(number).path for number in dataset.included]
-    if args.submission:
-        check_ids(videos)
     num_views = args.test_crops * args.num_clips
     unit = "clip" if num_views == 1 else "video"
     source = "video files" if paths.source == "videos" else paths.source
@@ -125,24 +123,16 @@ def main(args: Namespace) -> None:
 
 
 def check_outputs(args: Namespace) -> None:
-    """Refuse output files that already exist, that cannot be written, or that are named twice.
+    """Refuse output files that already exist or cannot be written.
 
     Raises:
         UserError: names the option.
     """
-    options_by_path: dict[Path, str] = {}
     for option, suffix in OUTPUTS.items():
         if file := getattr(args, option):
             check_new_file(file, f"--{option}", suffix)
-            other = options_by_path.setdefault(Path(file).resolve(), option)
-            if other != option:
-                raise UserError(f"--{option} {file}: is also the file of --{other}")
     if args.report:
         check_report(Path(args.report))
-        report = Path(args.report).resolve()
-        for path, option in options_by_path.items():
-            if report == path or report in path.parents or path in report.parents:
-                raise UserError(f"--{option} {path}: is in the folder of --report, or the other way round")
 
 
 def describe_views(args: Namespace, model: TemporalModel | OnnxModel) -> str:
@@ -152,21 +142,6 @@ def describe_views(args: Namespace, model: TemporalModel | OnnxModel) -> str:
     crops, clips = pluralize(args.test_crops, "crop"), pluralize(args.num_clips, "clip")
     size = model.scale_size if args.full_res else model.input_size
     return f", {crops} x {clips} of {size} x {size} each"
-
-
-def check_ids(videos: Sequence[str]) -> None:
-    """Refuse videos with the same name in different folders: a submission has names without folders.
-
-    Raises:
-        UserError: names two of them.
-    """
-    video_by_id: dict[str, str] = {}
-    for video in videos:
-        name = Path(video).name
-        if name in video_by_id:
-            other = printable(video_by_id[name])
-            raise UserError(f"--submission: '{other}' and '{printable(video)}' have the same id")
-        video_by_id[name] = video
 
 
 def write_outputs(args: Namespace, result: Result, videos: Sequence[str], categories: Sequence[str]) -> None:

@@ -44,7 +44,6 @@ from inference.load import LoadedModel, load_fused
 from inference.onnx_model import choose_devices
 from inference.options import check_answer_options, rendered_files
 from opts import evaluation_batch_size, video_parser
-from reports.render import check_rendered_output
 from training.describe import class_names, find_mirrored
 from transforms import evaluation_transform
 from utils.cli import UserError, log, printable, run_program
@@ -84,9 +83,7 @@ def main(args: Namespace) -> int:
             paths += find_videos(Path(source))
         except UserError as error:
             errors.append({"video": source, "error": report(error)})
-    rendered = rendered_files(args, [*paths, *(Path(error["video"]) for error in errors)])
-    for path in filter(None, rendered):
-        check_rendered_output(path)
+    rendered = rendered_files(args, [*paths, *(Path(error["video"]) for error in errors)], bool(live))
     if args.cam and len(paths) + len(errors) > 1:
         raise UserError("--cam: needs a single video")
     if not paths and not live:
@@ -260,34 +257,22 @@ def write_outputs(
     clips: Sequence[tuple[str, float, float]],
     names: Sequence[str],
 ) -> None:
-    """Write the files of --json, --csv, --save_scores and --save_features.
+    """Write the files of --csv, --save_scores, --save_features and --json.
 
     Raises:
         UserError: a file cannot be written.
     """
     contents: dict[str, bytes] = answers_npz(rows, clips, names) if rows else {}
     contents["csv"] = csv_rows(content["videos"])
+    contents["json"] = (json.dumps(content, indent=1) + "\n").encode()
     for option, data in contents.items():
         if file := getattr(args, option):
             with writing(f"--{option}", file):
+                if file == "-":
+                    print(data.decode(), end="", flush=True)
+                    continue
                 write_new(Path(file), data)
             log.info(f"{option.removeprefix('save_')}: {file}")
-    if args.json:
-        write_json(args.json, content)
-
-
-def write_json(file: str, content: dict[str, Any]) -> None:
-    """Write answers as JSON to a file, or to stdout if it is '-'.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    text = json.dumps(content, indent=1) + "\n"
-    with writing("--json", file):
-        if file == "-":
-            print(text, end="", flush=True)
-        else:
-            write_new(Path(file), text.encode())
 
 
 if __name__ == "__main__":

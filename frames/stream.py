@@ -2,7 +2,6 @@
 
 import math
 import re
-import stat
 import threading
 import time
 from collections import deque
@@ -39,13 +38,9 @@ class LiveFrame(NamedTuple):
 
 def is_live(source: str) -> bool:
     """Whether a source is a stream: `-`, a URL, a device or a named pipe."""
-    if source == "-" or re.match(r"[a-z0-9]+://", source):
-        return True
-    try:
-        mode = Path(source).stat().st_mode
-    except (OSError, ValueError):
-        return source.startswith("/dev/video")
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+    path = Path(source)
+    is_device = path.is_fifo() or path.is_char_device() or source.startswith("/dev/video")
+    return source == "-" or bool(re.match(r"[a-z0-9]+://", source)) or is_device
 
 
 def camera_source(text: str) -> str:

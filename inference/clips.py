@@ -100,14 +100,7 @@ def load_clips(
     """
 
     def load(index: int, path: Path) -> Clip | Failure:
-        try:
-            video = open_video(path)
-            numbers = clip_format.sample(1, video.num_frames)
-            crops = {n: clip_format.crop(image) for n, image in video.frames(sorted(set(numbers)))}
-        except UserError as error:
-            return Failure(index, error)
-        window = Window(0.0, duration(video), numbers)
-        return _make_clip(index, video, window, video.times, crops, clip_format)
+        return next(_windows_of(index, path, clip_format, None, None))
 
     batches = _batched(enumerate(paths), batch_size)
     with ThreadPoolExecutor(min(16, cores())) as pool:
@@ -147,11 +140,14 @@ def load_windows(
 
 
 def _windows_of(
-    index: int, path: Path, clip_format: ClipFormat, seconds: float, stride: float
+    index: int, path: Path, clip_format: ClipFormat, seconds: float | None, stride: float | None
 ) -> Iterator[Clip | Failure]:
+    """Yield the clips of a video; a single one if `seconds` is None."""
     try:
         video = open_video(path)
-        windows = plan_windows(video.times, 1 / video.fps, clip_format, seconds, stride)
+        windows = [Window(0.0, duration(video), clip_format.sample(1, video.num_frames))]
+        if seconds:
+            windows = plan_windows(video.times, 1 / video.fps, clip_format, seconds, stride)
         frames = video.frames(sorted({number for window in windows for number in window.numbers}))
         crops: dict[int, np.ndarray] = {}
         for window in windows:
@@ -160,7 +156,9 @@ def _windows_of(
             while last not in crops:
                 number, image = next(frames)
                 crops[number] = clip_format.crop(image)
-            yield _make_clip(index, video, window, video.times, crops, clip_format)
+            pixels = clip_format.stack([crops[number] for number in window.numbers])
+            times = [float(video.times[number - 1]) for number in window.numbers]
+            yield Clip(index, video, window, times, pixels)
     except UserError as error:
         yield Failure(index, error)
 
@@ -201,15 +199,3 @@ def _batched(items: Iterable, size: int) -> Iterator[list]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def _make_clip(
-    index: int,
-    video: Video,
-    window: Window,
-    times: np.ndarray,
-    crops: dict[int, np.ndarray],
-    clip_format: ClipFormat,
-) -> Clip:
-    pixels = clip_format.stack([crops[number] for number in window.numbers])
-    return Clip(index, video, window, [float(times[number - 1]) for number in window.numbers], pixels)

@@ -10,8 +10,9 @@ import torch
 from inference.activation import class_activation
 from inference.clips import Clip
 from models import TemporalModel
-from reports.render import Answer, TimedAnswer, render
-from reports.timeline import write_activation, write_timeline
+from reports.plots import figure_png
+from reports.render import Answer, TimedAnswer, render, rendering
+from reports.timeline import draw_timeline, write_activation
 
 
 def draw_answers(
@@ -40,7 +41,8 @@ def draw_answers(
     if over_time and file.suffix.lower() == ".png":
         probabilities = torch.from_numpy(np.stack([scores for scores, *_ in rows])).softmax(dim=1).numpy()
         spans = [(window["start"], window["end"]) for window in windows]
-        write_timeline(file, clip.video, spans, probabilities, names)
+        with rendering(file) as part:
+            part.write_bytes(figure_png(lambda: draw_timeline(clip.video, spans, probabilities, names)))
         return
     timed = []
     for window in windows if over_time else ():

@@ -74,13 +74,7 @@ def to_onnx(module: Exported, metadata: dict[str, Any]) -> bytes:
 
 
 def to_pt2(module: Exported, metadata: dict[str, Any]) -> bytes:
-    """Export by torch.export, with the metadata as an extra file.
-
-    Raises:
-        UserError: the model's input size is too small for this format.
-    """
-    if module.model.input_size <= 32:  # torch.export assumes that no size becomes 1 inside the network
-        raise UserError("--format pt2: needs an input size above 32; use --format onnx")
+    """Export by torch.export, with the metadata as an extra file."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights on GPUs

@@ -4,20 +4,19 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import av
 import torch
 from PIL import Image
 
-from frames.stream import LiveFrame, LiveStream
+from frames.stream import LiveStream
 from inference.answers import log_window, make_answer, merge_windows
 from inference.clips import EPSILON, Clip, ClipFormat, Window
-from reports.render import Answer, Caption, rendering, write_movie
+from reports.render import Answer, Caption, Movie, rendering
 from utils.cli import UserError, log, pluralize, printable
 
 RECONNECT_SECONDS = 2.0
@@ -45,10 +44,9 @@ def watch(
     Raises:
         UserError: the stream cannot be opened, or the file of `--rendered_output` cannot be written.
     """
-    if args.rendered_output:
-        with recording(Path(args.rendered_output), names) as recorder:
-            return _watch(args, source, predict, clip_format, names, recorder)
-    return _watch(args, source, predict, clip_format, names, None)
+    file = args.rendered_output
+    with recording(Path(file), names) if file else nullcontext() as recorder:
+        return _watch(args, source, predict, clip_format, names, recorder)
 
 
 def _watch(
@@ -97,8 +95,6 @@ def _watch(
             time.sleep(RECONNECT_SECONDS)
     except KeyboardInterrupt:
         error = ""
-    for stream in streams:
-        stream.close()
     num_frames = sum(stream.num_frames for stream in streams)
     num_dropped = sum(stream.num_dropped for stream in streams)
     log.info(
@@ -112,7 +108,9 @@ def _watch(
 
 
 class Recorder:
-    """Writes the frames of a stream and the newest answer to a file, in a thread.
+    """Writes the frames of a stream, with the newest answer, to a file.
+
+    Frames are encoded in the thread that decodes them, so a recording misses no frame.
 
     Args:
         part: the file.
@@ -120,21 +118,25 @@ class Recorder:
     """
 
     def __init__(self, part: Path, names: Sequence[str]) -> None:
-        self._answers = [Answer(name, 0.0) for name in names]
+        self._movie = Movie(part)
+        self._caption = Caption(names)
         self._answer: Answer | None = None
-        self._caption: Caption | None = None
         self._last = -1.0
         self._error: OSError | av.FFmpegError | None = None
-        # If the encoder is slower than the stream, decoding waits for it: a recording misses no frame.
-        self._frames: Queue[tuple[Image.Image, Fraction] | None] = Queue(16)
-        self._thread = threading.Thread(target=self._write, args=(part,), daemon=True)
-        self._thread.start()
+        self._is_open = True
+        self._lock = threading.Lock()
 
     def add(self, image: Image.Image, moment: float) -> None:
         """Add a frame with its time, in seconds."""
-        if moment > self._last:
+        with self._lock:
+            if not self._is_open or self._error or moment <= self._last:
+                return
             self._last = moment
-            self._frames.put((image, Fraction(moment).limit_denominator(90_000)))
+            picture = self._caption.draw(image, self._answer)
+            try:
+                self._movie.add(picture, Fraction(moment).limit_denominator(90_000))
+            except (OSError, av.FFmpegError) as error:
+                self._error = error  # for the main thread
 
     def show(self, answer: Answer | None) -> None:
         """Draw an answer from now on.
@@ -148,22 +150,10 @@ class Recorder:
 
     def close(self) -> None:
         """Finish the file; see `show` for the exceptions."""
-        self._frames.put(None)
-        self._thread.join()
+        with self._lock:
+            self._is_open = False
+            self._movie.close()
         self.show(None)
-
-    def _write(self, part: Path) -> None:
-        frames = iter(self._frames.get, None)
-        try:
-            write_movie(part, frames, self._draw)
-        except (OSError, av.FFmpegError) as error:
-            self._error = error
-            for _ in frames:  # the decoding thread must not wait for ever
-                pass
-
-    def _draw(self, image: Image.Image, time: float) -> Image.Image:
-        self._caption = self._caption or Caption(image.size, self._answers)
-        return self._caption.draw(image, self._answer)
 
 
 @contextmanager
@@ -192,27 +182,21 @@ def live_clips(
     Yields:
         The clip of a window, and the arrival time of its newest frame (`time.monotonic`).
     """
+
+    def make_clip(start: float, end: float) -> Iterator[tuple[Clip, float]]:
+        frames = {frame.number: frame for frame in stream.take(start - EPSILON, end - EPSILON)}
+        if frames:
+            numbers = clip_format.sample(min(frames), len(frames))
+            pixels = clip_format.stack([frames[number].content for number in numbers])
+            times = [frames[number].time for number in numbers]
+            yield Clip(0, stream, Window(start, end, numbers), times, pixels), frames[max(frames)].arrival
+
     covered = stream.first_time
     end = covered + seconds
     while stream.wait(end):
         end += int((stream.newest + EPSILON - end) // stride) * stride if stream.newest > end else 0
-        if frames := stream.take(end - seconds - EPSILON, end - EPSILON):
-            covered = end
-            yield _live_clip(stream, end - seconds, end, frames, clip_format)
+        yield from make_clip(end - seconds, end)
+        covered = end
         end += stride
     if (stream.newest + stream.end) / 2 > covered:  # the rest, after the last window
-        start = max(stream.first_time, stream.end - seconds)
-        if frames := stream.take(start - EPSILON, stream.end):
-            yield _live_clip(stream, start, stream.end, frames, clip_format)
-
-
-def _live_clip(
-    stream: LiveStream, start: float, end: float, frames: Sequence[LiveFrame], clip_format: ClipFormat
-) -> tuple[Clip, float]:
-    numbers = clip_format.sample(frames[0].number, len(frames))
-    times = {frame.number: frame.time for frame in frames}
-    crops = {frame.number: frame.content for frame in frames}
-    window = Window(start, end, numbers)
-    pixels = clip_format.stack([crops[number] for number in numbers])
-    clip = Clip(0, stream, window, [times[number] for number in numbers], pixels)
-    return clip, frames[-1].arrival
+        yield from make_clip(max(stream.first_time, stream.end - seconds), stream.end)

@@ -67,11 +67,6 @@ class LoadedModel(NamedTuple):
         return line
 
 
-def is_onnx(path: str | Path) -> bool:
-    """Whether a file has the suffix of an ONNX model."""
-    return Path(path).suffix.lower() == ".onnx"
-
-
 def load_model(
     path: str | Path,
     options: ModelOptions | Namespace,
@@ -90,7 +85,7 @@ def load_model(
     Raises:
         UserError: the file cannot be used, or an option contradicts it.
     """
-    onnx_model = OnnxModel(path) if allow_onnx and is_onnx(path) else None
+    onnx_model = OnnxModel(path) if allow_onnx and Path(path).suffix.lower() == ".onnx" else None
     checkpoint = onnx_model.checkpoint if onnx_model else load_checkpoint(path)
     spec = describe_model(checkpoint, path, options.type)
     types = possible_types(checkpoint, path)

@@ -8,6 +8,7 @@ from utils.files import check_new_file, check_writable_folder
 
 # Options that name a file to write, and its suffix.
 FILES = {"json": "", "csv": ".csv", "save_scores": ".npz", "save_features": ".npz", "cam": ""}
+PICTURES = (".png", ".mp4")
 DEFAULT_LIVE_WINDOW = 4.0
 
 
@@ -61,7 +62,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
-    """Check the options of `add_answer_options` before the work begins.
+    """Check the options of `add_answer_options` before the work begins, and fill in their defaults.
 
     Args:
         args: options of `test_video.py`.
@@ -74,47 +75,39 @@ def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
         for name in ("cam", "save_scores", "save_features"):
             if getattr(args, name):
                 raise UserError(f"--{name}: is not possible for a stream; record it, and use the file")
-        if args.rendered_output and Path(args.rendered_output).suffix.lower() != ".mp4":
-            raise UserError(f"--rendered_output {args.rendered_output}: a stream needs a .mp4 file")
         args.window = args.window or DEFAULT_LIVE_WINDOW
-    for name in ("stride", "threshold"):
-        if getattr(args, name) is not None and not args.window:
-            raise UserError(f"--{name} {getattr(args, name):g}: needs --window SECONDS")
-    if args.reconnect and not is_live:
+    elif args.reconnect:
         raise UserError("--reconnect: needs a stream")
     if args.window:
         args.stride = args.stride or args.window / 2
+    elif args.stride or args.threshold is not None:
+        raise UserError("--stride and --threshold need --window SECONDS")
     if is_live and args.stride > args.window:
         raise UserError(f"--stride {args.stride:g}: a stream needs at most --window {args.window:g}")
-    if args.cam:
-        if args.window or args.test_crops * args.num_clips > 1:
-            raise UserError("--cam: needs a single view; leave out --window, --test_crops and --num_clips")
-        if Path(args.cam).suffix.lower() not in (".png", ".mp4"):
-            raise UserError(f"--cam {args.cam}: the name must end in .png or .mp4")
-    options_by_path: dict[Path, str] = {}
-    for option in (*FILES, "rendered_output"):
+    if args.cam and (args.window or args.test_crops * args.num_clips > 1):
+        raise UserError("--cam: needs a single view; leave out --window, --test_crops and --num_clips")
+    for option, suffix in FILES.items():
         file = getattr(args, option)
-        if not file or file == "-":
-            continue
-        other = options_by_path.setdefault(Path(file).resolve(), option)
-        if other != option:
-            raise UserError(f"--{option} {file}: is also the file of --{other}")
-        if option in FILES:
-            check_new_file(file, f"--{option}", FILES[option])
+        if file and file != "-":
+            check_new_file(file, f"--{option}", suffix)
+    if args.cam:
+        _check_suffix("--cam", args.cam, PICTURES)
 
 
-def rendered_files(args: argparse.Namespace, videos: list[Path]) -> list[Path | None]:
-    """Choose the file of `--rendered_output` for each video.
+def rendered_files(args: argparse.Namespace, videos: list[Path], is_live: bool) -> list[Path | None]:
+    """Choose and check the file of `--rendered_output` for each video.
 
     Raises:
-        UserError: there are several videos and one file, or two videos have the same file.
+        UserError: a file cannot be written, or several videos have the same file.
     """
     if not args.rendered_output:
         return [None] * len(videos)
     out = Path(args.rendered_output)
-    if not (args.rendered_output.endswith("/") or out.is_dir()):
+    if not (args.rendered_output.endswith("/") or out.is_dir()) or is_live:
         if len(videos) > 1:
             raise UserError(f"--rendered_output {out}: needs a single video, or a folder (DIR/)")
+        _check_suffix("--rendered_output", out, PICTURES[1:] if is_live else PICTURES)
+        check_new_file(out, "--rendered_output")
         return [out]
     check_writable_folder(out, "--rendered_output")
     files = [out / f"{video.resolve().name}.mp4" for video in videos]
@@ -123,3 +116,8 @@ def rendered_files(args: argparse.Namespace, videos: list[Path]) -> list[Path | 
             raise UserError(f"--rendered_output {file}: already exists, or two videos have this name")
     out.mkdir(parents=True, exist_ok=True)
     return list(files)
+
+
+def _check_suffix(option: str, file: str | Path, suffixes: tuple[str, ...]) -> None:
+    if Path(file).suffix.lower() not in suffixes:
+        raise UserError(f"{option} {file}: the name must end in {' or '.join(suffixes)}")

@@ -1,12 +1,12 @@
-"""Draw the answer of a model on the video or below the input frames."""
+"""Draw the answers of a model on the video or below the input frames."""
 
 import itertools
-import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -14,25 +14,20 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from frames.sources import Video, duration
-from reports.plots import INK, LINE_HEIGHT, MARGIN, TEXT_SIZE, SheetRow, contact_sheet, font, stack
-from utils.cli import UserError, printable, uninterrupted
-from utils.files import check_new_file, give_name
-
-SUFFIXES = (".mp4", ".png")
+from reports.plots import SheetRow, contact_sheet, font
+from utils.cli import UserError, printable
+from utils.files import give_name
 
 # In pixels. Captions would be illegible on smaller pictures.
 MIN_WIDTH, MIN_FONT = 320, 16
-# A narrow video is enlarged up to this height, and then gets black sides.
-MAX_ENLARGED_HEIGHT = 4096
 SHEET_WIDTH = 1200
 # The strip that shows the predicted class over time, in matplotlib's colours.
 STRIP_HEIGHT = 6
 STRIP_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
-BAND, WHITE, BAR = (0, 0, 0, 170), (255, 255, 255), (31, 97, 160)
 
 
 class Answer(NamedTuple):
@@ -40,17 +35,6 @@ class Answer(NamedTuple):
 
     label: str
     probability: float
-
-
-def check_rendered_output(path: Path) -> None:
-    """Check that a file can be rendered to.
-
-    Raises:
-        UserError: its suffix is not one of `SUFFIXES`, it exists, or it cannot be written.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--rendered_output {path}: the name must end in {', '.join(SUFFIXES)}")
-    check_new_file(path, "--rendered_output")
 
 
 class TimedAnswer(NamedTuple):
@@ -69,12 +53,12 @@ def render(
     top: Sequence[Answer],
     windows: Sequence[TimedAnswer] = (),
 ) -> None:
-    """Draw the answers of a model, depending on the suffix of the file (see `--rendered_output`).
+    """Draw the answers of a model: a contact sheet (.png), or the video with captions (.mp4).
 
     The file gets its name when it is complete. Memory does not depend on the length of the video.
 
     Args:
-        path: file to write, with one of `SUFFIXES`.
+        path: file to write.
         video: the input of the model.
         numbers: frames that the model saw, from 1.
         crops: what it saw of them, uint8, frames x height x width x RGB.
@@ -86,13 +70,16 @@ def render(
     """
     with rendering(path) as part:
         if path.suffix.lower() == ".png":
-            answer_sheet(video.path.name, numbers, crops, top).save(part, format="PNG")
-        else:
-            answers = windows or [TimedAnswer(0.0, duration(video), top[0])]
-            frames = tqdm(
-                video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None
-            )
-            write_movie(part, frames, _Captions(answers, bool(windows)))
+            lines = [video.path.name, *(f"{answer.probability:.3f}  {answer.label}" for answer in top)]
+            captions = [f"frame {number}" for number in numbers]
+            row = SheetRow([Image.fromarray(crop) for crop in crops], lines, captions)
+            model_sheet(row).save(part, format="PNG")
+            return
+        captions = _Captions(windows or [TimedAnswer(0.0, duration(video), top[0])], bool(windows))
+        frames = tqdm(video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None)
+        with closing(Movie(part)) as movie:
+            for frame, time in frames:
+                movie.add(captions.draw(frame, float(time)), time)
 
 
 @contextmanager
@@ -107,8 +94,7 @@ def rendering(path: Path, option: str = "--rendered_output") -> Iterator[Path]:
     handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield part
-        with uninterrupted():
-            give_name(part, path)
+        give_name(part, path)
     except (OSError, av.FFmpegError) as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None
     finally:
@@ -128,28 +114,25 @@ class _Captions:
         self.windows = windows
         self.has_strip = has_strip
         self.centres = np.array([(window.start + window.end) / 2 for window in windows])
-        self.caption: Caption | None = None
+        self.labels = sorted({window.answer.label for window in windows if window.answer})
+        self.caption = Caption(self.labels)
         self.strip: Image.Image | None = None
 
     def answer_at(self, time: float) -> Answer | None:
         """The answer of the window whose centre is nearest."""
         return self.windows[int(np.abs(self.centres - time).argmin())].answer
 
-    def __call__(self, frame: Image.Image, time: float) -> Image.Image:
-        if self.caption is None:
-            answers = [window.answer for window in self.windows if window.answer]
-            self.caption = Caption(frame.size, answers)
+    def draw(self, frame: Image.Image, time: float) -> Image.Image:
         picture = self.caption.draw(frame, self.answer_at(time))
         if self.has_strip:
             self.strip = self.strip or self._draw_strip(picture.width)
             picture.paste(self.strip, (0, 0))
             x = round(picture.width * time / self.windows[-1].end)
-            ImageDraw.Draw(picture).rectangle((x - 1, 0, x + 1, STRIP_HEIGHT), WHITE)
+            ImageDraw.Draw(picture).rectangle((x - 1, 0, x + 1, STRIP_HEIGHT), "white")
         return picture
 
     def _draw_strip(self, width: int) -> Image.Image:
-        labels = {window.answer.label for window in self.windows if window.answer}
-        colours = dict(zip(sorted(labels), itertools.cycle(STRIP_COLOURS), strict=False))
+        colours = dict(zip(self.labels, itertools.cycle(STRIP_COLOURS), strict=False))
         strip = Image.new("RGB", (width, STRIP_HEIGHT))
         for x in range(width):
             if answer := self.answer_at(self.windows[-1].end * (x + 0.5) / width):
@@ -158,127 +141,88 @@ class _Captions:
 
 
 class Caption:
-    """Draws answers on the frames of a video; all pictures have the same size.
+    """Draws answers below the frames of a video. All pictures have the size of the first one.
 
     Args:
-        size: width and height of the video, in pixels.
-        answers: answers that may be drawn; there is room for the longest one.
+        labels: names of the classes that may be drawn; there is room for the longest one.
     """
 
-    def __init__(self, size: tuple[int, int], answers: Sequence[Answer]) -> None:
-        scale = max(size[0], MIN_WIDTH) / size[0]
-        if scale > 1:
-            scale = min(scale, max(1, MAX_ENLARGED_HEIGHT / size[1]))
-        self.frame_size = tuple(max(1, round(side * scale)) for side in size)
-        canvas_width = _even(max(self.frame_size[0], MIN_WIDTH))
-        text_size = min(math.sqrt(canvas_width * self.frame_size[1]) / 25, canvas_width / 12)
-        self.style = font(round(max(MIN_FONT, text_size)))
-        self.margin = round(self.style.size / 2)
-        width_for_text = canvas_width - 2 * self.margin
-        labels = dict.fromkeys(answer.label for answer in answers)
-        self.lines = {label: _wrap(f"100 %  {label}", self.style, width_for_text) for label in labels}
-        num_lines = max(map(len, self.lines.values()), default=0)
-        band_height = self._band_height(num_lines)
-        # Below the frame if it would hide more than half of it.
-        is_below = 2 * band_height > self.frame_size[1]
-        self.size = canvas_width, _even(self.frame_size[1] + band_height * is_below)
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = labels
+        self.size: tuple[int, int] | None = None
 
     def draw(self, frame: Image.Image, answer: Answer | None) -> Image.Image:
-        """Draw an answer on a frame; None for no caption."""
+        """Draw an answer below a frame; None leaves the place empty."""
+        if self.size is None:
+            self._lay_out(frame.size)
         if frame.size != self.frame_size:
             frame = frame.resize(self.frame_size, Image.Resampling.BICUBIC)
-        canvas = Image.new("RGB", self.size)
-        canvas.paste(frame, ((self.size[0] - frame.width) // 2, 0))
+        picture = Image.new("RGB", self.size)
+        picture.paste(frame)
         if answer:
-            lines = self.lines[answer.label]
-            band = Image.new("RGBA", (self.size[0], self._band_height(len(lines))), BAND)
-            draw = ImageDraw.Draw(band)
-            for number, line in enumerate(lines):
-                text = line if number else line.replace("100 %", f"{100 * answer.probability:.0f} %", 1)
-                place = (self.margin, self.margin // 2 + number * self.line_height)
-                draw.text(place, text, WHITE, self.style)
-            canvas.paste(band, (0, self.size[1] - band.height), band)
-        return canvas
+            text = f"{100 * answer.probability:.0f} %  {answer.label}"
+            place = (self.margin, self.frame_size[1] + self.margin)
+            ImageDraw.Draw(picture).text(place, self._wrap(text), "white", self.style)
+        return picture
 
-    @property
-    def line_height(self) -> int:
-        return round(1.2 * self.style.size)
+    def _lay_out(self, size: tuple[int, int]) -> None:
+        scale = max(1, MIN_WIDTH / size[0])
+        self.frame_size = tuple(round(side * scale) for side in size)
+        self.style = font(max(MIN_FONT, self.frame_size[0] // 30))
+        self.margin = self.style.size // 2
+        draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+        texts = [self._wrap(f"100 %  {label}") for label in self.labels] or [""]
+        text_height = max(draw.textbbox((0, 0), text, self.style)[3] for text in texts)
+        height = self.frame_size[1] + int(text_height) + 2 * self.margin
+        # yuv420p needs even sizes.
+        self.size = self.frame_size[0] + self.frame_size[0] % 2, height + height % 2
 
-    def _band_height(self, num_lines: int) -> int:
-        return num_lines * self.line_height + self.margin
-
-
-def answer_sheet(name: str, numbers: Sequence[int], crops: np.ndarray, top: Sequence[Answer]) -> Image.Image:
-    """Draw the crops that a model saw, with their frame numbers, and the best classes as bars below."""
-    captions = [f"frame {number}" for number in numbers]
-    row = SheetRow([Image.fromarray(crop) for crop in crops], [name], captions)
-    images = [contact_sheet([row], 4 if len(numbers) <= 8 else 8, SHEET_WIDTH)]
-    style, left, bar_width = font(TEXT_SIZE), SHEET_WIDTH * 6 // 10, SHEET_WIDTH * 3 // 10
-    for answer in top:
-        lines = _wrap(answer.label, style, left - 2 * MARGIN)
-        image = Image.new("RGB", (SHEET_WIDTH, len(lines) * LINE_HEIGHT + MARGIN), WHITE)
-        draw = ImageDraw.Draw(image)
-        draw.multiline_text((MARGIN, 0), "\n".join(lines), INK, style)
-        draw.rectangle((left, 0, left + bar_width, LINE_HEIGHT - 4), "#e1e1e1")
-        if (length := round(bar_width * answer.probability)) > 0:
-            draw.rectangle((left, 0, left + length, LINE_HEIGHT - 4), BAR)
-        draw.text((left + bar_width + MARGIN, 0), f"{answer.probability:.3f}", INK, style)
-        images.append(image)
-    return stack(images)
+    def _wrap(self, text: str) -> str:
+        """Break a text into lines that are as wide as the frame."""
+        text = printable(text)
+        width = self.frame_size[0] - 2 * self.margin
+        characters = int(0.9 * width * len(text) / self.style.getlength(text))  # some are wider than the mean
+        return textwrap.fill(text, max(1, characters))
 
 
-def write_movie(
-    part: Path,
-    frames: Iterable[tuple[Image.Image, Fraction]],
-    draw: Callable[[Image.Image, float], Image.Image],
-) -> None:
-    """Write an MP4 file (H.264).
+def model_sheet(row: SheetRow) -> Image.Image:
+    """Draw the input frames of a model in lines of 4, or of 8 if there are more than 8."""
+    return contact_sheet([row], 4 if len(row.frames) <= 8 else 8, SHEET_WIDTH)
+
+
+class Movie:
+    """Writes an MP4 file (H.264).
 
     Args:
         part: the file.
-        frames: with their times, in seconds.
-        draw: makes the picture of a frame from the frame and its time. All pictures have the same size, with
-            an even width and height.
     """
-    time_base = Fraction(1, 90_000)  # the common unit of the usual frame rates
-    pts, length = None, 0
-    with av.open(str(part), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=25, pix_fmt="yuv420p")
-        stream.time_base = stream.codec_context.time_base = time_base
-        stream.options = {"preset": "veryfast", "crf": "20"}
-        stream.codec_context.colorspace = Colorspace.ITU601
-        stream.codec_context.color_range = ColorRange.MPEG
-        for image, time in frames:
-            picture = draw(image, float(time))
-            if pts is None:
-                stream.width, stream.height = picture.size
-            frame = av.VideoFrame.from_image(picture).reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
-            )
-            length, pts = round(time / time_base) - (pts or 0), round(time / time_base)
-            frame.pts, frame.time_base = pts, time_base
-            container.mux(stream.encode(frame))
-        for packet in stream.encode():
-            packet.duration = length  # the last frame has none
-            container.mux(packet)
 
+    TIME_BASE = Fraction(1, 90_000)  # the common unit of the usual frame rates
 
-def _even(number: int) -> int:
-    return number + number % 2  # yuv420p has one colour for four pixels
+    def __init__(self, part: Path) -> None:
+        self.container = av.open(str(part), "w", format="mp4")
+        self.stream = self.container.add_stream("libx264", rate=25, pix_fmt="yuv420p")
+        self.stream.time_base = self.stream.codec_context.time_base = self.TIME_BASE
+        self.stream.options = {"preset": "veryfast", "crf": "20"}
+        self.stream.codec_context.colorspace = Colorspace.ITU601
+        self.stream.codec_context.color_range = ColorRange.MPEG
+        self.pts, self.length = None, 0
 
+    def add(self, picture: Image.Image, time: Fraction) -> None:
+        """Add a picture with its time in seconds. All have the same size, with an even width and height."""
+        if self.pts is None:
+            self.stream.width, self.stream.height = picture.size
+        frame = av.VideoFrame.from_image(picture).reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
+        )
+        pts = round(time / self.TIME_BASE)
+        self.length, self.pts = pts - (self.pts or 0), pts
+        frame.pts, frame.time_base = pts, self.TIME_BASE
+        self.container.mux(self.stream.encode(frame))
 
-def _wrap(text: str, style: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break a text into lines of at most `width` pixels, between words or inside a longer word."""
-    lines = [""]
-    for word in printable(text).split(" "):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if style.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        for character in word:
-            if lines[-1] and style.getlength(lines[-1] + character) > width:
-                lines.append("")
-            lines[-1] += character
-    return lines
+    def close(self) -> None:
+        """Write the last pictures, and close the file."""
+        with self.container:
+            for packet in self.stream.encode():
+                packet.duration = self.length  # the last frame has none
+                self.container.mux(packet)

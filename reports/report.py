@@ -1,6 +1,6 @@
 """The report of `test_models.py --report DIR`: tables and pictures of correct and wrong predictions.
 
-report.md       averages, best and worst classes, hardest pairs, mirrored pairs
+report.md       averages, worst classes, hardest pairs, mirrored pairs
 per_class.csv   a row for each class
 predictions.csv a row for each clip
 confusion.png   the confusion matrix
@@ -11,7 +11,7 @@ import csv
 import importlib.util
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,13 @@ from utils.metrics import Result
 if TYPE_CHECKING:  # it takes half a second to import
     from matplotlib.figure import Figure
 
-NUM_BEST = 10  # classes in the table of the best ones, and of the worst
+NUM_CLASSES = 20  # in the table of the worst ones
 NUM_PAIRS = 20
 NUM_MISTAKES = 12
-MAX_FRAMES = 32  # of a mistake
 
 # With at most FEW_CLASSES classes, the confusion matrix has numbers in its cells and names at both axes. With
 # more classes, columns are labelled by class numbers, and the hardest pairs are listed beside the matrix.
 FEW_CLASSES = 20
-MAX_LABELS = 200  # labels of rows; with more classes, some rows have no label
 MAX_NAME = 50  # characters
 
 
@@ -189,7 +187,7 @@ def find_mistakes(
     for clip in wrong[np.argsort(-confidence, kind="stable")[:NUM_MISTAKES]]:
         record = videos.record(videos.included[clip])
         sampled = videos.sample_indices(record.num_frames, np.random.default_rng(0))  # not random in tests
-        numbers = [int(number) for number in sampled[:: -(-len(sampled) // MAX_FRAMES)]]
+        numbers = [int(number) for number in sampled[: videos.num_segments]]  # of the first clip
         frames = videos.source.read(record.path, list(dict.fromkeys(numbers)))
         classes = (("predicted", predictions[clip]), ("true", labels[clip]))
         lines = [f"{word} ({probabilities[clip, c]:.1f} %): {c} {categories[c]}" for word, c in classes]
@@ -218,7 +216,8 @@ def report_text(
         _table(("clips", "top-1", "top-5", "mean class accuracy", "loss"), [row]),
         "Classes are numbered from 0, as in `category.txt`. Accuracies are in percent. All classes are in "
         "[per_class.csv](per_class.csv), all clips in [predictions.csv](predictions.csv).",
-        *_class_sections(classes),
+        f"## Classes, worst first (at most {NUM_CLASSES})",
+        _class_table(classes),
         "## Hardest pairs",
         "Confusion is the share of the clips of both classes that are predicted as the other class; accuracy "
         "is the share that are predicted correctly.",
@@ -235,27 +234,14 @@ def report_text(
     return "\n\n".join(parts) + "\n"
 
 
-def _class_sections(classes: Sequence[dict[str, Any]]) -> Iterator[str]:
-    def name(row: dict[str, Any]) -> str:
-        return _escape(f"{row['label']} {row['class']}")
-
-    def table(rows: Sequence[dict[str, Any]]) -> str:
-        columns = ["clips", "top-1", "top-5", "most confused with", "clips confused"]
-        cells = [[name(row), *(_escape(str(row[column])) for column in columns)] for row in rows]
-        return _table(["class", *columns], cells)
-
+def _class_table(classes: Sequence[dict[str, Any]]) -> str:
+    """Make a table of the classes with the lowest accuracy."""
+    columns = ["class", "clips", "top-1", "top-5", "most confused with", "clips confused"]
     # If accuracies are equal, the class with more clips comes first.
-    tested = [row for row in classes if row["clips"]]
-    best = sorted(tested, key=lambda row: (-float(row["top-1"]), -row["clips"]))
-    if len(best) <= 2 * NUM_BEST:
-        yield from ("## Classes, best first", table(best))
-    else:
-        worst = sorted(tested, key=lambda row: (float(row["top-1"]), -row["clips"]))
-        yield from (f"## The {NUM_BEST} best classes", table(best[:NUM_BEST]))
-        yield from (f"## The {NUM_BEST} worst classes, worst first", table(worst[:NUM_BEST]))
-    without = [name(row) for row in classes if not row["clips"]]
-    if without:
-        yield f"Classes without clips, {len(without)} of {len(classes)}: {'; '.join(without)}."
+    tested = [row | {"class": f"{row['label']} {row['class']}"} for row in classes if row["clips"]]
+    tested.sort(key=lambda row: (float(row["top-1"]), -row["clips"]))
+    cells = [[_escape(str(row[column])) for column in columns] for row in tested[:NUM_CLASSES]]
+    return _table(columns, cells)
 
 
 def _pair_table(pairs: Sequence[tuple[int, int]], confusions: np.ndarray, categories: Sequence[str]) -> str:
@@ -300,7 +286,7 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
     names = [printable(f"{label} {name}", MAX_NAME) for label, name in enumerate(categories)]
     names = [name if clips[label] else f"{name} (no clips)" for label, name in enumerate(names)]
 
-    side = 0.5 * count + 2 if is_small else 0.1 * min(count, MAX_LABELS)  # of the matrix, in inches
+    side = 0.5 * count + 2 if is_small else 0.1 * count  # of the matrix, in inches
     figure = Figure(figsize=(side, side), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     shares = confusions / clips.clip(1)[:, None]
@@ -312,10 +298,8 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
     title = "Row: true class. Column: prediction. Shade: share of the row's clips."
     axes.set_title(title, size=9, loc="left")
     size = 9 if is_small else 5.5
-    ticks = range(0, count, -(-count // MAX_LABELS))
-    axes.set_yticks(ticks, [names[tick] for tick in ticks], size=size)
-    columns = [names[tick] if is_small else tick for tick in ticks]
-    axes.set_xticks(ticks, columns, size=size, rotation=90)
+    axes.set_yticks(range(count), names, size=size)
+    axes.set_xticks(range(count), names if is_small else range(count), size=size, rotation=90)
     axes.tick_params(length=0)
     for (y, x), share in np.ndenumerate(shares if is_small else shares[:0]):
         if share:

@@ -1,7 +1,7 @@
 """Plot the answers of a model over the time of a video, and the evidence in space and time for one answer."""
 
-import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from frames.sources import Video, duration
-from reports.plots import GREY, INK, SheetRow, contact_sheet, figure_png
-from reports.render import rendering, write_movie
+from reports.plots import GREY, INK, SheetRow
+from reports.render import Movie, model_sheet, rendering
 from utils.cli import printable
 
 if TYPE_CHECKING:
@@ -40,14 +40,12 @@ def draw_timeline(
     numbers = [max(1, int(np.searchsorted(video.times, time, side="right"))) for time in times]
     frames = video.read(sorted(set(numbers)))
     image = next(iter(frames.values()))
+    size = (240, 240 * image.height // image.width)
+    thumbnails = np.hstack([np.asarray(frames[number].resize(size)) for number in numbers])
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    strip, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
-    height = min(1.2 * image.height / image.width, 2)  # of a thumbnail, whose width is 1
-    for place, number in enumerate(numbers):
-        left = place * length / NUM_THUMBNAILS
-        box = (left, left + 0.97 * length / NUM_THUMBNAILS, 0, height)
-        strip.imshow(np.asarray(frames[number].resize((240, 240 * image.height // image.width))), extent=box)
-    strip.set(xlim=(0, length), ylim=(0, height), aspect="auto", title=printable(video.path.name))
+    strip, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1.2 * image.height / image.width, 3))
+    strip.imshow(thumbnails, extent=(0, length, 0, 1), aspect="auto")
+    strip.set_title(printable(video.path.name))
     strip.axis("off")
     centres = [(start + end) / 2 for start, end in spans]
     for label in np.argsort(-probabilities.max(axis=0), kind="stable")[:NUM_CLASSES]:
@@ -58,23 +56,6 @@ def draw_timeline(
     axes.grid(color="0.92")
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=9)
     return figure
-
-
-def write_timeline(
-    path: Path,
-    video: Video,
-    spans: Sequence[tuple[float, float]],
-    probabilities: np.ndarray,
-    names: Sequence[str],
-) -> None:
-    """Write `draw_timeline` as PNG.
-
-    Raises:
-        UserError: a frame cannot be read, or the file cannot be written.
-    """
-    content = figure_png(lambda: draw_timeline(video, spans, probabilities, names))
-    with rendering(path) as part:
-        part.write_bytes(content)
 
 
 def write_activation(
@@ -98,26 +79,21 @@ def write_activation(
     Raises:
         UserError: the file cannot be written.
     """
-    images = heat(frames, maps)
     evidence = maps.mean(axis=(1, 2))
+    pictures = [_with_bars(image, evidence, index) for index, image in enumerate(heat(frames, maps))]
     with rendering(path, "--cam") as part:
         if path.suffix.lower() == ".png":
-            pictures = [_with_bar(image, evidence, index) for index, image in enumerate(images)]
             captions = [
                 f"{number}, {time:.1f} s: {value:+.2f}"
                 for number, time, value in zip(numbers, times, evidence, strict=True)
             ]
-            columns = 4 if len(images) <= 8 else 8
             lines = [title, "frame, time: evidence (its mean plus the bias is the logit)"]
-            row = SheetRow(pictures, lines, captions)
-            contact_sheet([row], columns, 1200).save(part, format="PNG")
+            model_sheet(SheetRow(pictures, lines, captions)).save(part, format="PNG")
             return
-        # Frames of short videos are repeated, but times in a video file must increase.
-        starts = [Fraction(max(round(1000 * time), index), 1000) for index, time in enumerate(times)]
-        indices = itertools.count()
-        write_movie(
-            part, zip(images, starts, strict=True), lambda i, _: _with_bar(i, evidence, next(indices))
-        )
+        with closing(Movie(part)) as movie:
+            for index, (picture, time) in enumerate(zip(pictures, times, strict=True)):
+                # Frames of short videos are repeated, but times in a video file must increase.
+                movie.add(picture, Fraction(max(round(1000 * time), index), 1000))
 
 
 def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
@@ -138,7 +114,7 @@ def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
     return images
 
 
-def _with_bar(image: Image.Image, evidence: np.ndarray, index: int) -> Image.Image:
+def _with_bars(image: Image.Image, evidence: np.ndarray, index: int) -> Image.Image:
     """Enlarge a frame, and draw the evidence of all frames as bars below it. Its own bar is dark."""
     height = round(MOVIE_WIDTH * image.height / image.width) // 2 * 2
     canvas = Image.new("RGB", (MOVIE_WIDTH, height + BAR_HEIGHT), "white")
