@@ -27,7 +27,7 @@ from tqdm import tqdm
 from classes import CATEGORIES, read_categories
 from engine import Predictor
 from frames.sources import find_videos
-from frames.stream import camera_source, is_live
+from frames.stream import is_live
 from inference.answers import (
     answers_npz,
     csv_rows,
@@ -51,6 +51,9 @@ from utils.distributed import World, init_distributed
 from utils.files import write_new, writing
 from utils.precision import DTYPES, emulation_warning
 
+# Source of the class names of a checkpoint of 174 classes without names.
+SOMETHING = f"{CATEGORIES.name}/something.txt"
+
 
 def main(args: Namespace) -> int:
     """Print the best classes of each video, of its windows, or of a stream.
@@ -71,7 +74,9 @@ def main(args: Namespace) -> int:
         log.setLevel(logging.WARNING)  # stdout has only the JSON
 
     # Videos: an error is reported for each that cannot be used, and the others are classified
-    sources = [*args.videos, *([camera_source(args.camera)] if args.camera else [])]
+    if args.camera:
+        args.videos.append(f"/dev/video{args.camera}" if args.camera.isdecimal() else args.camera)
+    sources = args.videos
     live = [source for source in sources if args.camera or is_live(source)]
     if not sources or (live and len(sources) > 1):
         raise UserError("needs a video or a folder, or a single stream")
@@ -144,10 +149,7 @@ def report(error: UserError) -> str:
 
 
 def find_names(loaded: LoadedModel, args: Namespace) -> tuple[list[str], str]:
-    """Find the names of a model's classes.
-
-    Returns:
-        The names in the order of the classifier, and their source for the log.
+    """Find the names of a model's classes, and their source for the log.
 
     Raises:
         UserError: `--categories` cannot be read, or does not fit the model.
@@ -156,20 +158,11 @@ def find_names(loaded: LoadedModel, args: Namespace) -> tuple[list[str], str]:
     if args.categories:
         names = read_categories(Path(args.categories))
         if len(names) != num_class:
-            raise UserError(
-                f"--categories {args.categories}: has {len(names)} names, but {args.weights} has {num_class} "
-                "classes"
-            )
+            raise UserError(f"--categories: has {len(names)} names, but the model has {num_class} classes")
         return names, args.categories
-    names = class_names(loaded.checkpoint, args.weights)
-    if names is None:
-        return [f"class {label}" for label in range(num_class)], "unknown (give them by --categories FILE)"
-    if "categories" in loaded.checkpoint:
-        return names, "from the checkpoint"
-    return (
-        names,
-        f"{CATEGORIES.name}/something.txt, because the checkpoint has {num_class} classes and no names",
-    )
+    if names := class_names(loaded.checkpoint, args.weights):
+        return names, "from the checkpoint" if "categories" in loaded.checkpoint else SOMETHING
+    return [f"class {label}" for label in range(num_class)], "unknown (give them by --categories FILE)"
 
 
 def classify(

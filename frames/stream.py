@@ -43,11 +43,6 @@ def is_live(source: str) -> bool:
     return source == "-" or bool(re.match(r"[a-z0-9]+://", source)) or is_device
 
 
-def camera_source(text: str) -> str:
-    """Convert the number of a camera to its device; other sources do not change."""
-    return f"/dev/video{text}" if text.isdecimal() else text
-
-
 class LiveStream:
     """A camera or a stream that PyAV can open. Recordings are played in real time.
 

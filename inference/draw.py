@@ -1,4 +1,7 @@
-"""Draw the answers of `test_video.py`: on the video, over time, in space."""
+"""Draw the answers of `test_video.py`: on the video, over time, in space.
+
+Class activation maps are those of Zhou et al., arXiv 1512.04150.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from inference.activation import class_activation
 from inference.clips import Clip
 from models import TemporalModel
 from reports.plots import figure_png
@@ -34,9 +36,6 @@ def draw_answers(
         names: class names.
         over_time: draw all answers with their times; otherwise there is only one.
         threshold: do not draw answers below this probability.
-
-    Raises:
-        UserError: a frame cannot be read, or the file cannot be written.
     """
     if over_time and file.suffix.lower() == ".png":
         probabilities = torch.from_numpy(np.stack([scores for scores, *_ in rows])).softmax(dim=1).numpy()
@@ -63,18 +62,35 @@ def draw_activation(
     model: TemporalModel,
     predict: Callable[[torch.Tensor], object],
 ) -> None:
-    """Write the file of `--cam`.
-
-    Args:
-        file: see `reports.timeline.write_activation`.
-        clip: a clip of one view.
-        best: label, class and probability of the class to explain.
-        model: see `class_activation`.
-        predict: see `class_activation`.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write the file of `--cam` for the class `best` of a clip of one view; see `class_activation`."""
     maps = class_activation(model, predict, torch.from_numpy(clip.pixels), best["label"])
     title = f"{clip.video.path.name}: {best['probability']:.2f} {best['class']}"
     write_activation(file, title, clip.pixels[0], maps.numpy(), clip.window.numbers, clip.times)
+
+
+@torch.inference_mode()
+def class_activation(
+    model: TemporalModel, predict: Callable[[torch.Tensor], object], clip: torch.Tensor, label: int
+) -> torch.Tensor:
+    """Compute the class activation of each frame and position.
+
+    The logit of a clip is the mean of the classifier over the frames and positions of the last stage. So the
+    map is exact: the logit is the mean of the map plus the classifier's bias.
+
+    Args:
+        model: the model.
+        predict: a function that runs the model, such as `engine.Predictor`.
+        clip: the input, a single view of a clip.
+        label: the class.
+
+    Returns:
+        Frames x height x width of the last stage, float32, on the CPU.
+    """
+    outputs: list[torch.Tensor] = []
+    hook = model.base_model.layer4.register_forward_hook(lambda *call: outputs.append(call[2]))
+    try:
+        predict(clip)
+    finally:
+        hook.remove()
+    (features,) = outputs[0].float()  # channels x frames x height x width
+    return torch.einsum("c,cthw->thw", model.classifier.weight[label].float(), features).cpu()

@@ -95,7 +95,13 @@ def load_model(
     num_segments, input_size = _check_options(options, spec, checkpoint.get("options", {}), path)
     if onnx_model:
         return LoadedModel(onnx_model.eval(), spec, checkpoint, path, is_type_guessed)
-    model = build_model(spec, num_segments, input_size, path)
+    with _NoInitialisation():
+        model = TemporalModel(
+            *(spec.num_class, num_segments, spec.type, spec.arch, spec.alpha, spec.beta),
+            dropout=0.3 if spec.has_dropout else 0,  # any rate above 0 gives the same names of tensors
+            input_size=input_size,
+            consensus=spec.consensus,
+        )
     load_weights(model, checkpoint["state_dict"], path)
     return LoadedModel(model.eval(), spec, checkpoint, path, is_type_guessed)
 
@@ -126,29 +132,6 @@ def load_fused(
     precision = evaluation_precision(amp, loaded.options.get("amp", "off"), world.device)
     model = fuse(loaded.model, world.device, DTYPES[precision.amp], plain).to(world.device)
     return loaded._replace(model=model), precision
-
-
-def build_model(spec: ModelSpec, num_segments: int, input_size: int, path: str | Path) -> TemporalModel:
-    """Build a model without initialising its weights, which are loaded next.
-
-    Raises:
-        UserError: the configuration is not possible.
-    """
-    try:
-        with _NoInitialisation():
-            return TemporalModel(
-                spec.num_class,
-                num_segments,
-                spec.type,
-                spec.arch,
-                spec.alpha,
-                spec.beta,
-                dropout=0.3 if spec.has_dropout else 0,  # any rate above 0 gives the same names of tensors
-                input_size=input_size,
-                consensus=spec.consensus,
-            )
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 class _NoInitialisation(TorchFunctionMode):

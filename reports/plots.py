@@ -82,7 +82,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         runs: `{name: rows of its CSV file}`; values of the validation may be missing.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -105,8 +105,6 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     rates = [row["lr"] for rows in runs.values() for row in rows]
     if max(rates) >= 10 * min(rates) > 0:
         panels[2].set_yscale("log")
-        panels[2].yaxis.set_major_formatter(LogFormatter())
-        panels[2].yaxis.set_minor_formatter(LogFormatter())  # only where there is room
     else:
         panels[2].set_ylim(0, 1.1 * max(rates) or 1)
     # Below the figure; the file becomes larger.
@@ -140,12 +138,8 @@ def contact_sheet(rows: Sequence[SheetRow], columns: int = 8, width: int = SHEET
         columns: maximum number of frames in a line.
         width: width of the sheet, in pixels.
     """
-    return stack([_draw_row(row, columns, width) for row in rows])
-
-
-def stack(images: Sequence[Image.Image]) -> Image.Image:
-    """Put images of the same width below each other."""
-    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
+    images = [_draw_row(row, columns, width) for row in rows]
+    sheet = Image.new("RGB", (width, sum(image.height for image in images)), "white")
     top = 0
     for image in images:
         sheet.paste(image, (0, top))

@@ -45,14 +45,7 @@ def test_still_images_are_no_videos(tmp_path):
         find_videos(tmp_path)
 
 
-def test_damaged_gif_is_one_line(tmp_path):
-    write_animation(tmp_path / "a.gif")
-    cut(tmp_path / "a.gif", 0.02)
-    with pytest.raises(UserError, match=r"a\.gif"):
-        open_video(tmp_path / "a.gif")
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.avi"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
 def test_frames_have_times(name, tmp_path):
     write_video(tmp_path / name, 24)
     video = open_video(tmp_path / name)

@@ -225,40 +225,23 @@ def test_scores_and_result_line(evaluate, tmp_path, root, model):
     assert lines[-1] == f"Testing Results: Prec@1 {100 * hits.mean():.3f} Prec@5 100.000 Loss {loss:.5f}"
 
 
-def test_accuracies_count_clips_and_classes(evaluate, tmp_path, scores):
-    """The labels make the three accuracies different."""
-    categories = [f"Thing {number}" for number in range(9)]
-    root = make_dataset(tmp_path / "data", val=5, train=0, categories=categories)
-    torch.save(wrapped(filled_model(9, seed=1), categories=categories), tmp_path / "w.pth")
-    order = (-scores(weights=tmp_path / "w.pth", root=root)).argsort(1)
-    labels = [order[0, 0], order[1, 0], order[2, 4], order[3, 5], order[4, 8]]
-    lines = "".join(f"{number} 10 {label}\n" for number, label in enumerate(labels, start=1))
-    (root / "somethingv1" / "val_videofolder.txt").write_text(lines)
-    hits = {label: [i < 2 for i, other in enumerate(labels) if other == label] for label in labels}
-    per_class = 100 * np.mean([np.mean(class_hits) for class_hits in hits.values()])
-    # The last batch has one clip: an average over batches would count it more than the others.
-    *_, mean_class, _, result = evaluate("-b", 4, weights=tmp_path / "w.pth", root=root)
-    assert mean_class == f"Mean class accuracy {per_class:.3f}"
-    assert RESULT.fullmatch(result).group(1, 2) == ("40.000", "60.000")
-
-
 def test_scores_do_not_depend_on_batch_or_workers(scores):
     expected = scores("-b", 6)
-    for args in (("-b", 1), ("-b", 10**5), ("-b", 2, "-j", 2)):
+    for args in (("-b", 1), ("-b", 2, "-j", 2)):
         np.testing.assert_allclose(scores(*args), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0, 0.3])
 def test_forms_of_checkpoints(scores, tmp_path, dropout):
     model = filled_model(dropout=dropout)
-    assert ("base_model.fc.weight" in model.state_dict()) == (dropout == 0)
     state_dict = model.state_dict()
+    assert ("base_model.fc.weight" in state_dict) == (dropout == 0)
     parallel = {f"module.{name}": value for name, value in state_dict.items()}
     own, path = tmp_path / "own.pth", tmp_path / "other.pth"
     torch.save(wrapped(model), own)
     expected = scores(weights=own)
     published = {"epoch": 3, "arch": "resnet14", "state_dict": parallel, "best_prec1": torch.tensor(50.0)}
-    for content in (state_dict, parallel, published):
+    for content in (state_dict, published):
         torch.save(content, path, _use_new_zipfile_serialization=content is state_dict)
         np.testing.assert_array_equal(scores("--input_size", 32, weights=path), expected)
 
@@ -277,7 +260,7 @@ def test_settings_from_file_options_or_defaults(evaluate, tmp_path, root, scores
 
 
 def test_options_that_contradict_the_file(program, evaluate, weights):
-    wrong = {"arch": "resnet50", "alpha": 8, "beta": 1, "num_segments": 4, "input_size": 224}
+    wrong = {"arch": "resnet50", "alpha": 8, "num_segments": 4}
     for name, value in wrong.items():
         assert_one_line_error(program(f"--{name}", value), f"--{name} {value}", weights)
     right = {"arch": "resnet14", "alpha": 4, "beta": 2, "num_segments": 8, "input_size": 32, "type": "GST"}
@@ -286,16 +269,10 @@ def test_options_that_contradict_the_file(program, evaluate, weights):
 
 def test_checkpoints_that_do_not_fit(program, tmp_path, model):
     """One of each kind; `test_training_checkpoint.py` has the kinds of damage."""
-    path, state_dict = tmp_path / "a.pth", model.state_dict()
-    block = "base_model.layer1.0."
-    for changes, culprit in (
-        ({"new_fc.bias": torch.ones(5)}, "new_fc.bias"),
-        ({f"{block}Tconv.weight": torch.ones(3, 32, 3, 3, 3)}, "a.pth"),
-        ({"base_model.layer1.1.bn1.bias": torch.ones(64)}, "a.pth"),
-        ({"more": torch.ones(1)}, "more"),
-    ):
-        torch.save(state_dict | changes, path)
-        assert_one_line_error(program(weights=path), path, culprit)
+    path = tmp_path / "a.pth"
+    for changes in ({"new_fc.bias": torch.ones(5)}, {"more": torch.ones(1)}):
+        torch.save(model.state_dict() | changes, path)
+        assert_one_line_error(program(weights=path), path, *changes)
     path.write_bytes(path.read_bytes()[:-1000])
     for wrong in (path, tmp_path, tmp_path / "missing.pth"):
         assert_one_line_error(program(weights=wrong), wrong)
@@ -389,12 +366,14 @@ def test_missing_videos(program, evaluate, tmp_path):
 def test_output_files_are_checked_first(program, tmp_path):
     there = tmp_path / "there.npz"
     there.write_text("precious")
-    (tmp_path / "folder.npz").mkdir()
-    before = snapshot(tmp_path)
-    for path in (there, tmp_path / "folder.npz", tmp_path / "scores.txt", tmp_path / "none" / "scores.npz"):
+    for option, path in (
+        ("--save_scores", there),
+        ("--save_features", tmp_path / "scores.txt"),
+        ("--submission", tmp_path / "none" / "out.csv"),
+    ):
         # Before the checkpoint is read, so before an evaluation that may take hours.
-        assert_one_line_error(program("--save_scores", path, weights=tmp_path / "none.pth"), path)
-    assert snapshot(tmp_path) == before
+        assert_one_line_error(program(option, path, weights=tmp_path / "none.pth"), option, path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
 
 
 def test_full_disk_keeps_the_result(program, tmp_path):
@@ -421,38 +400,22 @@ def test_unreadable_frame_is_named(program, tmp_path, weights):
     assert_one_line_error(program(root=root), frame)
 
 
-@pytest.mark.parametrize(
-    ("args", "culprit"),
-    [
-        (["--bogus"], "--bogus"),
-        (["--max_nu", 3], "--max_nu"),
-        (["--arch", "resnet18"], "resnet18"),
-        (["--type", "TSN"], "TSN"),
-        (["--max_num", 0], "--max_num"),
-        (["--num_segments", 4.5], "--num_segments"),
-        (["--input_size", 31], "--input_size"),
-        (["-b", 0], "--batch-size"),
-        (["-j", -1], "--workers"),
-        (["--dataset", "kinetics"], "kinetics"),
-        (["--amp", "int8"], "int8"),
+def test_wrong_paths_and_devices(program):
+    for args, culprit in (
         (["--gpus", 99], "--gpus 99"),
         (["--val_list", "/none/list.txt"], "/none/list.txt"),
         (["--root_path", "/none"], "/none"),
         (["--image_tmpl", "frame.jpg"], "--image_tmpl"),
-    ],
-)
-def test_wrong_options(program, args, culprit):
-    process = program(*args)
-    assert_one_line_error(process, culprit)
-    assert "Testing Results" not in process.stdout
+    ):
+        assert_one_line_error(program(*args), culprit)
 
 
-@pytest.mark.parametrize("count", [11, 13])
-def test_listed_count_is_compared_with_the_video(program, count, tmp_path):
+def test_listed_count_is_compared_with_the_video(program, tmp_path):
     home = tmp_path / "somethingv1"
     (home / "videos").mkdir(parents=True)
     write_video(home / "videos" / "a.mp4", 12)
     (home / "category.txt").write_text("".join(f"{name}\n" for name in CATEGORIES))
-    (home / "val_videofolder.txt").write_text(f"a {count} 0\n")
-    process = program("--source", "videos", root=tmp_path)
-    assert_one_line_error(process, "a.mp4", f"the list says {count}")
+    for count in (11, 13):
+        (home / "val_videofolder.txt").write_text(f"a {count} 0\n")
+        process = program("--source", "videos", root=tmp_path)
+        assert_one_line_error(process, "a.mp4", f"the list says {count}")

@@ -337,7 +337,7 @@ def test_captions_are_not_cut(size, label):
     letters = (np.asarray(image) > 128).all(axis=2)
     rows, columns = np.flatnonzero(letters.any(axis=1)), np.flatnonzero(letters.any(axis=0))
     assert caption.frame_size[1] < rows[0] and rows[-1] < image.height - 1
-    assert 0 < columns[0] and columns[-1] < image.width - 1
+    assert columns[0] > 0 and columns[-1] < image.width - 1
     assert caption.draw(Image.new("RGB", size), None).size == image.size
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_line_error, call
+from helpers import call
 from PIL import Image
 from synthetic import CATEGORIES, FRAMES, make_dataset, write_video
 from test_models_program import MEAN, STD, filled_model, wrapped
@@ -62,18 +62,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory, model: TemporalModel) -> P
 
 
 @pytest.fixture
-def run(root: Path, weights: Path) -> Callable:
-    def run(*args: object, weights: Path = weights, root: Path = root):
+def succeed(root, weights) -> Callable[..., list[str]]:
+    def succeed(*args: object, weights: Path = weights, root: Path = root) -> list[str]:
         data = ("--weights", weights, "--dataset", "somethingv1", "--root_path", root, "-j", 0)
-        return call("test_models.py", *data, *args)
-
-    return run
-
-
-@pytest.fixture
-def succeed(run) -> Callable[..., list[str]]:
-    def succeed(*args: object, **kwargs: Path) -> list[str]:
-        done = run(*args, **kwargs)
+        done = call("test_models.py", *data, *args)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -150,7 +142,7 @@ def average(views: list[dict], mirrored: Sequence[int] | None = None) -> np.ndar
 # Pixels and frames
 
 
-@pytest.mark.parametrize("size", [(57, 40), (40, 57), (36, 36), (36, 39), (80, 32)], ids=str)
+@pytest.mark.parametrize("size", [(57, 40), (40, 57), (80, 32)], ids=str)
 @pytest.mark.parametrize("num_crops", [3, 5, 10])
 def test_crops_on_the_grid_of_tsm(size, num_crops):
     width, height = size
@@ -222,7 +214,7 @@ def test_views_of_an_item(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("num_crops", "num_clips", "full_res"),
-    [(3, 1, False), (1, 4, False), (5, 2, True), (10, 3, False), (1, 1, True)],
+    [(3, 4, False), (5, 1, True), (10, 2, False)],
 )
 def test_scores_are_the_mean_of_the_views(scores, model, root, num_crops, num_clips, full_res):
     options = ("--test_crops", num_crops, "--num_clips", num_clips, *["--full_res"] * full_res)
@@ -244,24 +236,6 @@ def test_log_of_views(succeed):
     assert not any("mirrored" in line for line in lines)
 
 
-def test_ten_crops_of_symmetric_frames(scores, tmp_path):
-    """They agree with five crops."""
-    root = make_dataset(tmp_path / "data", train=0, val=2, frames=4, size=(72, 36), categories=NAMES)
-    for path in (root / "somethingv1").glob("*/*/*.jpg"):
-        pixels = np.asarray(Image.open(path)).copy()
-        pixels[:, 36:] = pixels[:, 35::-1]
-        Image.fromarray(pixels).save(path.with_suffix(".png"))  # JPEG is not symmetric
-        path.unlink()
-    data = ("--image_tmpl", "{:05d}.png")
-    five = scores(*data, "--test_crops", 5, root=root)
-    ten = scores(*data, "--test_crops", 10, root=root)
-    tolerance = {"rtol": 0, "atol": 2e-6 * np.abs(five).max()}
-    np.testing.assert_allclose(ten[:, [1, 3, 4]], five[:, [1, 3, 4]], **tolerance)
-    for label in (0, 2):  # these are each other's mirror image, and a symmetric clip shows both equally
-        np.testing.assert_allclose(ten[:, label], (five[:, 0] + five[:, 2]) / 2, **tolerance)
-    assert np.abs(five[:, 0] - five[:, 2]).min() > 0.01
-
-
 def test_mirrored_classes_of_the_checkpoint(scores, tmp_path, model, root):
     ten = ("--test_crops", 10)
     views = views_by_hand(model, root, 10, 1)
@@ -279,18 +253,12 @@ def test_mirrored_classes_of_the_checkpoint(scores, tmp_path, model, root):
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("mirrored", [[0, 1], [0, 1, 2, 3, 5], [1, 2, 0, 3, 4]])
-def test_impossible_mirrored_classes(run, tmp_path, model, mirrored):
-    torch.save(wrapped(model, categories=list(NAMES), mirrored=mirrored), tmp_path / "a.pth")
-    assert_one_line_error(run("--test_crops", 10, weights=tmp_path / "a.pth"), tmp_path / "a.pth", "mirrored")
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Outputs
 
 
-@pytest.mark.parametrize("views", [(), ("--test_crops", 3, "--num_clips", 2, "-b", 4)])
-def test_features_are_the_classifiers_input(succeed, tmp_path, model, views):
+def test_features_are_the_classifiers_input(succeed, tmp_path, model):
+    views = ("--test_crops", 3, "--num_clips", 2, "-b", 4)
     alone, both, features = (tmp_path / f"{name}.npz" for name in ("alone", "both", "features"))
     succeed(*views, "--save_scores", alone)
     lines = succeed(*views, "--save_scores", both, "--save_features", features)
@@ -335,32 +303,3 @@ def test_submission(succeed, tmp_path):
     rows = [line.split(";") for line in file.read_text().splitlines()]
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert [list(map(int, row[1:])) for row in rows] == best.tolist()
-
-
-def test_submission_refuses_equal_ids(run, tmp_path):
-    (tmp_path / "list.txt").write_text("1 3\n./1 3\n")
-    done = run("--val_list", tmp_path / "list.txt", "--submission", tmp_path / "out.csv")
-    assert_one_line_error(done, "--submission", "'1'", "'./1'")
-    assert not (tmp_path / "out.csv").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "culprit"),
-    [
-        (["--save_features", "there.npz"], "there.npz"),
-        (["--submission", "there.csv"], "there.csv"),
-        (["--submission", "out.npz"], ".csv"),
-        (["--save_features", "none/out.npz"], "none"),
-        (["--save_scores", "new.npz", "--save_features", "./new.npz"], "--save_scores"),
-        (["--test_crops", 2], "--test_crops"),
-        (["--num_clips", 0], "--num_clips"),
-        (["--num_clips", "all"], "--num_clips"),
-    ],
-)
-def test_wrong_options(run, tmp_path, monkeypatch, options, culprit):
-    monkeypatch.chdir(tmp_path)
-    for name in ("there.npz", "there.csv"):
-        (tmp_path / name).write_text("precious")
-    # Before the checkpoint is read, so before an evaluation that may take hours.
-    assert_one_line_error(run(*options, weights=tmp_path / "none.pth"), options[-2], culprit)
-    assert {file.read_text() for file in tmp_path.iterdir()} == {"precious"}

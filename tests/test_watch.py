@@ -1,13 +1,11 @@
 """Pictures of a run's first batch and curves, and TensorBoard's pages."""
 
-import random
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers import call, small_run
 from PIL import Image
 from synthetic import CATEGORIES, make_dataset
@@ -16,7 +14,7 @@ from classes import NEVER
 from dataset import VideoDataSet, open_videos
 from datasets_video import return_dataset
 from loader import ClipSampler
-from reports.plots import MAX_CLIPS, draw_batch, draw_curves
+from reports.plots import MAX_CLIPS, draw_batch
 from transforms import Compose, GroupRandomHorizontalFlip, training_transform
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
@@ -90,37 +88,3 @@ def test_is_mirrored_agrees_with_the_transform(root):
         clip, expected = videos[key][0], unflipped[key][0]
         np.testing.assert_array_equal(clip, expected[:, :, ::-1] if flips[-1] else expected)
     assert 10 < sum(flips) < len(flips) - 10
-
-
-def test_picture_of_a_batch_is_bounded_and_marks_mirrored_clips():
-    categories = [f"{number} " + "long " * 50 for number in range(174)]
-    clips = np.random.default_rng(0).integers(256, size=(64, 20, 32, 32, 3), dtype=np.uint8)
-    arguments = (list(range(110, 174)), ["v" * 300] * MAX_CLIPS, categories, "title " * 100)
-
-    def draw(mirrored: list[bool]) -> np.ndarray:
-        labels, names, *texts = arguments
-        return np.asarray(draw_batch(clips, labels, mirrored, names, *texts))
-
-    plain = draw([False] * MAX_CLIPS)
-    assert max(plain.shape) < 4000
-    assert (plain[:, -4:] == 255).all(), "a text is cut off at the border"
-    rows = np.linspace(0, len(plain), MAX_CLIPS + 1).astype(int)
-    second = draw([number == 1 for number in range(MAX_CLIPS)])
-    changed = np.flatnonzero((second != plain).any(axis=(1, 2)))
-    assert changed.size
-    assert rows[1] <= changed.min() <= changed.max() < rows[3]
-
-
-def test_drawing_leaves_random_numbers_alone():
-    def states() -> list[object]:
-        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
-
-    before = states()
-    clips = np.zeros((2, 4, 300, 200, 3), np.uint8)
-    draw_batch(clips, [0, 1], [True, False], ["a", "b"], CATEGORIES, "title")
-    row = {"epoch": 0, "lr": 0.0, "train_loss": 1.0, "train_prec1": 2.0}
-    figure = draw_curves({"run": [row]})
-    figure.draw_without_rendering()
-    assert states() == before
-    for axes in figure.axes:
-        assert [tick for tick in axes.xaxis.get_ticklocs() if tick % 1] == []

@@ -82,9 +82,8 @@ def parse_args() -> Namespace:
 def make_metadata(loaded: LoadedModel, args: Namespace) -> dict[str, Any]:
     """Describe the model for the exported file."""
     model, spec = loaded.model, loaded.spec
-    options = {
-        name: loaded.options[name] for name in ("batch_size", "source", "consensus") if name in loaded.options
-    }
+    names = {"batch_size", "source", "consensus"} & loaded.options.keys()
+    options = {name: loaded.options[name] for name in sorted(names)}
     options |= {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     options |= {"num_segments": model.num_segments, "input_size": model.input_size}
     metadata = {
@@ -96,8 +95,8 @@ def make_metadata(loaded: LoadedModel, args: Namespace) -> dict[str, Any]:
         "preprocess": args.preprocess,
         "softmax": args.softmax,
     }
-    if names := class_names(loaded.checkpoint, args.weights):
-        metadata["categories"] = names
+    if categories := class_names(loaded.checkpoint, args.weights):
+        metadata["categories"] = categories
     if "mirrored" in loaded.checkpoint:
         metadata["mirrored"] = loaded.checkpoint["mirrored"]
     return metadata
@@ -109,13 +108,7 @@ def check(
     run_file: Callable[[torch.Tensor], torch.Tensor],
     path: str | Path,
 ) -> float:
-    """Compare the file with the model, on random clips of the input size and of another size.
-
-    Args:
-        model: in evaluation mode.
-        exported: the module in the file.
-        run_file: computes the file's output.
-        path: the checkpoint, for messages.
+    """Compare the output of the file (`run_file`) with the model, on random clips of two sizes.
 
     Returns:
         The largest difference between scores, relative to the largest score.
@@ -127,8 +120,8 @@ def check(
     size = model.input_size
     other_size = size // 32 * 32 + 32
     largest = 0.0
-    for clips, height, width in ((1, size, size), (3, size, size), (8, size, size), (1, size, other_size)):
-        shape = (clips, model.num_segments, height, width, 3)
+    for clips, width in ((1, size), (3, size), (1, other_size)):
+        shape = (clips, model.num_segments, size, width, 3)
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         normalised = exported.normalise(pixels)
         with torch.inference_mode():
