@@ -35,7 +35,7 @@ from inference.answers import (
     log_window,
     make_answer,
     merge_windows,
-    warn_about_frames,
+    warn_about_gaps,
 )
 from inference.clips import Clip, ClipFormat, Failure, load_clips, load_windows
 from inference.draw import draw_activation, draw_answers
@@ -228,7 +228,7 @@ def answer_video(
             video |= {name: windows[0][name] for name in ("frames", "times", "top")}
             for best in windows[0]["top"]:
                 log.info(f"{best['probability']:.3f} -> {printable(best['class'])}")
-            warn_about_frames(clip, loaded.model.num_segments)
+            warn_about_gaps(clip, loaded.model.num_segments)
         if args.threshold is not None:
             video["segments"] = merge_windows(windows, args.threshold)
             for segment in video["segments"]:

@@ -11,7 +11,7 @@ import torch
 
 from frames.sources import Video, duration
 from inference.clips import Clip
-from utils.cli import UserError, log, pluralize, printable
+from utils.cli import UserError, log, printable
 from utils.files import npz
 
 # A clip may miss an action if its frames are farther apart than this, in seconds.
@@ -129,16 +129,10 @@ def log_window(window: dict[str, Any], suffix: str = "") -> None:
     log.info(f"{times}  {best['probability']:.2f} -> {printable(best['class'])}{suffix}")
 
 
-def warn_about_frames(clip: Clip, num_segments: int) -> None:
-    """Warn if a video is very short or long for one clip."""
-    name, count = printable(clip.video.path), clip.video.num_frames
-    if count < num_segments:
-        log.warning(
-            f"warning: {name}: has {pluralize(count, 'frame')}, fewer than the model's {num_segments}: "
-            "some are repeated"
-        )
+def warn_about_gaps(clip: Clip, num_segments: int) -> None:
+    """Warn if a video is too long for one clip."""
     if (gap := clip.window.end / num_segments) > MAX_GAP:
         log.warning(
-            f"warning: {name}: {clip.window.end:.0f} s long, its {num_segments} frames are {gap:.1f} s "
-            "apart; --window SECONDS gives answers over time"
+            f"warning: {printable(clip.video.path)}: {clip.window.end:.0f} s long, its {num_segments} frames "
+            f"are {gap:.1f} s apart; --window SECONDS gives answers over time"
         )

@@ -46,65 +46,55 @@ def watch(
     """
     file = args.rendered_output
     with recording(Path(file), names) if file else nullcontext() as recorder:
-        return _watch(args, source, predict, clip_format, names, recorder)
-
-
-def _watch(
-    args: Namespace,
-    source: str,
-    predict: Callable[[torch.Tensor], list[torch.Tensor]],
-    clip_format: ClipFormat,
-    names: Sequence[str],
-    recorder: "Recorder | None",
-) -> tuple[list[dict[str, Any]], int]:
-    windows: list[dict[str, Any]] = []
-    streams: list[LiveStream] = []  # one for each connection
-    count, error, began = 0, "", time.monotonic()
-    try:
-        while True:
-            try:
-                num_frames = sum(stream.num_frames for stream in streams)
-                moment = time.monotonic() - began if streams else 0.0
-                kept_seconds = args.window + args.stride
-                record = recorder.add if recorder else None
-                stream = LiveStream(source, clip_format.crop, kept_seconds, num_frames + 1, moment, record)
-                streams.append(stream)
-                for clip, arrival in live_clips(stream, clip_format, args.window, args.stride):
-                    logits = predict(torch.from_numpy(clip.pixels[None]))[0][0].cpu()
-                    answer = make_answer(clip, logits, names, args.topk, args.weights)
-                    count += 1
-                    best = answer["top"][0]
-                    is_shown = best["probability"] >= (args.threshold or 0)
-                    if is_shown:
-                        log_window(answer, f"  ({1000 * (time.monotonic() - arrival):.0f} ms)")
-                    if recorder:
-                        recorder.show(Answer(best["class"], best["probability"]) if is_shown else None)
-                    if args.json or args.csv:
-                        windows.append(answer)
-                stream.close()
-                error = f"{printable(source)}: lost ({stream.error})" if stream.error else ""
-            except UserError as failure:
-                if not streams:
-                    raise
-                error = str(failure)
-            if error:
-                log.error(f"error: {error}")
-            is_over = streams[-1].is_recording and not error
-            if is_over or not args.reconnect or source == "-":
-                break
-            time.sleep(RECONNECT_SECONDS)
-    except KeyboardInterrupt:
-        error = ""
-    num_frames = sum(stream.num_frames for stream in streams)
-    num_dropped = sum(stream.num_dropped for stream in streams)
-    log.info(
-        f"{pluralize(count, 'answer')}, {pluralize(num_frames, 'frame')} in "
-        f"{time.monotonic() - began:.1f} s, {num_dropped} dropped"
-    )
-    video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
-    if args.threshold is not None:
-        video["segments"] = merge_windows(windows, args.threshold)
-    return [video | ({"error": error} if error else {})], int(bool(error))
+        windows: list[dict[str, Any]] = []
+        streams: list[LiveStream] = []  # one for each connection
+        count, error, began = 0, "", time.monotonic()
+        try:
+            while True:
+                try:
+                    num_frames = sum(stream.num_frames for stream in streams)
+                    moment = time.monotonic() - began if streams else 0.0
+                    kept_seconds = args.window + args.stride
+                    record = recorder.add if recorder else None
+                    first = (num_frames + 1, moment)
+                    stream = LiveStream(source, clip_format.crop, kept_seconds, *first, record)
+                    streams.append(stream)
+                    for clip, arrival in live_clips(stream, clip_format, args.window, args.stride):
+                        logits = predict(torch.from_numpy(clip.pixels[None]))[0][0].cpu()
+                        answer = make_answer(clip, logits, names, args.topk, args.weights)
+                        count += 1
+                        best = answer["top"][0]
+                        is_shown = best["probability"] >= (args.threshold or 0)
+                        if is_shown:
+                            log_window(answer, f"  ({1000 * (time.monotonic() - arrival):.0f} ms)")
+                        if recorder:
+                            recorder.show(Answer(best["class"], best["probability"]) if is_shown else None)
+                        if args.json or args.csv:
+                            windows.append(answer)
+                    stream.close()
+                    error = f"{printable(source)}: lost ({stream.error})" if stream.error else ""
+                except UserError as failure:
+                    if not streams:
+                        raise
+                    error = str(failure)
+                if error:
+                    log.error(f"error: {error}")
+                is_over = streams[-1].is_recording and not error
+                if is_over or not args.reconnect or source == "-":
+                    break
+                time.sleep(RECONNECT_SECONDS)
+        except KeyboardInterrupt:
+            error = ""
+        num_frames = sum(stream.num_frames for stream in streams)
+        num_dropped = sum(stream.num_dropped for stream in streams)
+        log.info(
+            f"{pluralize(count, 'answer')}, {pluralize(num_frames, 'frame')} in "
+            f"{time.monotonic() - began:.1f} s, {num_dropped} dropped"
+        )
+        video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
+        if args.threshold is not None:
+            video["segments"] = merge_windows(windows, args.threshold)
+        return [video | ({"error": error} if error else {})], int(bool(error))
 
 
 class Recorder:

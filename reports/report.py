@@ -1,6 +1,6 @@
 """The report of `test_models.py --report DIR`: tables and pictures of correct and wrong predictions.
 
-report.md       averages, worst classes, hardest pairs, mirrored pairs
+report.md       averages, worst classes, mirrored pairs
 per_class.csv   a row for each class
 predictions.csv a row for each clip
 confusion.png   the confusion matrix
@@ -29,11 +29,10 @@ if TYPE_CHECKING:  # it takes half a second to import
     from matplotlib.figure import Figure
 
 NUM_CLASSES = 20  # in the table of the worst ones
-NUM_PAIRS = 20
 NUM_MISTAKES = 12
 
 # With at most FEW_CLASSES classes, the confusion matrix has numbers in its cells and names at both axes. With
-# more classes, columns are labelled by class numbers, and the hardest pairs are listed beside the matrix.
+# more classes, columns are labelled by class numbers.
 FEW_CLASSES = 20
 MAX_NAME = 50  # characters
 
@@ -139,15 +138,6 @@ def compare(confusions: np.ndarray, first: int, second: int) -> tuple[float, flo
     return percent(b + c, clips), percent(a + d, clips)
 
 
-def hardest_pairs(confusions: np.ndarray) -> list[tuple[int, int]]:
-    """Find the pairs of classes with the highest confusion, in descending order."""
-    mutual = np.triu(confusions + confusions.T, 1)
-    pairs = [(int(first), int(second)) for first, second in np.argwhere(mutual)]
-    # If shares are equal, the pair with more clips comes first.
-    pairs.sort(key=lambda pair: (-compare(confusions, *pair)[0], -mutual[pair]))
-    return pairs[:NUM_PAIRS]
-
-
 def softmax(scores: np.ndarray) -> np.ndarray:
     """The probabilities of scores (clips x classes), from 0 to 1."""
     return torch.from_numpy(scores).double().softmax(1).numpy()
@@ -218,13 +208,10 @@ def report_text(
         "[per_class.csv](per_class.csv), all clips in [predictions.csv](predictions.csv).",
         f"## Classes, worst first (at most {NUM_CLASSES})",
         _class_table(classes),
-        "## Hardest pairs",
-        "Confusion is the share of the clips of both classes that are predicted as the other class; accuracy "
-        "is the share that are predicted correctly.",
-        _pair_table(hardest_pairs(confusions), confusions, categories) or "There are none.",
         "## Mirrored pairs",
-        "By their names, these classes are mirror images of each other. If the confusion of a pair is higher "
-        "than its accuracy, its labels were probably swapped, in training or in the list.",
+        "By their names, these classes are mirror images of each other. Confusion is the share of their clips "
+        "that are predicted as the other class; accuracy is the share that are predicted correctly. If the "
+        "confusion is higher, the labels were probably swapped, in training or in the list.",
         _pair_table(mirrored, confusions, categories) or "There are none.",
         "## Confusion matrix",
         "![Confusion matrix](confusion.png)",

@@ -93,7 +93,6 @@ def test_tables_equal_hand_counts(tmp_path, videos):
         ["0 Pulling it left", "3", "66.667", "100.000", "Pulling it right", "1"],
     ]
     mirrored = ["0 Pulling it left", "3 Pulling it right", "50.0", "50.0", ""]
-    assert rows_of(text, "Hardest pairs") == [mirrored, ["0 Pulling it left", escaped, "20.0", "60.0", ""]]
     assert rows_of(text, "Mirrored pairs") == [mirrored]
     for picture in ("confusion.png", "mistakes.png"):
         assert f"]({picture})" in text
@@ -117,13 +116,6 @@ def test_swapped_labels_of_mirrored_pairs_show():
     worst = rows_of(text, "Classes, worst first (at most 20)")
     assert [row[0].split()[0] for row in worst[:2]] == ["93", "94"]
     assert len(worst) == 20
-
-
-def test_hardest_pairs_are_ordered():
-    confusions = np.diag([100, 100, 10, 10, 5, 5])
-    confusions[0, 1], confusions[2, 3], confusions[5, 4] = 20, 9, 2
-    assert report.hardest_pairs(confusions) == [(2, 3), (4, 5), (0, 1)]
-    assert len(report.hardest_pairs(np.ones((9, 9), dtype=int))) == report.NUM_PAIRS
 
 
 @pytest.mark.parametrize("names", [LONG_NAMES, released_categories()], ids=["6", "174"])
@@ -181,7 +173,7 @@ def test_without_mistakes(tmp_path, videos):
     text = (tmp_path / "report.md").read_text()
     assert not (tmp_path / "mistakes.png").exists()
     assert "mistakes.png" not in text
-    assert text.count("There are none") == 3  # mistakes, hardest and mirrored pairs
+    assert text.count("There are none") == 2  # mistakes and mirrored pairs
 
 
 def test_sigterm_leaves_no_partial_file(tmp_path):
