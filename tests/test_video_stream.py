@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from forked import REPOSITORY
-from helpers import ON_CPU, assert_one_line_error, call, running
+from helpers import ON_CPU, assert_one_line_error, call, files_limited_to, running
 from synthetic import CATEGORIES
 from video_files import write_video
 from video_model import save_model
@@ -155,17 +155,9 @@ def test_lost_stream_is_one_line(weights, film):
 
 
 def test_reconnect_continues_numbers_and_times(weights, film, tmp_path):
-    command = [
-        sys.executable,
-        REPOSITORY / "test_video.py",
-        "--weights",
-        weights,
-        "--window",
-        0.5,
-        "--reconnect",
-    ]
+    command = [sys.executable, REPOSITORY / "test_video.py", "--weights", weights, "--window", 0.5]
     with served(film.read_bytes(), share=0.7) as (url, requests):
-        command += ["--camera", url, "--json", tmp_path / "a.json"]
+        command += ["--reconnect", "--camera", url, "--json", tmp_path / "a.json"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with running(command, env=os.environ | ON_CPU, **pipes) as process:
             assert "lost" in process.stderr.readline()
@@ -185,3 +177,11 @@ def test_source_that_cannot_be_opened(weights):
     assert_one_line_error(call("test_video.py", "--weights", weights, "--camera", 9), "/dev/video9")
     with served(b"not a video" * 1000) as (url, _), pytest.raises(UserError, match="cannot be opened"):
         LiveStream(url, FORMAT.crop, 1)
+
+
+def test_full_disk_ends_a_recording(weights, film, tmp_path):
+    options = ("--window", 1, "--weights", weights, "--reconnect", "--rendered_output", tmp_path / "live.mp4")
+    with served(film.read_bytes()) as (url, _), files_limited_to(1000):
+        process = call("test_video.py", url, *options)
+    assert_one_line_error(process, f"--rendered_output {tmp_path / 'live.mp4'}")
+    assert not list(tmp_path.iterdir())
