@@ -107,7 +107,6 @@ def train_one_epoch(
         batch_sizes = state.batch_sizes[step]
         if not batch_sizes:  # all clips of the step are excluded
             state.step = step + 1
-            yield Step(None, None, {})
             continue
 
         # The learning rate changes within an epoch. Dropout and mixup depend only on the seed and the step.
@@ -217,7 +216,7 @@ def evaluate(
     Args:
         loader: the batches of this process (`loader.evaluation_batches`).
         predictor: computes the logits.
-        world: this process and the others.
+        world: the processes that share the evaluation.
         print_freq: number of batches between log lines.
         should_stop: called after each batch; a number other than 0 in any process stops the evaluation.
 

@@ -37,9 +37,7 @@ def cores() -> int:
 def progress_bar(total: int, initial: int = 0) -> tqdm:
     """Show progress: a bar on stderr if it is a terminal, otherwise a line on stdout every half minute.
 
-    Args:
-        total: number of videos.
-        initial: number of videos that are already done; the speed is computed without them.
+    `initial` is the number of videos that are already done; the speed is computed without them.
     """
     if sys.stderr.isatty():
         style = {"smoothing": 0.05, "dynamic_ncols": True}
@@ -62,15 +60,7 @@ def map_in_processes(
     """Call `task` for each item in parallel; yield each item with the result, in order.
 
     The processes ignore Ctrl-C and end with their parent, even on kill -9. One worker needs no process.
-
-    Args:
-        task: a function that can be pickled.
-        items: its arguments.
-        workers: number of processes.
-        chunksize: items that are sent to a process at once.
-
-    Raises:
-        UserError: a process died.
+    `chunksize` items are sent to a process at once.
     """
     if workers == 1:
         yield from ((item, task(item)) for item in items)
