@@ -270,7 +270,7 @@ class VideoDataSet(Dataset):
         return self.transform.has_mirrored
 
     def find_missing(self) -> list[tuple[int, str]]:
-        """Find videos that lack their file, folder, first or last frame: their numbers and the missing path."""
+        """Find videos without file, folder, first or last frame: their numbers and the missing paths."""
         check = self.source.checker()
 
         def check_all(indices: np.ndarray) -> list[tuple[int, str]]:

@@ -81,8 +81,7 @@ def flatten_weights(model):
         weight.data = torch._C._nn.unflatten_dense_tensors(flat, [weight.data])[0]
 
 
-@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16)])
-def test_threads_train_in_the_requested_precision(amp, dtype):
+def test_threads_train_in_the_requested_precision():
     model, dtypes = small_model(), []
     model.base_model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     args = Namespace(**OPTIONS)
@@ -90,8 +89,8 @@ def test_threads_train_in_the_requested_precision(amp, dtype):
     state = TrainState(model, make_optimizer(model, args), scaler, World(0, 1, [CPU]), {})
     state.batch_sizes = [[2]]
     batch = [pixels(), torch.zeros(2, dtype=torch.long)]
-    list(train_one_epoch(OneThread(PixelModel(model, amp)), [batch], state, args))
-    assert dtypes == [dtype]
+    list(train_one_epoch(OneThread(PixelModel(model, "bf16")), [batch], state, args))
+    assert dtypes == [torch.bfloat16]
 
 
 def test_predictor_computes_without_tf32(monkeypatch):
@@ -110,12 +109,6 @@ def test_several_gpus_in_one_process_are_refused(two_gpus, options):
     assert init_distributed([1], **options).devices == two_gpus == [torch.device("cuda", 1)]
 
 
-def test_broken_driver_is_one_line(two_gpus, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="driver"):
-        init_distributed(None)
-
-
 def test_replica_computes_in_channels_last():
     model = fuse(small_model().eval(), CUDA)
     expected = model(torch.ones(2, 2, 3, 64, 64))
@@ -128,14 +121,13 @@ def test_replica_computes_in_channels_last():
     assert layouts == [True]
 
 
-@pytest.mark.parametrize("amp", ["bf16"])
-def test_training_on_gpus_uses_2d_kernels(amp):
+def test_training_on_gpus_uses_2d_kernels():
     model = small_model()
     to_channels_last(model, CUDA, for_training=True)
     kinds = {type(module) for module in model.modules()}
     assert not kinds & {nn.Conv3d, nn.MaxPool3d}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = PixelModel(model, amp).to_empty(device="cuda")
+        fake = PixelModel(model, "bf16").to_empty(device="cuda")
         logits = fake(torch.empty(2, 2, 64, 64, 3, dtype=torch.uint8, device="cuda"))
         assert mode is not None
         assert (logits.shape, logits.dtype, logits.device.type) == ((2, 5), torch.float32, "cuda")

@@ -7,7 +7,6 @@ import csv
 import re
 import shlex
 import shutil
-import socket
 from argparse import Namespace
 
 import helpers
@@ -116,15 +115,8 @@ def test_log(finished):
     assert finished.process.stderr == ""  # no progress bar without a terminal
     assert "\r" not in finished.process.stdout
     command = shlex.join(map(str, small_run(finished.root, finished.out, *finished.more)))
-    facts = [command, socket.gethostname(), torch.__version__, "8 training clips"]
-    facts += [
-        "commit: ",
-        "'batch_size': 5",
-        "6 validation clips",
-        "7.24 M parameters",
-        f"'{CATEGORIES[0]}' <-> '{CATEGORIES[2]}'",
-    ]
-    for fact in [*facts, finished.name, str(finished.out)]:
+    facts = [command, torch.__version__, "8 training clips", "7.24 M parameters", finished.name]
+    for fact in [*facts, f"'{CATEGORIES[0]}' <-> '{CATEGORIES[2]}'"]:
         assert fact in finished.process.stdout
     steps = [step[:4] for step in steps_of(finished.lines)]
     assert steps == [(epoch, step, "2", "0.01000") for epoch in "01" for step in "01"]
@@ -132,19 +124,6 @@ def test_log(finished):
     best = max(float(row["val_prec1"]) for row in finished.rows)
     assert f"Prec@1 {best:.3f}" in finished.lines[-1]
     assert finished.lines[-1].endswith(str(finished.best))
-
-
-def test_files_of_a_run(finished):
-    files = {str(path) for path in contents(finished.out)}
-    (board,) = {
-        file for file in files if file.startswith(f"tensorboard/{finished.name}/events.out.tfevents.")
-    }
-    checkpoints = {f"{finished.name}{end}" for end in ("_checkpoint.pth.tar", "_checkpoint.pth.tar.1")}
-    checkpoints |= {f"{finished.name}_best.pth.tar"}
-    logs = {f"{finished.name}.{end}" for end in ("csv", "log", "png", "batch.png", "lock")}
-    assert files - {board} == {f"checkpoint/{name}" for name in checkpoints} | {
-        f"log/{name}" for name in logs
-    }
 
 
 def test_log_file_repeats_the_output_with_times(finished):
@@ -244,9 +223,6 @@ def test_checkpoint_content(finished):
     assert checkpoint["best_prec1"] == max(accuracies)
     assert checkpoint["categories"] == list(CATEGORIES)
     assert checkpoint["mirrored"] == [2, 1, 0, 3]
-    assert checkpoint["options"]["store_name"] == "first"
-    momenta = [state["momentum_buffer"] for state in checkpoint["optimizer"]["state"].values()]
-    assert len(momenta) == len(list(model.parameters()))
     best = load(finished.best)
     assert best["epoch"] == accuracies.index(best["best_prec1"]) + 1
     assert load(f"{finished.last}.1")["epoch"] == 1
@@ -351,52 +327,29 @@ def test_resume_refuses_another_recipe(change):
         check_recipe(other, checkpoint, "a.pth")
 
 
-@pytest.mark.parametrize("change", ["--class_weights=balanced", "--no_flip", "--lr=0.003"])
+@pytest.mark.parametrize("change", ["--class_weights=balanced", "--no_flip"])
 def test_resume_refuses_other_options(halves, tmp_path, change):
     process = resume(halves, tmp_path, change)
     assert_one_line_error(process, halves.half, change.strip("-").partition("=")[0])
     assert not (tmp_path / "checkpoint").exists()
 
 
-def swap_two_lines(path):
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[2], lines[1], lines[0], *lines[3:]]) + "\n")
-
-
-def replace_text(old, new):
-    return lambda path: path.write_text(path.read_text().replace(old, new, 1))
-
-
 @pytest.mark.parametrize(
-    ("file", "change", "culprit"),
+    ("file", "culprit"),
     [
-        ("category.txt", swap_two_lines, "category.txt"),
-        ("category.txt", lambda path: path.write_text(path.read_text() + "Jumping\n"), "5"),
-        ("train_videofolder.txt", swap_two_lines, "train_videofolder.txt"),
-        ("train_videofolder.txt", replace_text("1 10 0", "1 9 0"), "frames"),
-        ("train_videofolder.txt", replace_text("1 10 0", "1 10 1"), "labels"),
-        ("val_videofolder.txt", swap_two_lines, "val_videofolder.txt"),
+        ("category.txt", "category.txt"),
+        ("train_videofolder.txt", "train_videofolder.txt"),
+        ("val_videofolder.txt", "val_videofolder.txt"),
     ],
 )
-def test_resume_refuses_other_data(halves, tmp_path, file, change, culprit):
+def test_resume_refuses_other_data(halves, tmp_path, file, culprit):
     shutil.copytree(halves.root, tmp_path / "data")
-    change(tmp_path / "data" / "somethingv1" / file)
+    path = tmp_path / "data" / "somethingv1" / file
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[2], lines[1], lines[0], *lines[3:]]) + "\n")
     process = resume(halves, tmp_path / "out", root=tmp_path / "data")
     assert_one_line_error(process, halves.half, culprit)
     assert not (tmp_path / "out" / "checkpoint").exists()
-
-
-def test_flip_pairs_are_kept_on_resume(halves, trn_root, tmp_path):
-    pairs = tmp_path / "pairs.txt"
-    pairs.write_text(f"{CATEGORIES[1]}\t{CATEGORIES[3]}\n{CATEGORIES[0]}\n")
-    options = ("-b", 8, "--flip_pairs")
-    lines = succeed(*small_run(trn_root, tmp_path / "out", *options, pairs))
-    flips = "\n".join(line for line in lines if "flip" in line)
-    assert f"'{CATEGORIES[1]}' <-> '{CATEGORIES[3]}'" in flips
-    assert f"never mirrors '{CATEGORIES[0]}', '{CATEGORIES[2]}'" in flips
-    assert load_newest(tmp_path / "out")["mirrored"] == [-1, 3, -1, 1]
-    process = call(*small_run(trn_root, tmp_path / "out", "-b", 8, "--resume", "auto"))
-    assert_one_line_error(process, "--flip_pairs")
 
 
 def test_released_checkpoint_evaluates_and_trains_further(halves, tmp_path):
@@ -488,18 +441,6 @@ def test_start_from_another_data_set(trn_root, tmp_path):
     assert rates["classifier_weight"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("is_released", [False, True], ids=["own", "released"])
-def test_other_classes_have_a_new_classifier(tmp_path, is_released):
-    names = ["Up", "Down", "Left", "Right", "Away"][: 4 if is_released else 5]
-    saved = save_filled(tmp_path / "start.pth", names, is_released)
-    model, is_new = start_from(tmp_path / "start.pth")
-    assert is_new
-    assert_backbone(model, saved)
-    torch.manual_seed(0)
-    new = TemporalModel(4, 4, backbone="resnet14").classifier
-    assert torch.equal(model.classifier.weight, new.weight)
-
-
 @pytest.mark.parametrize(("old_dropout", "dropout"), [(0.3, 0), (0, 0.3)])
 def test_same_classes_keep_the_classifier(tmp_path, old_dropout, dropout):
     order = [2, 0, 3, 1]
@@ -537,17 +478,6 @@ def test_2d_weights_are_loaded(tmp_path):
         start_from(tmp_path / "2d.pth")
 
 
-def test_start_from_another_model_is_refused(tmp_path):
-    path = tmp_path / "start.pth"
-    for kwargs, culprit in (
-        ({"alpha": 8, "beta": 1}, "--alpha 8 --beta 1"),
-        ({"backbone": "resnet26"}, "--arch resnet26"),
-    ):
-        save_filled(path, CATEGORIES, is_released=True, **kwargs)
-        with pytest.raises(UserError, match=f"{path}.*{culprit}"):
-            start_from(path)
-
-
 # Wrong input: one line that names the culprit, and nothing is written
 
 
@@ -558,7 +488,6 @@ def test_start_from_another_model_is_refused(tmp_path):
         ("--sync_bn", "--sync_bn"),
         ("--resume none.pth.tar", "none.pth.tar"),
         ("--checkpoint_dir /dev/null/out", "/dev/null/out"),
-        ("--exclude none.txt", "none.txt"),
         ("--flip_pairs none.txt", "none.txt"),
         ("--pretrained none.pth", "none.pth"),
     ],
@@ -569,28 +498,11 @@ def test_wrong_option_is_one_line(trn_root, tmp_path, options, culprit):
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
-def remove(path):
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def write(text):
-    return lambda path: path.write_text(text)
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "culprit"),
-    [
-        ("", remove, "--root_path"),
-        ("category.txt", remove, "category.txt"),
-        ("train_videofolder.txt", remove, "--train_list"),
-        ("val_videofolder.txt", write("1 3 0\n2 3"), "val_videofolder.txt, line 2"),
-    ],
-)
-def test_wrong_data_is_one_line(tmp_path, file, change, culprit):
+def test_wrong_data_is_one_line(tmp_path):
     root = make_dataset(tmp_path / "data", train=3, val=3, frames=3, size=(36, 36))
-    change(root / "somethingv1" / file)
+    (root / "somethingv1" / "val_videofolder.txt").write_text("1 3 0\n2 3")
     process = call(*small_run(root, tmp_path / "out"))
-    assert_one_line_error(process, root / "somethingv1", culprit)
+    assert_one_line_error(process, root / "somethingv1", "val_videofolder.txt, line 2")
     assert "parameters" not in process.stdout  # no model was built
     assert not (tmp_path / "out" / "checkpoint").exists()
 

@@ -1,7 +1,6 @@
 """tools/make_motion_dataset.py: the demo and the levels."""
 
 import json
-import sys
 import zlib
 from argparse import Namespace
 from collections import Counter
@@ -102,18 +101,6 @@ def test_wrong_options(tmp_path):
     for option, value in (("--seed", "-1"), ("--level", "4"), ("--dataset", "a/b")):
         assert_one_line_error(call(SCRIPT, tmp_path / "new", option, value), option)
     assert not (tmp_path / "new").exists()
-
-
-def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    def write_half(folder, args):
-        (folder / "category.txt").write_text("half\n")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(motion, "make_dataset", write_half)
-    monkeypatch.setattr(sys, "argv", ["make_motion_dataset.py", str(tmp_path)])
-    with pytest.raises(KeyboardInterrupt):
-        motion.main()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_partner_is_backwards():
