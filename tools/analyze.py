@@ -55,11 +55,7 @@ def main() -> None:
 
 
 def temporal_shares(model: TemporalModel) -> dict[str, float]:
-    """Compute the share of the temporal path in the input of conv3, for each block of a GST.
-
-    Returns:
-        `{name of the block, such as layer1.0: share from 0 to 1}`, from the lowest to the highest block.
-    """
+    """Compute the share (0 to 1) of the temporal path in the input of conv3, by the name of the block."""
     shares = {}
     for name, block in model.base_model.named_modules():
         if isinstance(block, GSTBottleneck):
@@ -77,8 +73,7 @@ def draw(shares: Mapping[str, float], control: Mapping[str, float], alpha: int) 
     axes.axhline(100 / alpha, color="0.8", label="share of the channels")
     for values, label, style in ((control, "untrained", "o:"), (shares, "trained", "s-")):
         axes.plot([100 * share for share in values.values()], style, color="black", label=label)
-    step = -(-len(shares) // 16)  # the names of all blocks of a deep model do not fit
-    axes.set_xticks(range(0, len(shares), step), list(shares)[::step], rotation=45, ha="right")
+    axes.set_xticks(range(len(shares)), list(shares), rotation=90)
     axes.set(xlabel="block", ylabel="temporal share of the input of conv3, %")
     axes.set_ylim(0, 120 * max(1 / alpha, *shares.values(), *control.values()))
     axes.legend()
