@@ -163,26 +163,23 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
     for name in candidates:
         if folders[name].is_dir():
             return name, folders[name]
-    first, *others = (folders[name] for name in candidates)
-    raise UserError(f"{first}: no such folder" + "".join(f" (nor {other})" for other in others))
+    raise UserError(" or ".join(str(folders[name]) for name in candidates) + ": no such folder")
 
 
 def link_videos(videos: Path, folder: Path) -> None:
     """Make the data set's folder of videos a link to `videos`."""
     link = folder / layout(folder.name).videos
-    if os.path.lexists(link):
-        if not link.exists() or not link.samefile(videos):
-            raise UserError(f"{link}: is not {videos}; move it away, or leave out --videos")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(videos.resolve())
+    if not os.path.lexists(link):
+        folder.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(videos.resolve())
+    if link.resolve() != videos.resolve():
+        raise UserError(f"{link}: is not {videos}; move it away, or leave out --videos")
 
 
 def check_folder(name: str) -> str:
     """Check that a list can contain the name of a video, and that it leads to a place inside the data set.
 
-    Raises:
-        ValueError: it does not; the message is the reason.
+    If not, a ValueError has the reason.
     """
     if any(part in ("", ".", "..") for part in check_name(name).split("/")):
         raise ValueError("the name leads out of the data set's folder, or has an empty part")
@@ -190,11 +187,7 @@ def check_folder(name: str) -> str:
 
 
 def check_template(template: str) -> str:
-    """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`."""
     # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
     if not re.fullmatch(r"(?!\.)[^/{}]*\{(:(0[1-9])?d?)?\}[^/{}]*", template):
         raise UserError(
@@ -207,8 +200,7 @@ def _find_list(folder: Path, names: tuple[str, ...], option: str, path: str | No
     if path:
         return Path(path)
     existing = [folder / name for name in names if (folder / name).is_file()]
-    if not existing:
-        raise UserError(f"{folder}: has neither {' nor '.join(names)}; use {option} FILE")
-    if len(existing) > 1:
-        raise UserError(f"{folder}: has both {' and '.join(names)}; choose one with {option} FILE")
+    if len(existing) != 1:
+        has = "has both" if existing else "must have one of"
+        raise UserError(f"{folder}: {has} {' and '.join(names)}; choose one with {option} FILE")
     return existing[0]

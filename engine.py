@@ -290,9 +290,7 @@ def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:
 class _ClassifierInputs:
     """Keeps the input of the classifier, on each device that computes a part of the batch.
 
-    Args:
-        model: a hook is added to its classifier; DataParallel copies it to the replicas.
-        devices: the devices that share a batch, in order.
+    A hook is added to the classifier; DataParallel copies it to the replicas.
     """
 
     def __init__(self, model: TemporalModel, devices: Sequence[torch.device]) -> None:

@@ -155,9 +155,8 @@ def test_alpha_and_beta_belong_to_gst():
     c2d = parse("--type", "C2D")
     assert (c2d.alpha, c2d.beta) == (None, None)
     assert RunFiles(c2d).name == "C2D_mine_resnet50_segment8"
-    for option, value in (("alpha", 4), ("beta", 1)):
-        with pytest.raises(UserError, match=f"--{option} {value}"):
-            parse("--type", "TSM", f"--{option}", value)
+    with pytest.raises(UserError, match="--alpha 4"):
+        parse("--type", "TSM", "--alpha", 4)
 
 
 def test_published_name_of_c3d():

@@ -126,7 +126,6 @@ def test_failure_of_one_process_ends_the_other(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 @pytest.mark.timeout(300)
 def test_torchrun_restarts_and_dies(small, tmp_path):
     """Restarted processes continue from the newest checkpoint; those of a dead torchrun save and stop.

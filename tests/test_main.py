@@ -13,7 +13,6 @@ import helpers
 import numpy as np
 import pytest
 import torch
-import torchvision
 from helpers import ON_CPU, assert_one_line_error, read_events, run, small_run
 from PIL import Image
 from resume_harness import differences
@@ -352,6 +351,7 @@ def test_resume_refuses_other_data(halves, tmp_path, file, culprit):
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_released_checkpoint_evaluates_and_trains_further(halves, tmp_path):
     # As saved by the authors' code under DataParallel: keys, a tensor for the accuracy, torch's old format.
     state = {f"module.{name}": value for name, value in load(halves.half)["state_dict"].items()}
@@ -464,20 +464,6 @@ def test_released_file_has_the_174_classes(tmp_path):
     assert torch.equal(model.classifier.weight, saved.classifier.weight[permutation])
 
 
-def test_2d_weights_are_loaded(tmp_path):
-    bottleneck = torchvision.models.resnet.Bottleneck
-    weights = torchvision.models.resnet.ResNet(bottleneck, [1, 1, 1, 1]).state_dict()
-    torch.save(weights, tmp_path / "2d.pth")
-    model, is_new = start_from(tmp_path / "2d.pth")
-    assert is_new
-    state = model.base_model.state_dict()
-    for key in ("conv1.weight", "layer2.0.conv1.weight", "layer4.0.conv3.weight"):
-        assert torch.equal(state[key].squeeze(2), weights[key].reshape(state[key].squeeze(2).shape))
-    torch.save({"some.weight": torch.zeros(3)}, tmp_path / "2d.pth")
-    with pytest.raises(UserError, match=r"2d.pth"):
-        start_from(tmp_path / "2d.pth")
-
-
 # Wrong input: one line that names the culprit, and nothing is written
 
 
@@ -528,6 +514,7 @@ def test_missing_frames_are_refused_or_skipped(tmp_path):
     assert [match[4] for match in map(RESULT_LINE.fullmatch, lines) if match] == [" (2 of 4 videos)"]
 
 
+@pytest.mark.slow
 def test_run_continues_without_a_broken_video(tmp_path):
     """The error names --exclude. The resumed run has the other steps, and remembers the video."""
     root = make_dataset(tmp_path / "data", frames=8, train=9, val=3)
@@ -568,7 +555,7 @@ def test_one_seed_gives_one_run_with_any_workers(trn_root, tmp_path):
 def test_diverged_training_saves_nothing(trn_root, tmp_path):
     """With one step an epoch, the loss is finite, and only the evaluation sees the new weights."""
     for batch_size, culprit in ((4, "epoch 0, step 1"), (8, "validation loss")):
-        process = call(*small_run(trn_root, tmp_path, "-b", batch_size, "--lr", 1e30))
+        process = call(*small_run(trn_root, tmp_path, "-b", batch_size, "--lr", 1e38))
         assert_one_line_error(process, culprit, "--lr")
         assert list((tmp_path / "checkpoint").iterdir()) == []
     log = (tmp_path / "log" / f"{NAME}.log").read_text()

@@ -88,7 +88,6 @@ def test_wrong_option_is_one_line(word, capsys):
         ("--sync_bn --freeze_bn", ["--sync_bn", "--freeze_bn"]),
         ("--resume auto --overwrite", ["--resume", "--overwrite"]),
         ("--evaluate --resume auto", ["--evaluate", "--resume"]),
-        ("--type C2D --alpha 4", ["--alpha", "C2D"]),
         ("--arch resnet14 --pretrained imagenet", ["--pretrained", "resnet14"]),
         ("--start-epoch 70", ["--start-epoch", "--epochs"]),
     ],

@@ -1,6 +1,5 @@
 """training/checkpoint.py and describe.py: save, rotate, load, describe, refuse what is damaged."""
 
-import shutil
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -301,14 +300,6 @@ def test_failed_save_keeps_all_checkpoints(tmp_path, keep):
     assert files_in(tmp_path) == before
     save_checkpoint(path, {"epoch": 5, "state_dict": STATE}, keep)
     assert [load_checkpoint(file)["epoch"] for file in all_checkpoints(path)] == [5, 3, 2][:keep]
-
-
-def test_copies_of_users_are_not_rotated(tmp_path):
-    path = tmp_path / "a.pth.tar"
-    save_epochs(path, 3, keep=2)
-    for suffix in (".1.bak", ".2024-05-17", ".1 (copy)", ".old"):
-        shutil.copy(path, f"{path}{suffix}")
-    assert [file.name for file in all_checkpoints(path)] == ["a.pth.tar", "a.pth.tar.1"]
 
 
 def test_load_newest_falls_back(tmp_path, capsys):

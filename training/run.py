@@ -262,11 +262,7 @@ class Run:
             self.stop(state, signal_number)
 
     def save(self, state: TrainState, is_best: bool = False, is_last: bool = False) -> None:
-        """Save checkpoint and CSV file in the main process. A single failed save is only reported.
-
-        Raises:
-            UserError: the loss is not finite; or two saves in a row failed, or the last one.
-        """
+        """Save checkpoint and CSV file in the main process. A single failed save is only reported."""
         content = state.state_dict()
         if not self.world.is_main:
             return

@@ -74,11 +74,7 @@ class TrainState:
         self.losses.append((step, loss))
 
     def check_loss(self) -> None:
-        """Check the losses since the last call. This waits for the device, so it is not done at every step.
-
-        Raises:
-            UserError: a loss or gradient is not finite, or fp16 finds no scale for it.
-        """
+        """Refuse losses and gradients since the last call that are not finite. This waits for the device."""
         losses = [(step, float(loss)) for step, loss in self.losses]
         if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_SCALE:
             losses.append((self.step - 1, math.nan))

@@ -178,9 +178,6 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
     """Choose the devices of this process, and join the other processes if torchrun started it.
 
     The arguments are the options `--gpus`, `--sync_bn` and `--compile`.
-
-    Raises:
-        UserError: a GPU does not exist, or the options contradict each other.
     """
     available = torch.cuda.device_count()
     if not available:
