@@ -36,8 +36,8 @@ def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = Fal
     lines = [line.strip() for line in read_text(list_file).split("\n")]
     if not any(lines):
         raise UserError(f"{list_file}: is empty (expected lines of 'name frames label')")
-    labelled = re.compile(r"(.*\S)\s+([0-9]{1,9})\s+([0-9]{1,9})")
-    unlabelled = re.compile(r"(.*\S)\s+([0-9]{1,9})()")
+    labelled = re.compile(r"([^\0]*[^\s\0])\s+([0-9]{1,9})\s+([0-9]{1,9})")
+    unlabelled = re.compile(r"([^\0]*[^\s\0])\s+([0-9]{1,9})()")
     has_labels = not may_lack_labels or any(map(labelled.fullmatch, lines))
     form, pattern = ("name frames label", labelled) if has_labels else ("name frames", unlabelled)
     records = []

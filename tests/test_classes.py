@@ -8,7 +8,6 @@ import pytest
 from classes import CATEGORIES as CATEGORY_FILES
 from classes import (
     NEVER,
-    describe_flips,
     describe_order,
     match_categories,
     mirrored_labels,
@@ -142,14 +141,6 @@ def test_wrong_flip_pairs(tmp_path, text, culprits):
     assert len(str(error.value).splitlines()) == 1
     for culprit in ("pairs.txt", *culprits):
         assert culprit in str(error.value)
-
-
-def test_flip_log_names_at_most_ten():
-    names = [f"{n} {side}" for n in range(13) for side in ("left", "right")]
-    names += [f"{n} clockwise\x07" for n in range(11)] + ["wave"]
-    swaps, never, _ = describe_flips(names, mirrored_labels(names))
-    assert swaps.endswith("'9 left' <-> '9 right', and 3 more")
-    assert never.endswith(r"'9 clockwise\x07', and 1 more")
 
 
 # Categories.

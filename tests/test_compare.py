@@ -73,11 +73,6 @@ def test_comparison(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_one_line_error(call(*words(root, out), "--lr", 0.5), f"--out {out}")
 
 
-def test_failed_program_is_named() -> None:
-    with pytest.raises(UserError, match="^GST_seed0: main.py failed"):
-        compare.run("GST_seed0", "main.py", "--lr", "much")
-
-
 def test_reordered_clips(root: Path, tmp_path: Path) -> None:
     paths = return_dataset("tiny", root)
     video = paths.val_list.read_text().split()[0]

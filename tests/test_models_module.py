@@ -61,13 +61,6 @@ def test_logits_are_the_mean_over_frames(dropout):
 
 
 @torch.no_grad()
-def test_order_of_frames_matters():
-    model = small().eval()
-    clips = torch.randn(2, 3, 3, 32, 32)
-    assert (model(clips) - model(clips.flip(1))).norm() > 1e-4 * model(clips).norm()
-
-
-@torch.no_grad()
 def test_dropout_differs_between_frames():
     model = small(segments=2, dropout=0.5)
     seen = {}

@@ -126,33 +126,6 @@ def test_sampling_is_symmetric_in_time(level_root):
     assert (drawn.min(axis=0) + drawn.max(axis=0)[::-1] == 25).all()
 
 
-def ks_distance(a, b):
-    """The largest distance between the cumulative distributions of two samples (Kolmogorov-Smirnov)."""
-    values = np.concatenate([a, b])
-    ranks = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (a, b)]
-    return np.abs(ranks[0] - ranks[1]).max()
-
-
-def test_mirrored_clip_is_of_mirrored_class():
-    rng = np.random.default_rng(0)
-    for kinds, step in ((("in from left", "in from right"), 1), (("x", "x"), -1)):
-        one, other = (
-            np.array([motion.draw_motion(rng, kind, 10, 1.0)[:, 0] for _ in range(800)]) for kind in kinds
-        )
-        for moment in (0, 3, 5, 9):
-            assert ks_distance(-one[:, moment], other[:, ::step][:, moment]) < 0.15
-
-
-def test_static_classes_need_one_frame():
-    """The shapes of the static classes, and no others, have a hole or arms."""
-    masks = {shape: np.asarray(motion.shape_mask(shape, 40)) for shape in (*motion.SHAPES, *motion.STATIC)}
-    assert [shape for shape, mask in masks.items() if mask[20, 20] == 0] == ["ring"]
-    arms = [
-        shape for shape, mask in masks.items() if min(mask[1, 20], mask[20, 1]) == 255 and mask[9, 9] == 0
-    ]
-    assert arms == ["cross"]
-
-
 @pytest.mark.parametrize("level", CHECKSUMS)
 def test_pixels_are_unchanged(level):
     """If the drawing of a level changes, its version in `make_settings` and the number here must change."""

@@ -130,19 +130,6 @@ def test_2d_weights_are_converted(alpha, beta):
     assert all(torch.equal(weights[name], copies[name]) for name in copies)
 
 
-@torch.no_grad()
-def test_converted_convolutions_equal_the_2d_ones():
-    weights = weights_2d(DEPTHS["resnet14"])
-    model = gst_resnet("resnet14", beta=1)
-    load_2d_weights(model, weights)
-    x = torch.randn(1, 3, 2, 32, 32)
-    stem = nn.functional.conv2d(x[:, :, 1], weights["conv1.weight"], stride=2, padding=3)
-    torch.testing.assert_close(model.conv1(x)[:, :, 1], stem)
-    x = torch.randn(1, 64, 2, 8, 8)
-    spatial = nn.functional.conv2d(x[:, :, 0], weights["layer1.0.conv2.weight"], padding=1)
-    torch.testing.assert_close(model.layer1[0].conv2(x)[:, :, 0], spatial[:, :48], rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
