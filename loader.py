@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -161,12 +162,15 @@ class ClipLoader(DataLoader):
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
         """Replace torch's multi-line errors about dead workers, open files and shared memory."""
+        threading.excepthook = _keep_pin_error
+        _pin_errors.clear()
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
-            if "Too many open files" in str(error):
+            text = f"{error} {_pin_errors}"
+            if "Too many open files" in text:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
-            if "</torch_" in str(error):  # torch's name of a piece of shared memory
+            if "</torch_" in text:  # torch's name of a piece of shared memory
                 raise UserError(
                     "/dev/shm: has no room for the clips of --workers; make it larger (docker run "
                     "--shm-size), or try --resize workers or fewer --workers"
@@ -179,6 +183,17 @@ class ClipLoader(DataLoader):
                 f"a process that loads clips (pid {workers[dead[0]].pid}) was killed; if out of memory, "
                 "try fewer --workers"
             ) from None
+
+
+_pin_errors: list[BaseException] = []
+
+
+def _keep_pin_error(args: threading.ExceptHookArgs) -> None:
+    """Keep errors of torch's pin-memory thread for `ClipLoader` instead of printing a traceback."""
+    if args.thread and "_pin_memory_loop" in args.thread.name:
+        _pin_errors.append(args.exc_value)
+    else:
+        threading.__excepthook__(args)
 
 
 class _BatchDataset(Dataset):

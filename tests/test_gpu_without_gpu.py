@@ -6,6 +6,9 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from forked import REPOSITORY
+from helpers import assert_one_line_error, run
+from synthetic import make_dataset
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -109,6 +112,13 @@ def test_several_gpus_in_one_process_are_refused(two_gpus, options):
     assert init_distributed([1], **options).devices == two_gpus == [torch.device("cuda", 1)]
 
 
+def test_single_process_selects_its_gpu(two_gpus):
+    init_distributed([1])
+    assert two_gpus == [torch.device("cuda", 1)]
+    with pytest.raises(UserError, match="--gpus"):
+        init_distributed([0, 0])
+
+
 def test_replica_computes_in_channels_last():
     model = fuse(small_model().eval(), CUDA)
     expected = model(torch.ones(2, 2, 3, 64, 64))
@@ -119,6 +129,11 @@ def test_replica_computes_in_channels_last():
     )
     torch.testing.assert_close(model(torch.ones(2, 2, 3, 64, 64)), expected, rtol=0, atol=1e-6)
     assert layouts == [True]
+
+
+def test_fused_model_has_no_3d_kernels():
+    kinds = {type(module) for module in fuse(small_model(), CUDA, torch.bfloat16).modules()}
+    assert not kinds & {nn.Conv3d, nn.MaxPool3d, nn.BatchNorm3d}
 
 
 def test_training_on_gpus_uses_2d_kernels():
@@ -207,3 +222,46 @@ def test_process_group_is_destroyed_after_success_only(monkeypatch, is_error):
     with pytest.raises(SystemExit) as exit_:
         run_program(main)
     assert (calls, exit_.value.code) == (([1], 1) if is_error else (["destroy"], None))
+
+
+PINNED = """
+import os, resource, sys
+sys.path[:0] = [{repository!r}]
+import torch
+from dataset import VideoDataSet
+from loader import ClipLoader
+from transforms import Stack
+from utils.cli import run_program
+
+def main():
+    torch.cuda.is_available = torch.accelerator.is_available = lambda: True
+    torch.accelerator.set_device_index = lambda index: None
+    torch.accelerator.current_device_index = lambda: 0
+    torch.accelerator.current_accelerator = lambda *args, **kwargs: torch.device("cuda")
+    torch.Tensor.pin_memory = lambda self, *args: self.clone()
+    dataset = VideoDataSet({frames!r}, {list_file!r}, 4, "{{:05d}}.jpg", 1, Stack(), False, num_class=4)
+    loader = ClipLoader(dataset, [[index % 4] for index in range(40)], 2)
+    assert loader.pin_memory
+    batches = iter(loader)
+    next(batches)
+    if sys.argv[1] == "files":
+        free = os.dup(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+    else:
+        loader._iterator._workers[0].kill()
+    for _ in batches:
+        pass
+
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize(("word", "culprit"), [("files", "Too many open files"), ("kill", "was killed")])
+def test_error_in_the_thread_that_pins_is_one_line(word, culprit, tmp_path):
+    """torch would print its traceback, too."""
+    root = make_dataset(tmp_path, train=0, val=4, frames=8) / "somethingv1"
+    frames, list_file = root / "20bn-something-something-v1", root / "val_videofolder.txt"
+    program = tmp_path / "program.py"
+    values = {"repository": str(REPOSITORY), "frames": str(frames), "list_file": str(list_file)}
+    program.write_text(PINNED.format(**values))
+    assert_one_line_error(run(program, word), culprit)

@@ -220,9 +220,10 @@ def share_cores(processes: int) -> None:
 
 
 def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compiled: bool) -> World:
-    numbers = sorted(set(gpus)) if gpus else range(available)
-    if numbers and numbers[-1] >= available:
-        raise UserError(f"--gpus {numbers[-1]}: this machine has {available} visible GPUs, numbered from 0")
+    for gpu in gpus or []:
+        if gpu >= available or gpus.count(gpu) > 1:
+            raise UserError(f"--gpus {gpu}: appears twice, or this machine has only {available} visible GPUs")
+    numbers = gpus or range(available)
     if len(numbers) > 1 and (sync_bn or compiled):
         option = "--sync_bn" if sync_bn else "--compile"
         raise UserError(
