@@ -121,6 +121,7 @@ class ClipLoader(DataLoader):
         batches: the clip numbers of each batch.
         workers: number of processes that load clips; 0 for none.
         decode_only: resize on the device, not in the workers.
+        for_gpu: pin the memory of the batches if there is a GPU.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class ClipLoader(DataLoader):
         batches: ClipSampler | list[list[int]],
         workers: int,
         decode_only: bool = False,
+        for_gpu: bool = True,
     ) -> None:
         if workers and len(tempfile.gettempdir()) > 70:  # torch hangs if a socket's name has over 108 bytes
             raise UserError(f"TMPDIR {tempfile.gettempdir()}: the path is too long for --workers")
@@ -137,7 +139,7 @@ class ClipLoader(DataLoader):
             batch_sampler=batches,
             collate_fn=_keep_batch,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=for_gpu and torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
         )
