@@ -409,8 +409,5 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluation_batch_size(option: int | None, training_batch_size: int | None, num_devices: int) -> int:
-    """Compute the batch size of a process in an evaluation, from `--batch-size` or else from the training.
-
-    It is the same in all programs for a checkpoint, because the last digits of the scores may depend on it.
-    """
+    """The batch size of a process. It is the same in all programs, since the last digits may depend on it."""
     return option or min(training_batch_size or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices

@@ -530,19 +530,6 @@ def test_run_continues_without_a_broken_video(tmp_path):
 # Training
 
 
-@pytest.mark.slow
-def test_one_seed_gives_one_run_with_any_workers(trn_root, tmp_path):
-    def train(name, *more):
-        lines = succeed(*small_run(trn_root, tmp_path, "-b", 5, "--store_name", name, *more))
-        log = [line for line in without_times(lines) if line.startswith("Epoch")]
-        return load_newest(tmp_path, f"{NAME}_{name}"), log
-
-    one, log = train("a")
-    other, other_log = train("b", "-j", 2)
-    assert_same_result(one, other, "state_dict", "optimizer", "history")
-    assert log == other_log
-
-
 def test_diverged_training_saves_nothing(trn_root, tmp_path):
     """With one step an epoch, the loss is finite, and only the evaluation sees the new weights."""
     for batch_size, culprit in ((4, "epoch 0, step 1"), (8, "validation loss")):

@@ -30,13 +30,7 @@ def weights_2d(blocks: tuple[int, ...], classes: int = 10) -> dict[str, torch.Te
 
 @pytest.mark.parametrize(
     ("arch", "blocks"),
-    [
-        ("resnet14", (1, 1, 1, 1)),
-        ("resnet26", (2, 2, 2, 2)),
-        ("resnet50", (3, 4, 6, 3)),
-        ("resnet101", (3, 4, 23, 3)),
-        ("resnet152", (3, 8, 36, 3)),
-    ],
+    [("resnet14", (1, 1, 1, 1)), ("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3))],
 )
 def test_depths(arch, blocks):
     with torch.device("meta"):

@@ -1,22 +1,19 @@
 """Pictures of a run's first batch and curves, and TensorBoard's pages."""
 
-import random
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers import call, small_run
 from PIL import Image
 from synthetic import CATEGORIES, make_dataset
 
-from classes import NEVER
 from dataset import VideoDataSet, open_videos
 from datasets_video import return_dataset
 from loader import ClipSampler
-from reports.plots import MAX_CLIPS, draw_batch, draw_curves
+from reports.plots import MAX_CLIPS, draw_batch
 from transforms import Compose, GroupRandomHorizontalFlip, training_transform
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
@@ -81,17 +78,6 @@ def test_lost_pictures_are_a_warning(finished, root, tmp_path):
     assert (out / "log" / f"{NAME}.png").read_bytes() == before
 
 
-def test_is_mirrored_agrees_with_the_transform(root):
-    mirrored = [2, 1, 0, NEVER]
-    videos, unflipped = open_clips(root, mirrored), open_clips(root, mirrored, flips=False)
-    flips = []
-    for key in [(epoch, number) for epoch in range(3) for number in range(len(videos))]:
-        flips.append(videos.is_mirrored(key))
-        clip, expected = videos[key][0], unflipped[key][0]
-        np.testing.assert_array_equal(clip, expected[:, :, ::-1] if flips[-1] else expected)
-    assert 10 < sum(flips) < len(flips) - 10
-
-
 def test_picture_of_a_batch_is_bounded_and_marks_mirrored_clips():
     categories = [f"{number} " + "long " * 50 for number in range(174)]
     clips = np.random.default_rng(0).integers(256, size=(64, 20, 32, 32, 3), dtype=np.uint8)
@@ -109,18 +95,3 @@ def test_picture_of_a_batch_is_bounded_and_marks_mirrored_clips():
     changed = np.flatnonzero((second != plain).any(axis=(1, 2)))
     assert changed.size
     assert rows[1] <= changed.min() <= changed.max() < rows[3]
-
-
-def test_drawing_leaves_random_numbers_alone():
-    def states() -> list[object]:
-        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
-
-    before = states()
-    clips = np.zeros((2, 4, 300, 200, 3), np.uint8)
-    draw_batch(clips, [0, 1], [True, False], ["a", "b"], CATEGORIES, "title")
-    row = {"epoch": 0, "lr": 0.0, "train_loss": 1.0, "train_prec1": 2.0}
-    figure = draw_curves({"run": [row]})
-    figure.draw_without_rendering()
-    assert states() == before
-    for axes in figure.axes:
-        assert [tick for tick in axes.xaxis.get_ticklocs() if tick % 1] == []
