@@ -16,6 +16,7 @@ from forked import REPOSITORY, descendants, start_ranks, start_torchrun
 from helpers import assert_one_line_error, run, running
 from resume_harness import NAME, ONE_THREAD, read_result, training_options
 from synthetic import make_dataset
+from torch.distributed.run import parse_args
 
 from models import TemporalModel
 
@@ -128,10 +129,7 @@ def test_failure_of_one_process_ends_the_other(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_torchrun_restarts_and_dies(small, tmp_path):
-    """Restarted processes continue from the newest checkpoint; those of a dead torchrun save and stop.
-
-    Then the run continues on two nodes with the options that docs/slurm.sbatch gives torchrun.
-    """
+    """Restarted processes continue from the newest checkpoint; those of a dead torchrun save and stop."""
     options = training_options(small, tmp_path, "--epochs", 500)
     agent = start_torchrun(["--nproc_per_node=2", "--max_restarts=1"], "main.py", *options, env=ONE_THREAD)
     agent.wait_for("Epoch: [0][2/")
@@ -143,7 +141,7 @@ def test_torchrun_restarts_and_dies(small, tmp_path):
     while any(is_running(pid) for pid in workers):
         time.sleep(0.05)
     assert "stopped by SIGTERM and saved" in agent.finish().stdout
-    assert resume_harness.end(resume_harness.start(small, tmp_path, 2, nodes=2)) == [0, 0]
+    assert resume_harness.end(resume_harness.start(small, tmp_path, 2)) == [0, 0]
     alone, _ = resume_harness.run_alone(small, tmp_path / "alone", 2)
     assert resume_harness.differences(alone, read_result(tmp_path)) == []
 
@@ -190,6 +188,12 @@ def test_stopped_slurm_job_is_requeued(tmp_path, training, is_warned, job, statu
     calls = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
     expected = {"scancel.txt": "--signal=TERM 77\n"} if is_warned else {}
     assert calls == expected | ({"scontrol.txt": "requeue 77\n"} if is_requeued else {})
+
+
+def test_torchrun_understands_the_slurm_script():
+    """`resume_harness.py --nodes 2` trains with these options."""
+    args = parse_args([*resume_harness.slurm_agent(1, 2), "main.py"])
+    assert (args.nnodes, args.nproc_per_node, args.rdzv_backend) == ("2", "1", "c10d")
 
 
 SHARE = """
