@@ -102,11 +102,6 @@ def test_accuracies() -> None:
         ]
     )
     assert compare.accuracy(scores, np.array([0, 1, 2, 3, 3]), groups) == [20, 50, 50, 50]
-    groups["mirrored pairs"] = []
-    assert [math.isnan(value) for value in compare.accuracy(scores, np.zeros(5, int), groups)[2:]] == [
-        True,
-        True,
-    ]
 
 
 def test_table_has_mean_and_spread() -> None:

@@ -63,6 +63,7 @@ def train(root: Path, out: Path, processes: int, *more: object) -> list[float]:
     return [float(loss) for loss in re.findall(r"^Epoch:.*Loss ([\d.]+)", done[0].stdout, re.MULTILINE)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(root, initial_weights, one_process, tmp_path):
     """The first process alone reads the initial weights. Two accumulated batches are one step."""
     _, expected = one_process
