@@ -45,11 +45,7 @@ from utils.precision import DTYPES, emulation_warning, evaluation_precision, tra
 
 
 def main(args: Namespace) -> None:
-    """Train a model, or evaluate a checkpoint on the validation list with --evaluate.
-
-    Args:
-        args: options from `opts.parse_training_options`.
-    """
+    """Train a model, or evaluate a checkpoint on the validation list with --evaluate."""
     world = init_distributed(args.gpus, args.sync_bn, args.compile)
     if args.evaluate:
         evaluate_checkpoint(args, world)

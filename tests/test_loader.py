@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import resource
-import signal
 import tempfile
 import threading
 import time
@@ -160,16 +159,6 @@ def test_too_many_open_files(trn_root):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.close(free)
-
-
-def test_loader_restores_sigchld(tmp_path):
-    """torch's handler would raise anywhere in the program."""
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        next(iter(ClipLoader(many_clips(tmp_path, 2), [[0], [1]], 1)))
-        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGCHLD, before)
 
 
 def test_long_temporary_folder_is_refused(trn_root, monkeypatch):
