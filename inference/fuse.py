@@ -188,8 +188,15 @@ def _fuse(model: TemporalModel, device: torch.device, dtype: torch.dtype, plain:
     _fold_norms(model)
     model.to(dtype)
     to_channels_last(model, device)
-    if device.type == "cpu" and not plain and has_fused_operators(dtype):
+    if device.type == "cpu" and not plain and has_fused_operators(dtype) and _is_finite(model):
         use_fused_operators(model)
+
+
+@torch.inference_mode()
+def _is_finite(model: TemporalModel) -> bool:
+    """Whether a diverged model does not overflow. oneDNN's ReLU turns NaN into 0, which would hide that."""
+    clip = torch.ones(1, model.num_segments, 3, 32, 32, device=next(model.parameters()).device)
+    return bool(model(clip).isfinite().all())
 
 
 @torch.inference_mode()
