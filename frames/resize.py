@@ -105,11 +105,6 @@ class Outline:
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         return self.pixels  # does not exist: raises `NeedsPixelsError`
 
-    @property
-    def _is_resized(self) -> bool:
-        view = self.view
-        return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
-
     def crop(self, box: Box) -> "Outline":
         """See `PIL.Image.Image.crop`. Not supported after mirroring."""
         left, top, right, bottom = box
@@ -120,9 +115,10 @@ class Outline:
 
     def resize(self, size: tuple[int, int]) -> "Outline":
         """See `resize`. Not supported after mirroring or another resize."""
-        if self._is_resized or self.view.mirrored:
+        view = self.view
+        if (view.width, view.height) != (view.right - view.left, view.bottom - view.top) or view.mirrored:
             raise ValueError(f"cannot resize {self} again")
-        left, top = self.view.left + self.view.x, self.view.top + self.view.y
+        left, top = view.left + view.x, view.top + view.y
         view = View(left, top, left + self.width, top + self.height, *size, 0, 0, 0)
         return Outline(*size, view)
 
