@@ -98,15 +98,12 @@ def main() -> int:
         prepare_folder(out, settings)
         todo = [name for name in usable if not is_done(out, settings, name)]
         with progress_bar(len(usable), initial=len(usable) - len(todo)) as bar:
-            for name, reason in failures.items():
-                bar.write(f"{printable(name)}: {reason}", file=sys.stderr)
             task = partial(extract_video, source, out, settings)
             chunksize = 1 + len(todo) // 10000  # bounds the memory
             for name, reason in map_in_processes(task, todo, args.workers, chunksize):
                 bar.update()
                 if reason:
                     failures[name] = reason
-                    bar.write(f"{printable(name)}: {reason}", file=sys.stderr)
         remove_leftovers(out)
         report = out / FAILURES_FILE
         if failures:
@@ -119,6 +116,8 @@ def main() -> int:
         raise UserError(
             f"{out}: stopped, {error.strerror}: {culprit}; the same command continues (one at a time)"
         ) from None
+    for name in sorted(failures):
+        print(f"{printable(name)}: {failures[name]}", file=sys.stderr)
     before = len(usable) - len(todo)
     now = len(videos) - before - len(failures)
     print(
