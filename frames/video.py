@@ -63,18 +63,18 @@ class FrameIndex(NamedTuple):
     Attributes:
         count: number of frames that `decode` yields.
         size: `display_size` of the first frame.
-        times: times of the frames, increasing, in units of `time_base`; None if the file has no such times.
-        keys: numbers (from 1) of frames where decoding can start.
         time_base: in seconds.
         rate: frames per second, from the container or on average.
+        times: times of the frames, increasing, in units of `time_base`; None if the file has no such times.
+        keys: numbers (from 1) of frames where decoding can start.
     """
 
     count: int
     size: tuple[int, int]
-    times: np.ndarray | None
-    keys: np.ndarray
     time_base: Fraction
     rate: Fraction
+    times: np.ndarray | None = None
+    keys: np.ndarray = np.array([], dtype=int)
 
     def seconds(self) -> np.ndarray:
         """Times of all frames after the first one, in seconds."""
@@ -137,18 +137,17 @@ def index_frames(video: Path) -> FrameIndex:
         raise _reason(error, len(packets) if first else 0) from None
     if not first:
         raise VideoError("no frame in it")
-    size = display_size(first)
+    metadata = (display_size(first), time_base, rate)
     times = [time for time, _ in packets]
     # The fields of an interlaced frame can have a packet each.
     is_exact = is_exact and not first.interlaced_frame
     if is_exact and None not in [first.pts, *times] and len(set(times)) == len(times):
         times = np.array(sorted(time for time in times if time >= first.pts))
         keys = sorted(time for time, is_key in packets if is_key and time >= first.pts)
-        return FrameIndex(len(times), size, times, np.searchsorted(times, keys) + 1, time_base, rate)
+        return FrameIndex(len(times), *metadata, times, np.searchsorted(times, keys) + 1)
     times = [frame.pts for frame in decode(video)]
     is_increasing = None not in times and times == sorted(set(times))
-    no_keys = np.array([], dtype=int)
-    return FrameIndex(len(times), size, np.array(times) if is_increasing else None, no_keys, time_base, rate)
+    return FrameIndex(len(times), *metadata, np.array(times) if is_increasing else None)
 
 
 def decode_frames(

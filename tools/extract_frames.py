@@ -28,7 +28,7 @@ from datasets_video import dataset_name, layout
 from frames.sources import find_videos
 from frames.video import FrameConverter, VideoError, decode, display_size
 from utils.cli import Parser, UserError, number_type, pluralize, printable, run_program
-from utils.files import check_writable_folder, read_text, write_texts
+from utils.files import read_text, write_texts
 from utils.pool import cores, map_in_processes, progress_bar
 
 SETTINGS_FILE = ".extract_frames.json"
@@ -48,18 +48,9 @@ _FFMPEG_Q2 = [
 ]
 
 _EPILOG = """\
-Something-Something v2 (.webm):
+Something-Something v2 or Diving48, own data, and any other folder:
   python tools/extract_frames.py --videos 20bn-something-something-v2 --dataset somethingv2 --root_path data
-
-Diving48 (.mp4):
-  python tools/extract_frames.py --videos rgb --dataset diving48 --root_path data
-
-Something-Something v1 and Jester are distributed as frames.
-
-Own data, in a folder for each class (my_videos/CLASS/VIDEO) or with a CSV:
   python tools/extract_frames.py --videos my_videos --dataset my_data --root_path data
-
-Into any other folder:
   python tools/extract_frames.py --videos my_videos --out my_frames --short_side 256
 
 After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; the same command continues.
@@ -88,7 +79,6 @@ def main() -> int:
         raise UserError(f"--videos {source}: contains only frame folders, no video files")
     if source in videos:
         source = source.parent
-    check_writable_folder(out, "--out" if args.out else "")
     videos = [str(path.relative_to(source)) for path in videos]
     counts = Counter(map(frame_folder, videos))
     usable = [name for name in videos if counts[frame_folder(name)] == 1]
@@ -99,8 +89,7 @@ def main() -> int:
         todo = [name for name in usable if not is_done(out, settings, name)]
         with progress_bar(len(usable), initial=len(usable) - len(todo)) as bar:
             task = partial(extract_video, source, out, settings)
-            chunksize = 1 + len(todo) // 10000  # bounds the memory
-            for name, reason in map_in_processes(task, todo, args.workers, chunksize):
+            for name, reason in map_in_processes(task, todo, args.workers):
                 bar.update()
                 if reason:
                     failures[name] = reason

@@ -4,11 +4,9 @@ Own data, one folder per class (my_videos/CLASS/VIDEO) or a CSV:
   python tools/process_dataset.py --dataset my_data --root_path data --videos my_videos
   python tools/process_dataset.py --dataset my_data --root_path data --videos my_videos --annotations my.csv
 
-Downloaded data sets, after unpacking and, optionally, tools/extract_frames.py:
+Downloaded data sets (somethingv1, somethingv2, diving48, jester), after unpacking and, optionally,
+tools/extract_frames.py:
   python tools/process_dataset.py --dataset somethingv1 --root_path data --annotations .
-  python tools/process_dataset.py --dataset somethingv2 --root_path data --annotations labels
-  python tools/process_dataset.py --dataset diving48 --root_path data --annotations .
-  python tools/process_dataset.py --dataset jester --root_path data --annotations .
 
 Before a long training, decode every frame, and list the videos to leave out:
   python tools/process_dataset.py --dataset somethingv2 --root_path data --check --decode_all > check.txt
@@ -294,10 +292,8 @@ def examine(
     first_name = template.format(first) if source == "frames" else None
     look = partial(look_into, place, first_name, args.decode_all)
     results = {}
-    # In chunks, because a message between two processes takes as long as listing a folder.
-    chunksize = min(32, len(records) // (4 * args.workers) + 1)
     with progress_bar(len(records)) as bar:
-        for record, result in map_in_processes(look, list(records.values()), args.workers, chunksize):
+        for record, result in map_in_processes(look, list(records.values()), args.workers):
             results[record.path] = result
             bar.update()
     usable: Lists = {name: [] for name in lists}

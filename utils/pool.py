@@ -35,12 +35,11 @@ def progress_bar(total: int, initial: int = 0) -> tqdm:
 
 
 def map_in_processes(
-    task: Callable[[Any], Any], items: Sequence[Any], workers: int, chunksize: int = 1
+    task: Callable[[Any], Any], items: Sequence[Any], workers: int
 ) -> Iterator[tuple[Any, Any]]:
     """Call `task` for each item in parallel; yield each item with the result, in order.
 
     The processes ignore Ctrl-C and end with their parent, even on kill -9. One worker needs no process.
-    `chunksize` items are sent to a process at once.
 
     Raises:
         UserError: a process died.
@@ -49,6 +48,8 @@ def map_in_processes(
         yield from ((item, task(item)) for item in items)
         return
     item = items[0] if items else None
+    # A message between two processes takes as long as listing a folder.
+    chunksize = min(32, len(items) // (32 * workers) + 1)
     # Forked processes would inherit each other's pipes and not notice the end of the parent.
     context = multiprocessing.get_context("spawn")
     try:
