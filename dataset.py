@@ -237,8 +237,11 @@ class VideoDataSet(Dataset):
 
     def _read(self, record: VideoRecord, numbers: list[int]) -> dict[int, SourceFrame]:
         """Read each frame once, even if it occurs several times in a clip."""
+        numbers = list(dict.fromkeys(numbers))
         with _advice(record):
-            return self.source.read(record.path, list(dict.fromkeys(numbers)))
+            if self.random_shift or isinstance(self.source, FrameFolders):
+                return self.source.read(record.path, numbers)
+            return self.source.read(record.path, numbers, record.num_frames)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, int]:
         """Load a clip.

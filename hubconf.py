@@ -67,6 +67,7 @@ def temporal_model(
     input_size: int | None = None,
     num_class: int | None = None,
     weights: str | Path | None = None,
+    features: bool = False,
 ) -> nn.Module:
     """Build a model of any type and arch, in evaluation mode.
 
@@ -82,10 +83,12 @@ def temporal_model(
         input_size: height and width of the frames, in pixels.
         num_class: number of classes.
         weights: a checkpoint that test_models.py accepts; None for random weights.
+        features: return the classifier's input instead of logits, as `--save_features` does.
 
     Returns:
-        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits. Frames are
-        RGB, from 0 to 1, normalised by its `input_mean` and `input_std`. `categories` are the class names.
+        `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits, or features of
+        clips (2048). Frames are RGB, from 0 to 1, normalised by its `input_mean` and `input_std`.
+        `categories` are the class names.
 
     Raises:
         ValueError: an argument is impossible or contradicts the checkpoint, which may not be loadable.
@@ -93,7 +96,12 @@ def temporal_model(
     arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
     arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}
     options = {name: value for name, value in arguments.items() if value is not None}
-    return _build(options) if weights is None else _load(options, weights)
+    model = _build(options) if weights is None else _load(options, weights)
+    if features:
+        owner, name = (model.base_model, "fc") if model.new_fc is None else (model, "new_fc")
+        setattr(owner, name, nn.Identity())
+        model.consensus = "mean"
+    return model
 
 
 def gst_resnet50(
@@ -103,7 +111,7 @@ def gst_resnet50(
     weights: str | Path | None = None,
     **more: Any,
 ) -> nn.Module:
-    """GST with ResNet-50; see `temporal_model`, also for `num_class` and `input_size`."""
+    """GST with ResNet-50; see `temporal_model`, also for `num_class`, `input_size` and `features`."""
     return temporal_model("GST", "resnet50", alpha, beta, num_segments, weights=weights, **more)
 
 

@@ -98,13 +98,19 @@ class VideoFiles:
         reason = f"ambiguous: {' and '.join(suffixes)}" if suffixes else ", ".join(VIDEO_SUFFIXES)
         raise UserError(f"{self.root}/{printable(name)}: no such video ({reason})")
 
-    def read(self, name: str, numbers: Collection[int]) -> dict[int, SourceFrame]:
-        """Decode frames of a video by their numbers in display order, from 1.
+    def read(
+        self, name: str, numbers: Collection[int], num_frames: int | None = None
+    ) -> dict[int, SourceFrame]:
+        """Decode frames of a video as RGB, like `tools/extract_frames.py --native` before it encodes JPEGs.
 
-        The pixels are those of `tools/extract_frames.py --native` before it encodes JPEGs.
+        Args:
+            name: name of the video.
+            numbers: frame numbers in display order, from 1. Decoding stops after the last one.
+            num_frames: frames of the video in the list; None does not check it. A wrong number would change
+                the sampled frames without a word. The check decodes the rest of the video.
 
         Raises:
-            UserError: the video is missing, cannot be decoded, or has fewer frames.
+            UserError: the video is missing, cannot be decoded, has fewer frames, or not `num_frames`.
         """
         path = self.path(name)
         frames: dict[int, SourceFrame] = {}
@@ -116,11 +122,14 @@ class VideoFiles:
                     to_image = to_image or FrameConverter(display_size(frame))
                     if number in numbers:
                         frames[number] = DecodedFrame(to_image(frame).convert("RGB"))
-                    if number == last:
-                        return frames
+                    if number == (num_frames + 1 if num_frames else last):
+                        break
         except VideoError as error:
             raise UserError(f"{printable(path)}: {error}") from None
-        raise UserError(f"{printable(path)}: has only {number} frames, but the list needs frame {last}")
+        if number < last or (num_frames and number != num_frames):
+            count = f"only {number}" if number < (num_frames or last) else "more"
+            raise UserError(f"{printable(path)}: has {count} frames, but the list says {num_frames or last}")
+        return frames
 
     def checker(self) -> Check:
         """Make a function that checks for a video's file. It lists each folder only once."""

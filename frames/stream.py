@@ -62,6 +62,7 @@ class LiveStream:
         seconds: time for which frames are kept.
         first_number: number of the first frame.
         first_time: time of the first frame, in seconds.
+        record: called with each frame as RGB and its time, in the decoding thread.
 
     Attributes:
         newest: time of the newest frame, in seconds.
@@ -82,13 +83,14 @@ class LiveStream:
         seconds: float,
         first_number: int = 1,
         first_time: float = 0.0,
+        record: Callable[[Image.Image, float], None] | None = None,
     ) -> None:
         self.path = source
         self.first_number, self.first_time = first_number, first_time
         self.newest, self.end = -math.inf, first_time
         self.num_frames = self.num_dropped = 0
         self.error = ""
-        self._prepare, self._seconds = prepare, seconds
+        self._prepare, self._record, self._seconds = prepare, record, seconds
         self._frames: deque[LiveFrame] = deque()
         self._seen = first_number - 1  # number of the last frame that `take` returned
         self._has_ended = False
@@ -161,7 +163,10 @@ class LiveStream:
                 moment -= offset
                 if self.is_recording and self._stop.wait(max(0.0, moment - self.first_time - now + began)):
                     return
-                self._keep(moment, self._prepare(to_image(frame).convert("RGB")))
+                image = to_image(frame).convert("RGB")
+                if self._record:
+                    self._record(image, moment)
+                self._keep(moment, self._prepare(image))
             if self._stop.is_set():
                 return
         length = (self._container.duration or 0) / av.time_base

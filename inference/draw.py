@@ -49,7 +49,9 @@ def draw_answers(
         answer = Answer(best["class"], best["probability"]) if is_drawn else None
         timed.append(TimedAnswer(window["start"], window["end"], answer))
     top = [Answer(best["class"], best["probability"]) for best in windows[0]["top"]]
-    render(file, clip.video, clip.window.numbers, top, timed)
+    numbers = clip.window.numbers
+    crops = clip.pixels.reshape(-1, *clip.pixels.shape[-3:])[: len(numbers)]  # the first crop of each frame
+    render(file, clip.video, numbers, crops, top, timed)
 
 
 def draw_activation(

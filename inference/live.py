@@ -1,15 +1,23 @@
 """Classify a live stream, in windows of its newest frames."""
 
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from queue import Queue
 from typing import Any
 
+import av
 import torch
+from PIL import Image
 
 from frames.stream import LiveFrame, LiveStream
 from inference.answers import log_window, make_answer, merge_windows
 from inference.clips import EPSILON, Clip, ClipFormat, Window
+from reports.render import Answer, Caption, rendering, write_movie
 from utils.cli import UserError, log, pluralize, printable
 
 RECONNECT_SECONDS = 2.0
@@ -35,8 +43,22 @@ def watch(
         The stream in the format of the JSON output, and the exit status: 1 if the stream was lost.
 
     Raises:
-        UserError: the stream cannot be opened.
+        UserError: the stream cannot be opened, or the file of `--rendered_output` cannot be written.
     """
+    if args.rendered_output:
+        with recording(Path(args.rendered_output), names) as recorder:
+            return _watch(args, source, predict, clip_format, names, recorder)
+    return _watch(args, source, predict, clip_format, names, None)
+
+
+def _watch(
+    args: Namespace,
+    source: str,
+    predict: Callable[[torch.Tensor], list[torch.Tensor]],
+    clip_format: ClipFormat,
+    names: Sequence[str],
+    recorder: "Recorder | None",
+) -> tuple[list[dict[str, Any]], int]:
     windows: list[dict[str, Any]] = []
     streams: list[LiveStream] = []  # one for each connection
     count, error, began = 0, "", time.monotonic()
@@ -46,14 +68,19 @@ def watch(
                 num_frames = sum(stream.num_frames for stream in streams)
                 moment = time.monotonic() - began if streams else 0.0
                 kept_seconds = args.window + args.stride
-                stream = LiveStream(source, clip_format.crop, kept_seconds, num_frames + 1, moment)
+                record = recorder.add if recorder else None
+                stream = LiveStream(source, clip_format.crop, kept_seconds, num_frames + 1, moment, record)
                 streams.append(stream)
                 for clip, arrival in live_clips(stream, clip_format, args.window, args.stride):
                     logits = predict(torch.from_numpy(clip.pixels[None]))[0][0].cpu()
                     answer = make_answer(clip, logits, names, args.topk, args.weights)
                     count += 1
-                    if answer["top"][0]["probability"] >= (args.threshold or 0):
+                    best = answer["top"][0]
+                    is_shown = best["probability"] >= (args.threshold or 0)
+                    if is_shown:
                         log_window(answer, f"  ({1000 * (time.monotonic() - arrival):.0f} ms)")
+                    if recorder:
+                        recorder.show(Answer(best["class"], best["probability"]) if is_shown else None)
                     if args.json or args.csv:
                         windows.append(answer)
                 stream.close()
@@ -82,6 +109,71 @@ def watch(
     if args.threshold is not None:
         video["segments"] = merge_windows(windows, args.threshold)
     return [video | ({"error": error} if error else {})], int(bool(error))
+
+
+class Recorder:
+    """Writes the frames of a stream and the newest answer to a file, in a thread.
+
+    Args:
+        part: the file.
+        names: class names; all pictures have room for the longest one.
+    """
+
+    def __init__(self, part: Path, names: Sequence[str]) -> None:
+        self._answers = [Answer(name, 0.0) for name in names]
+        self._answer: Answer | None = None
+        self._caption: Caption | None = None
+        self._last = -1.0
+        self._error: OSError | av.FFmpegError | None = None
+        # If the encoder is slower than the stream, decoding waits for it: a recording misses no frame.
+        self._frames: Queue[tuple[Image.Image, Fraction] | None] = Queue(16)
+        self._thread = threading.Thread(target=self._write, args=(part,), daemon=True)
+        self._thread.start()
+
+    def add(self, image: Image.Image, moment: float) -> None:
+        """Add a frame with its time, in seconds."""
+        if moment > self._last:
+            self._last = moment
+            self._frames.put((image, Fraction(moment).limit_denominator(90_000)))
+
+    def show(self, answer: Answer | None) -> None:
+        """Draw an answer from now on.
+
+        Raises:
+            OSError, av.FFmpegError: the file cannot be written.
+        """
+        if self._error:
+            raise self._error
+        self._answer = answer
+
+    def close(self) -> None:
+        """Finish the file; see `show` for the exceptions."""
+        self._frames.put(None)
+        self._thread.join()
+        self.show(None)
+
+    def _write(self, part: Path) -> None:
+        frames = iter(self._frames.get, None)
+        try:
+            write_movie(part, frames, self._draw)
+        except (OSError, av.FFmpegError) as error:
+            self._error = error
+            for _ in frames:  # the decoding thread must not wait for ever
+                pass
+
+    def _draw(self, image: Image.Image, time: float) -> Image.Image:
+        self._caption = self._caption or Caption(image.size, self._answers)
+        return self._caption.draw(image, self._answer)
+
+
+@contextmanager
+def recording(path: Path, names: Sequence[str]) -> Iterator[Recorder]:
+    """Yield a recorder, and give its file the name `path` at the end; see `rendering`."""
+    with rendering(path) as part:
+        recorder = Recorder(part, names)
+        yield recorder
+        recorder.close()
+    log.info(f"rendered: {path}")
 
 
 def live_clips(

@@ -4,6 +4,7 @@ The operators are those of oneDNN that torch.compile uses on CPUs. They need no 
 """
 
 import operator
+import platform
 
 import torch
 from torch import fx, nn
@@ -47,6 +48,7 @@ def has_fused_operators(dtype: torch.dtype) -> bool:
     (amp,) = (amp for amp, amp_dtype in DTYPES.items() if amp_dtype == dtype)
     names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
     has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    has_onednn = has_onednn and platform.machine().lower() in ("x86_64", "amd64")  # not tried on others
     has_operators = has_onednn and all(hasattr(torch.ops.mkldnn, name) for name in names)
     return has_operators and has_instructions(torch.device("cpu"), amp)
 

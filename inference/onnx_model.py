@@ -133,7 +133,7 @@ def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
         expected = [None, frames, None, None, 3] if metadata["preprocess"] else [None, frames, 3, None, None]
         if not len(metadata["input_mean"]) == len(metadata["input_std"]) == 3:
             raise ValueError
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: was not written by tools/export.py: it has no {METADATA}") from None
     (clips,), (scores,) = session.get_inputs(), session.get_outputs()
     shapes = [[size if isinstance(size, int) else None for size in value.shape] for value in (clips, scores)]

@@ -49,8 +49,9 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--rendered_output",
         metavar="FILE|DIR/",
-        help="the video with its best class (.mp4, .gif), or the frames that the model saw (.png; with "
-        "--window, a plot of classes over time); for several videos, a folder of .mp4 files",
+        help="the video with its best class (.mp4), or the frames that the model saw (.png; with "
+        "--window, a plot of classes over time); for several videos, a folder of .mp4 files; a stream is "
+        "recorded",
     )
     output.add_argument(
         "--cam",
@@ -70,9 +71,11 @@ def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
         UserError: an option contradicts another one, or a file cannot be written.
     """
     if is_live:
-        for name in ("rendered_output", "cam", "save_scores", "save_features"):
+        for name in ("cam", "save_scores", "save_features"):
             if getattr(args, name):
                 raise UserError(f"--{name}: is not possible for a stream; record it, and use the file")
+        if args.rendered_output and Path(args.rendered_output).suffix.lower() != ".mp4":
+            raise UserError(f"--rendered_output {args.rendered_output}: a stream needs a .mp4 file")
         args.window = args.window or DEFAULT_LIVE_WINDOW
     for name in ("stride", "threshold"):
         if getattr(args, name) is not None and not args.window:

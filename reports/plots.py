@@ -158,10 +158,8 @@ def _draw_row(row: SheetRow, columns: int, width: int) -> Image.Image:
     columns = max(1, min(columns, len(row.frames)))
     frame_width, frame_height = row.frames[0].size if row.frames else (1, 1)
     scale = min(((room + GAP) / columns - GAP) / frame_width, MAX_FRAME_HEIGHT / frame_height)
-    if scale > 1:
-        scale = int(scale)  # each pixel becomes a square
     size = max(1, round(frame_width * scale)), max(1, round(frame_height * scale))
-    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    resampling = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX
     top = MARGIN // 2 + LINE_HEIGHT * len(row.lines)
     line_height = size[1] + GAP + (LINE_HEIGHT if row.captions else 0)
     num_lines = -(-len(row.frames) // columns)

@@ -22,13 +22,12 @@ from reports.plots import INK, LINE_HEIGHT, MARGIN, TEXT_SIZE, SheetRow, contact
 from utils.cli import UserError, printable, uninterrupted
 from utils.files import check_new_file, give_name
 
-SUFFIXES = (".mp4", ".gif", ".png")
+SUFFIXES = (".mp4", ".png")
 
 # In pixels. Captions would be illegible on smaller pictures.
 MIN_WIDTH, MIN_FONT = 320, 16
 # A narrow video is enlarged up to this height, and then gets black sides.
 MAX_ENLARGED_HEIGHT = 4096
-GIF_FPS = 10
 SHEET_WIDTH = 1200
 # The strip that shows the predicted class over time, in matplotlib's colours.
 STRIP_HEIGHT = 6
@@ -66,6 +65,7 @@ def render(
     path: Path,
     video: Video,
     numbers: Sequence[int],
+    crops: np.ndarray,
     top: Sequence[Answer],
     windows: Sequence[TimedAnswer] = (),
 ) -> None:
@@ -77,6 +77,7 @@ def render(
         path: file to write, with one of `SUFFIXES`.
         video: the input of the model.
         numbers: frames that the model saw, from 1.
+        crops: what it saw of them, uint8, frames x height x width x RGB.
         top: the best classes, the best one first.
         windows: answers over time to draw instead of the first one of `top`.
 
@@ -85,13 +86,13 @@ def render(
     """
     with rendering(path) as part:
         if path.suffix.lower() == ".png":
-            answer_sheet(video, numbers, top).save(part, format="PNG")
+            answer_sheet(video.path.name, numbers, crops, top).save(part, format="PNG")
         else:
             answers = windows or [TimedAnswer(0.0, duration(video), top[0])]
             frames = tqdm(
                 video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None
             )
-            write_movie(part, frames, _Captions(answers, bool(windows)), path.suffix.lower() == ".gif")
+            write_movie(part, frames, _Captions(answers, bool(windows)))
 
 
 @contextmanager
@@ -134,10 +135,10 @@ class _Captions:
         """The answer of the window whose centre is nearest."""
         return self.windows[int(np.abs(self.centres - time).argmin())].answer
 
-    def __call__(self, frame: Image.Image, time: float, width: int | None) -> Image.Image:
+    def __call__(self, frame: Image.Image, time: float) -> Image.Image:
         if self.caption is None:
             answers = [window.answer for window in self.windows if window.answer]
-            self.caption = Caption(frame.size, answers, width)
+            self.caption = Caption(frame.size, answers)
         picture = self.caption.draw(frame, self.answer_at(time))
         if self.has_strip:
             self.strip = self.strip or self._draw_strip(picture.width)
@@ -162,15 +163,14 @@ class Caption:
     Args:
         size: width and height of the video, in pixels.
         answers: answers that may be drawn; there is room for the longest one.
-        width: of the output; None for the width of the video, but at least `MIN_WIDTH`.
     """
 
-    def __init__(self, size: tuple[int, int], answers: Sequence[Answer], width: int | None = None) -> None:
-        scale = (width or max(size[0], MIN_WIDTH)) / size[0]
+    def __init__(self, size: tuple[int, int], answers: Sequence[Answer]) -> None:
+        scale = max(size[0], MIN_WIDTH) / size[0]
         if scale > 1:
             scale = min(scale, max(1, MAX_ENLARGED_HEIGHT / size[1]))
         self.frame_size = tuple(max(1, round(side * scale)) for side in size)
-        canvas_width = _even(max(self.frame_size[0], width or MIN_WIDTH))
+        canvas_width = _even(max(self.frame_size[0], MIN_WIDTH))
         text_size = min(math.sqrt(canvas_width * self.frame_size[1]) / 25, canvas_width / 12)
         self.style = font(round(max(MIN_FONT, text_size)))
         self.margin = round(self.style.size / 2)
@@ -208,11 +208,10 @@ class Caption:
         return num_lines * self.line_height + self.margin
 
 
-def answer_sheet(video: Video, numbers: Sequence[int], top: Sequence[Answer]) -> Image.Image:
-    """Draw the frames that a model saw, with their numbers, and the best classes as bars below."""
-    frames = video.read(numbers)
+def answer_sheet(name: str, numbers: Sequence[int], crops: np.ndarray, top: Sequence[Answer]) -> Image.Image:
+    """Draw the crops that a model saw, with their frame numbers, and the best classes as bars below."""
     captions = [f"frame {number}" for number in numbers]
-    row = SheetRow([frames[number] for number in numbers], [video.path.name], captions)
+    row = SheetRow([Image.fromarray(crop) for crop in crops], [name], captions)
     images = [contact_sheet([row], 4 if len(numbers) <= 8 else 8, SHEET_WIDTH)]
     style, left, bar_width = font(TEXT_SIZE), SHEET_WIDTH * 6 // 10, SHEET_WIDTH * 3 // 10
     for answer in top:
@@ -231,57 +230,37 @@ def answer_sheet(video: Video, numbers: Sequence[int], top: Sequence[Answer]) ->
 def write_movie(
     part: Path,
     frames: Iterable[tuple[Image.Image, Fraction]],
-    draw: Callable[[Image.Image, float, int | None], Image.Image],
-    is_gif: bool = False,
+    draw: Callable[[Image.Image, float], Image.Image],
 ) -> None:
-    """Write an MP4 file (H.264), or a GIF of `GIF_FPS` frames per second and `MIN_WIDTH` pixels.
+    """Write an MP4 file (H.264).
 
     Args:
         part: the file.
         frames: with their times, in seconds.
-        draw: makes the picture of a frame from the frame, its time and the width of the picture, if it is
-            fixed. All pictures have the same size, with an even width and height.
-        is_gif: write a GIF.
+        draw: makes the picture of a frame from the frame and its time. All pictures have the same size, with
+            an even width and height.
     """
-    kind, codec, pix_fmt = ("gif", "gif", "pal8") if is_gif else ("mp4", "libx264", "yuv420p")
-    # 1/90000 s is the common unit of the usual frame rates.
-    time_base = Fraction(1, 100 if is_gif else 90_000)
-    due, pts, length = Fraction(0), None, 0
-    with av.open(str(part), "w", format=kind) as container:
-        stream = container.add_stream(codec, rate=25, pix_fmt=pix_fmt)
+    time_base = Fraction(1, 90_000)  # the common unit of the usual frame rates
+    pts, length = None, 0
+    with av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, pix_fmt="yuv420p")
         stream.time_base = stream.codec_context.time_base = time_base
-        if not is_gif:
-            stream.options = {"preset": "veryfast", "crf": "20"}
-            stream.codec_context.colorspace = Colorspace.ITU601
-            stream.codec_context.color_range = ColorRange.MPEG
+        stream.options = {"preset": "veryfast", "crf": "20"}
+        stream.codec_context.colorspace = Colorspace.ITU601
+        stream.codec_context.color_range = ColorRange.MPEG
         for image, time in frames:
-            if is_gif and time < due:
-                continue
-            due = max(due, time - Fraction(1, 2 * GIF_FPS)) + Fraction(1, GIF_FPS)
-            picture = draw(image, float(time), MIN_WIDTH if is_gif else None)
+            picture = draw(image, float(time))
             if pts is None:
                 stream.width, stream.height = picture.size
-            frame = (_gif_frame if is_gif else _mp4_frame)(picture)
+            frame = av.VideoFrame.from_image(picture).reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
+            )
             length, pts = round(time / time_base) - (pts or 0), round(time / time_base)
             frame.pts, frame.time_base = pts, time_base
             container.mux(stream.encode(frame))
         for packet in stream.encode():
             packet.duration = length  # the last frame has none
             container.mux(packet)
-
-
-def _mp4_frame(image: Image.Image) -> av.VideoFrame:
-    return av.VideoFrame.from_image(image).reformat(
-        format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
-    )
-
-
-def _gif_frame(image: Image.Image) -> av.VideoFrame:
-    colours = image.quantize(256)
-    palette = np.full((256, 4), 255, np.uint8)  # alpha, red, green, blue
-    entries = np.array(colours.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[: len(entries), 1:] = entries
-    return av.VideoFrame.from_ndarray((np.asarray(colours), palette), format="pal8")
 
 
 def _even(number: int) -> int:

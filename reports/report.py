@@ -287,34 +287,14 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~&$#@:!])", r"\\\1", printable(text))
 
 
-def similarity_order(confusions: np.ndarray) -> list[int]:
-    """Order classes so that similar ones are close, by average-linkage clustering of the confusions."""
-    shares = confusions / confusions.sum(1, keepdims=True).clip(1)
-    likeness = shares + shares.T
-    between = likeness.copy()  # mean likeness of two groups, at the indices of their first classes
-    np.fill_diagonal(between, -1)
-    groups = [[label] for label in range(len(confusions))]
-    for _ in range(len(groups) - 1):
-        a, b = sorted(np.unravel_index(between.argmax(), between.shape))
-        sides = [(x, y) for x in (groups[a], groups[a][::-1]) for y in (groups[b], groups[b][::-1])]
-        left, right = max(sides, key=lambda side: likeness[side[0][-1], side[1][0]])
-        mean = (len(groups[a]) * between[a] + len(groups[b]) * between[b]) / (len(groups[a]) + len(groups[b]))
-        groups[a] = left + right
-        between[a] = between[:, a] = np.where(between[a] < 0, -1, mean)
-        between[b] = between[:, b] = -1
-        between[a, a] = -1
-    return groups[0]
-
-
 def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figure":
-    """Draw the confusion matrix, with classes ordered by similarity. Text may extend beyond the figure."""
+    """Draw the confusion matrix. Text may extend beyond the figure."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     count = len(categories)
     is_small = count <= FEW_CLASSES
-    order = similarity_order(confusions)
     clips = confusions.sum(1)
     # Labels identify names that are cut and begin with the same words, or that the font cannot display.
     names = [printable(f"{label} {name}", MAX_NAME) for label, name in enumerate(categories)]
@@ -323,18 +303,18 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
     side = 0.5 * count + 2 if is_small else 0.1 * min(count, MAX_LABELS)  # of the matrix, in inches
     figure = Figure(figsize=(side, side), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
-    shares = (confusions / clips.clip(1)[:, None])[np.ix_(order, order)]
+    shares = confusions / clips.clip(1)[:, None]
     # The square root makes small shares visible.
     image = axes.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     lines = np.arange(0 if is_small else 9, count, 1 if is_small else 10) + 0.5
     axes.vlines(lines, -0.5, count - 0.5, color="0.7", linewidth=0.4)
     axes.hlines(lines, -0.5, count - 0.5, color="0.7", linewidth=0.4)
-    title = "Row: true class. Column: prediction. Shade: share of the row's clips. Ordered by similarity."
+    title = "Row: true class. Column: prediction. Shade: share of the row's clips."
     axes.set_title(title, size=9, loc="left")
     size = 9 if is_small else 5.5
     ticks = range(0, count, -(-count // MAX_LABELS))
-    axes.set_yticks(ticks, [names[order[tick]] for tick in ticks], size=size)
-    columns = [names[order[tick]] if is_small else order[tick] for tick in ticks]
+    axes.set_yticks(ticks, [names[tick] for tick in ticks], size=size)
+    columns = [names[tick] if is_small else tick for tick in ticks]
     axes.set_xticks(ticks, columns, size=size, rotation=90)
     axes.tick_params(length=0)
     for (y, x), share in np.ndenumerate(shares if is_small else shares[:0]):
@@ -344,10 +324,4 @@ def draw_confusions(confusions: np.ndarray, categories: Sequence[str]) -> "Figur
             axes.text(x, y, text, ha="center", va="center", size=size, color=colour)
     scale = figure.add_axes((1 + 0.3 / side, 1 - 2.1 / side, 0.15 / side, 2 / side))
     figure.colorbar(image, cax=scale, ticks=[0, 0.05, 0.2, 0.5, 1], format=PercentFormatter(1))
-    if not is_small:
-        text = "Hardest pairs: share of their clips that are predicted as the other class\n"
-        for first, second in hardest_pairs(confusions):
-            confusion, _ = compare(confusions, first, second)
-            text += f"\n{confusion:.1f} %\n    {names[first]}\n    {names[second]}\n"
-        figure.text(1 + 0.3 / side, 1 - 2.4 / side, text, size=9, va="top")
     return figure

@@ -116,7 +116,7 @@ def write_activation(
         starts = [Fraction(max(round(1000 * time), index), 1000) for index, time in enumerate(times)]
         indices = itertools.count()
         write_movie(
-            part, zip(images, starts, strict=True), lambda i, *_: _with_bar(i, evidence, next(indices))
+            part, zip(images, starts, strict=True), lambda i, _: _with_bar(i, evidence, next(indices))
         )
 
 

@@ -159,6 +159,17 @@ def test_wrong_weights_are_refused(tmp_path):
     assert load("temporal_model", type="TSM", weights=several).description == "TSM resnet14"
 
 
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_features(dropout, tmp_path):
+    torch.manual_seed(0)
+    model = TemporalModel(3, 2, backbone="resnet14", input_size=32, dropout=dropout).eval()
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    clips = torch.randn(2, 2, 3, 32, 32)
+    features = load("temporal_model", weights=tmp_path / "a.pth", features=True, num_segments=2)(clips)
+    assert features.shape == (2, 2048)
+    torch.testing.assert_close(model.classifier(features), model(clips))
+
+
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [

@@ -14,6 +14,7 @@ from PIL import Image
 from synthetic import CATEGORIES, FRAMES, make_dataset
 from torch.nn import functional
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+from video_files import write_video
 
 from classes import released_categories
 from models import TemporalModel
@@ -444,3 +445,14 @@ def test_wrong_options(program, args, culprit):
     process = program(*args)
     assert_one_line_error(process, culprit)
     assert "Testing Results" not in process.stdout
+
+
+@pytest.mark.parametrize("count", [11, 13])
+def test_listed_count_is_compared_with_the_video(program, count, tmp_path):
+    home = tmp_path / "somethingv1"
+    (home / "videos").mkdir(parents=True)
+    write_video(home / "videos" / "a.mp4", 12)
+    (home / "category.txt").write_text("".join(f"{name}\n" for name in CATEGORIES))
+    (home / "val_videofolder.txt").write_text(f"a {count} 0\n")
+    process = program("--source", "videos", root=tmp_path)
+    assert_one_line_error(process, "a.mp4", f"the list says {count}")

@@ -122,20 +122,6 @@ def test_hardest_pairs_are_ordered():
     assert len(report.hardest_pairs(np.ones((9, 9), dtype=int))) == report.NUM_PAIRS
 
 
-def test_similar_classes_are_neighbours():
-    order = np.random.default_rng(1).permutation(12)
-    confusions = np.zeros((12, 12), dtype=int)
-    for place, label in enumerate(order):  # a chain: each is confused with the next, in groups of four
-        confusions[label, label] = 50
-        if place % 4 != 3:
-            confusions[label, order[place + 1]] = 20 + place
-    found = report.similarity_order(confusions)
-    assert sorted(found) == list(range(12))
-    likeness = confusions + confusions.T
-    assert sum(likeness[a, b] > 0 for a, b in pairwise(found)) == 9
-    assert report.similarity_order(np.zeros((5, 5), dtype=int)) == [0, 1, 2, 3, 4]
-
-
 @pytest.mark.parametrize("names", [LONG_NAMES, released_categories()], ids=["6", "174"])
 def test_confusion_matrix_has_all_names(names):
     count = len(names)
@@ -144,20 +130,15 @@ def test_confusion_matrix_has_all_names(names):
     with plots.plain_matplotlib():
         figure = report.draw_confusions(confusions, names)
         figure.draw_without_rendering()
-    order = report.similarity_order(confusions)
     matrix = figure.axes[0]
     for axis in (matrix.xaxis, matrix.yaxis):
         labels = axis.get_ticklabels()
-        assert [label.get_text().split()[0] for label in labels] == [str(label) for label in order]
+        assert [label.get_text().split()[0] for label in labels] == [str(label) for label in range(count)]
         boxes = [label.get_window_extent() for label in labels]
         assert not any(a.overlaps(b) for a, b in pairwise(boxes))
     texts = [label.get_text() for label in matrix.get_yticklabels()]
     assert sum(text.endswith("(no clips)") for text in texts) == 1
-    if count > report.FEW_CLASSES:
-        (pairs,) = figure.texts
-        for first, second in report.hardest_pairs(confusions):
-            assert f"\n    {first} " in pairs.get_text() and f"\n    {second} " in pairs.get_text()
-    else:
+    if count <= report.FEW_CLASSES:
         assert len(matrix.texts) == np.count_nonzero(confusions)
 
 
@@ -233,7 +214,7 @@ def test_sigterm_leaves_no_partial_file(tmp_path):
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
-        render(tmp_path / "out.mp4", Video(), [1], [Answer("a", 0.5)])
+        render(tmp_path / "out.mp4", Video(), [1], np.zeros((1, 8, 8, 3), np.uint8), [Answer("a", 0.5)])
     assert stop.value.code == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -24,8 +24,11 @@ from inference.clips import ClipFormat, load_windows, plan_windows
 from inference.load import ModelOptions, load_model
 from models import TemporalModel
 from reports.timeline import heat
+from tools import make_motion_dataset
+from tools.make_motion_dataset import draw_path, render_clip
 from transforms import evaluation_transform
 
+BILINEAR = Image.Resampling.BILINEAR
 FORMAT = ClipFormat(8, 1, evaluation_transform(32))
 
 
@@ -119,22 +122,103 @@ def test_windows_have_the_logits_of_cut_clips(views, ask, weights, film, tmp_pat
         assert line == f"{span[0]:.1f}-{span[1]:.1f} s  {best['probability']:.2f} -> {best['class']}"
 
 
-def test_concatenated_clips_get_the_answers_of_each_clip(ask, tmp_path):
-    folder = tmp_path / "data"
-    options = ("--dataset", "motion", "--level", 1, "--train", 12, "--val", 12)
-    process = call("tools/make_motion_dataset.py", folder, *options)
+# ---------------------------------------------------------------------------------------------------------
+# A trained model
+
+DIRECTIONS = ("Pulling something from left to right", "Pulling something from right to left")
+CLIP_SECONDS, NUM_VAL = 2, 16
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory) -> Path:
+    """`--root_path` of clips of `tools/make_motion_dataset.py`, of two classes. Read only: it is shared."""
+    root = tmp_path_factory.mktemp("motion")
+    home, number = root / "motion", 0
+    for split, (name, count) in enumerate((("train_videofolder.txt", 144), ("val_videofolder.txt", NUM_VAL))):
+        lines = []
+        for clip in range(count):
+            rng, number = np.random.default_rng([split, clip]), number + 1
+            folder = home / "frames" / str(number)
+            folder.mkdir(parents=True)
+            path = draw_path(rng, DIRECTIONS[clip % 2], 12 * CLIP_SECONDS)
+            for place, image in enumerate(render_clip(rng, path), start=1):
+                image.save(folder / f"{place:05d}.jpg", quality=90)
+            lines.append(f"{number} {len(path)} {clip % 2}\n")
+        (home / name).write_text("".join(lines))
+    (home / "category.txt").write_text("".join(f"{name}\n" for name in DIRECTIONS))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(motion, tmp_path_factory, without_curves) -> Path:
+    """A checkpoint that knows the directions. Read only: it is shared."""
+    out = tmp_path_factory.mktemp("trained")
+    options = ("--dataset", "motion", "--root_path", motion, "--image_tmpl", "{:05d}.jpg", "-j", 0)
+    options += ("--arch", "resnet14", "--input_size", 64, "--num_segments", 4, "--checkpoint_dir", out)
+    options += ("--weight_decay", 0.003, "--epochs", 4, "-b", 8, "--lr", 0.01, "--lr_schedule", "cosine")
+    process = call("main.py", *options)
     assert process.returncode == 0, process.stderr
-    clips = sorted(path.parent for path in folder.rglob("*1.jpg") if path.stem.strip("0") == "1")[:3]
+    (last,) = out.rglob("*_checkpoint.pth.tar")
+    return last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # it trains a model, in less than a minute on an idle core
+def test_windows_of_concatenated_clips_are_right(ask, motion, trained, tmp_path):
     film = tmp_path / "film"
     film.mkdir()
-    for number, path in enumerate(path for clip in clips for path in sorted(clip.glob("*.jpg"))):
-        (film / f"{number:05d}.jpg").write_bytes(path.read_bytes())
+    listed = (motion / "motion" / "val_videofolder.txt").read_text().splitlines()
+    for clip, line in enumerate(listed):
+        for path in (motion / "motion" / "frames" / line.split()[0]).iterdir():
+            place = 12 * CLIP_SECONDS * clip + int(path.stem)
+            (film / f"{place:05d}.jpg").write_bytes(path.read_bytes())
+
+    # Windows inside a clip: 90 % are right.
+    answers = tmp_path / "answers.json"
+    ask(film, "--window", 1.5, "--stride", 0.25, "--json", answers, weights=trained)
+    (video,) = json.loads(answers.read_text())["videos"]
+    inside = [
+        w for w in video["windows"] if w["end"] - w["start"] // CLIP_SECONDS * CLIP_SECONDS <= CLIP_SECONDS
+    ]
+    hits = [w["top"][0]["label"] == int(w["start"]) // CLIP_SECONDS % 2 for w in inside]
+    assert len(hits) == 3 * NUM_VAL
+    assert np.mean(hits) >= 0.9
+
+    # Windows of a whole clip have the logits of test_models.py.
     scores = [tmp_path / "film.npz", tmp_path / "clips.npz"]
-    ask(film, "--window", 2, "--stride", 2, "--save_scores", scores[0])
-    ask(*clips, "--save_scores", scores[1])
+    ask(film, "--window", CLIP_SECONDS, "--stride", CLIP_SECONDS, "--save_scores", scores[0], weights=trained)
+    data = ("--dataset", "motion", "--root_path", motion, "--image_tmpl", "{:05d}.jpg", "-j", 0)
+    process = call("test_models.py", "--weights", trained, *data, "--save_scores", scores[1])
+    assert process.returncode == 0, process.stderr
     windows, alone = (np.load(file)["scores"] for file in scores)
-    np.testing.assert_allclose(windows, alone, atol=1e-5)
-    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    np.testing.assert_allclose(windows, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_heat_lies_on_the_moving_object(trained, monkeypatch):
+    """In frames three times as wide and high, because the map of a crop has only 2 x 2 positions."""
+    for name in ("WIDTH", "HEIGHT"):
+        monkeypatch.setattr(make_motion_dataset, name, 3 * getattr(make_motion_dataset, name))
+    model = load_model(trained, ModelOptions()).model
+    pixels = PixelModel(model).eval()
+    scale = model.scale_size / 64  # as in training
+    ratios = []
+    for clip in range(6):
+        rng, label = np.random.default_rng([2, clip]), clip % 2
+        path = draw_path(rng, DIRECTIONS[label], 24)
+        images = render_clip(rng, path)
+        numbers = [3, 9, 15, 21]
+        size = [round(scale * side) // 32 * 32 for side in images[0].size]
+        box = (0, 0, size[0] / scale, size[1] / scale)
+        frames = np.stack([np.asarray(images[n].resize(size, BILINEAR, box)) for n in numbers])
+        maps = class_activation(model, pixels, torch.from_numpy(frames)[None], label).clamp_min(0).numpy()
+        inside = np.zeros((4, size[1], size[0]), bool)
+        for place, (x, y, radius, _) in enumerate(path[numbers] * scale):
+            inside[place, int(y - radius) : int(y + radius), int(x - radius) : int(x + radius)] = True
+        energy = np.stack([np.asarray(Image.fromarray(values).resize(size, BILINEAR)) for values in maps])
+        ratios.append(energy[inside].sum() / energy.sum() / inside.mean())
+    assert np.mean(ratios) >= 3, ratios
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):

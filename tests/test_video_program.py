@@ -121,18 +121,15 @@ FILES = {
     "b_frames.mp4": {},
     "b_frames.mkv": {},
     "vp9.webm": {},
-    "vp8.webm": {"codec": "libvpx"},
     "mpeg4.mp4": {"codec": "mpeg4"},
     "open.mp4": {"options": {"x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"}},
     "open.mkv": {"options": {"x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"}},
     "refresh.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=10"}},
     "varying.mp4": {"times": np.cumsum(np.arange(60) % 5 + 1).tolist()},
-    "varying.webm": {"times": np.cumsum(np.arange(60) % 5 + 1).tolist()},
     "no_times.avi": {},
     "no_times.h264": {},
     "stream.ts": {},
     "mpeg2.ts": {"codec": "mpeg2video", "options": {"bf": "2"}},
-    "mpeg2.mkv": {"codec": "mpeg2video", "options": {"bf": "2"}},
     "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "keyint=10:open-gop=1:log-level=none"}},
 }
 
@@ -323,7 +320,7 @@ def test_json_to_full_stdout_fails(weights, clips):
 # Pictures
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".PNG"])
+@pytest.mark.parametrize("suffix", [".mp4", ".PNG"])
 def test_rendered_output(suffix, ask, clips, tmp_path):
     out = tmp_path / f"out{suffix}"
     asked = ask(clips / "a.mp4", "--rendered_output", out)
@@ -337,12 +334,9 @@ def test_rendered_output(suffix, ask, clips, tmp_path):
         frames = list(container.decode(stream))
         assert frames[0].width == 320
         assert frames[0].height % 2 == 0
-        if suffix == ".mp4":
-            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-            assert float(stream.average_rate) == pytest.approx(12)
-            assert len(frames) == 30
-        else:
-            assert len(frames) / 2.5 <= 10  # of 2.5 seconds
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.average_rate) == pytest.approx(12)
+        assert len(frames) == 30
         for frame in frames:
             image = np.asarray(frame.to_image())
             assert (image[-40:] > 200).all(axis=2).any()  # white letters
@@ -371,10 +365,11 @@ def test_captions_fit_frames_of_any_size(size, label):
     assert columns[-1] - columns[0] > image.width / 12
 
 
-def test_bars_have_the_length_of_probabilities(clips):
-    video = open_video(clips / "a.mp4")
+def test_sheet_has_the_crops_and_bars_of_the_probabilities():
+    crops = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in (90, 150, 210)])
     top = [Answer(LONG, 0.5), Answer("x" * 200, 0.25), Answer("c", 0.0)]
-    sheet = np.asarray(answer_sheet(video, [1, 5, 9], top)).astype(int)
+    sheet = np.asarray(answer_sheet("a.mp4", [1, 5, 9], crops, top)).astype(int)
+    assert [(sheet == colour).all(axis=2).sum() > 250**2 for colour in (90, 150, 210)] == [True] * 3
     is_bar = (np.abs(sheet - (31, 97, 160)) < 2).all(axis=2)
     lengths = is_bar[:, 600:].sum(axis=1)
     assert set(lengths[lengths > 150].tolist()) == {181}

@@ -19,6 +19,7 @@ from synthetic import CATEGORIES
 from video_files import write_video
 from video_model import save_model
 
+from frames.sources import open_video
 from frames.stream import LiveStream, is_live
 from inference.clips import ClipFormat
 from inference.live import live_clips
@@ -80,7 +81,8 @@ def test_stream_over_http_has_the_answers_of_the_file(weights, film, tmp_path):
     options = ("--window", 1, "--stride", 1, "--weights", weights)
     with served(film.read_bytes()) as (url, _):
         began = time.monotonic()
-        process = call("test_video.py", url, *options, "--json", tmp_path / "live.json")
+        files = ("--json", tmp_path / "live.json", "--rendered_output", tmp_path / "live.mp4")
+        process = call("test_video.py", url, *options, *files)
         assert time.monotonic() - began > 2.5  # a recording is played at its own speed
     assert process.returncode == 0, process.stderr
     lines = re.findall(r"[\d.]+-[\d.]+ s  [\d.]+ -> .*\(\d+ ms\)", process.stdout)
@@ -95,6 +97,12 @@ def test_stream_over_http_has_the_answers_of_the_file(weights, film, tmp_path):
         assert window["frames"] == same["frames"]
         probabilities = [[best["probability"] for best in one["top"]] for one in (window, same)]
         np.testing.assert_allclose(*probabilities, atol=1e-5)
+
+    # The recording has every frame at its time, and the caption of the newest answer.
+    recorded = open_video(tmp_path / "live.mp4")
+    np.testing.assert_allclose(recorded.times, np.arange(36) / 12, atol=2e-3)
+    has_caption = [(np.asarray(recorded.read([n])[n])[-40:] > 240).all(axis=2).any() for n in (2, 35)]
+    assert has_caption == [False, True]
 
 
 def test_slow_model_skips_windows_and_counts_frames(film):
@@ -180,7 +188,8 @@ def test_reconnect_continues_numbers_and_times(weights, film, tmp_path):
         (["--camera", 9], "/dev/video9"),
         (["-", "clip.mp4"], "single stream"),
         (["-", "--cam", "a.png"], "--cam"),
-        (["-", "--rendered_output", "a.mp4"], "--rendered_output"),
+        (["-", "--rendered_output", "a.png"], "--rendered_output a.png"),
+        (["-", "--rendered_output", "nowhere/a.mp4"], "nowhere"),
         (["-", "--window", 1, "--stride", 2], "--stride 2"),
         ([], "video"),
     ],

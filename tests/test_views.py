@@ -187,7 +187,9 @@ def test_views_of_an_item(tmp_path, monkeypatch):
     decoded: list[int] = []
     read = VideoFiles.read
     monkeypatch.setattr(
-        VideoFiles, "read", lambda self, name, numbers: decoded.extend(numbers) or read(self, name, numbers)
+        VideoFiles,
+        "read",
+        lambda self, name, numbers, count=None: decoded.extend(numbers) or read(self, name, numbers, count),
     )
 
     def views_from(source: str) -> np.ndarray:

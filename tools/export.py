@@ -51,12 +51,14 @@ def main() -> None:
     log.info(loaded.describe())
     exported = Exported(loaded.model, args.preprocess, args.softmax)
     save, load = FORMATS[args.format]
+    log.info(f"exporting as {args.format}; this takes seconds to minutes")
     content = save(exported, make_metadata(loaded, args))
+    log.info(f"comparing the scores of the file ({len(content) / 1e6:.1f} MB) with the checkpoint's")
     difference = check(loaded.model, exported, load(content), args.weights)
     log.info(f"checked: same best classes; scores differ by at most {difference:.1g} of the largest score")
     with writing("--out", out):
         write_new(out, content)
-    log.info(f"exported: {out} ({len(content) / 1e6:.1f} MB); docs/DEPLOYMENT.md shows how to run it")
+    log.info(f"exported: {out}; docs/DEPLOYMENT.md shows how to run it")
 
 
 def parse_args() -> Namespace:
