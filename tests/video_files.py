@@ -1,6 +1,5 @@
 """Write small video files whose frames show their number, and read it back."""
 
-import os
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -142,17 +141,3 @@ def damage(path: Path, number: int) -> None:
     content = path.read_bytes()
     assert packets[number] in content
     path.write_bytes(content.replace(packets[number], b"\xff" * len(packets[number])))
-
-
-def make_strange(folder: Path) -> dict[str, str]:
-    """Fill a folder with pipes, broken links and the like; return why each cannot be read."""
-    os.mkfifo(folder / "pipe.mp4")
-    (folder / "loop.avi").symlink_to("loop.avi")
-    (folder / "dangling.mp4").symlink_to("nothing")
-    (folder / "null.webm").symlink_to("/dev/null")
-    return {
-        "pipe.mp4": "is a named pipe",
-        "loop.avi": "Too many levels of symbolic links",
-        "dangling.mp4": "No such file",
-        "null.webm": "is a device",
-    }

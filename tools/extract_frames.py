@@ -86,7 +86,9 @@ def main() -> int:
     failures = dict.fromkeys(set(videos) - set(usable), reason)
     try:
         prepare_folder(out, settings)
-        todo = [name for name in usable if not is_done(out, settings, name)]
+        # A folder gets its name when it is complete.
+        first = settings.image_tmpl.format(1)
+        todo = [name for name in usable if not (out / frame_folder(name) / first).is_file()]
         with progress_bar(len(usable), initial=len(usable) - len(todo)) as bar:
             task = partial(extract_video, source, out, settings)
             for name, reason in map_in_processes(task, todo, args.workers):
@@ -185,11 +187,6 @@ def prepare_folder(out: Path, settings: Settings) -> None:
         raise UserError(
             f"{out}: its frames were made with {', '.join(changes)}; use the same options or a new folder"
         )
-
-
-def is_done(out: Path, settings: Settings, name: str) -> bool:
-    """Whether a video's frames exist. Their folder gets its name when it is complete."""
-    return (out / frame_folder(name) / settings.image_tmpl.format(1)).is_file()
 
 
 def remove_leftovers(out: Path) -> None:

@@ -214,7 +214,8 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
         texts[folder / FRAME_NAMES] = json.dumps(content) + "\n"
     texts[folder / "category.txt"] = "".join(f"{name}\n" for name in categories)
     for name, records in lists.items():
-        texts[folder / name] = "".join(map(_line, records))
+        lines = [f"{path} {count}" + (f" {label}" if label >= 0 else "") for path, count, label in records]
+        texts[folder / name] = "".join(f"{line}\n" for line in lines)
     with writing("", folder):
         write_texts(texts)
 
@@ -350,11 +351,6 @@ def look_into(place: Path, first_name: str | None, decode_all: bool, record: Vid
 def _order_notes(path: Path) -> list[Finding]:
     what = describe_order(read_categories(path)) if path.exists() else ""
     return [Finding("note", path.name, "-", what)] if what else []
-
-
-def _line(record: VideoRecord) -> str:
-    label = "" if record.label == -1 else f" {record.label}"
-    return f"{record.path} {record.num_frames}{label}\n"
 
 
 if __name__ == "__main__":
