@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import simplejpeg
@@ -104,13 +105,11 @@ def read_frame(path: str) -> SourceFrame:
     except OSError as error:
         raise ImageError(path, error.strerror) from None
     if data and data.startswith(b"\xff\xd8"):
-        try:
+        # Other JPEGs are decoded by Pillow, which refuses damage, limits the size and inverts Adobe's CMYK.
+        with suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            return DecodedFrame(_decode(path, data))
-        # Other JPEGs are decoded by Pillow, which limits the size and inverts Adobe's CMYK.
-        if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
-            return JPEGFrame(path, data, (width, height))
+            if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
+                return JPEGFrame(path, data, (width, height))
     return DecodedFrame(_decode(path, data))
 
 
