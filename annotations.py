@@ -374,8 +374,9 @@ def describe_split(data: OwnData, lists: Lists) -> list[str]:
     if data.group_of:
         return notes
     # Names such as run_g01_c03 suggest several clips of recording g01.
-    in_train, in_val = ([_beginning(record.path) for record in records] for records in (train, val))
-    shared = set(in_train) & set(in_val) - {""}
+    last_number = re.compile(r"\d+\D*$")
+    in_train, in_val = ([last_number.sub("", record.path) for record in records] for records in (train, val))
+    shared = set(in_train) & set(in_val)
     if len(shared) > len(data.categories):
         count = sum(name in shared for name in in_val)
         notes.append(
@@ -383,9 +384,3 @@ def describe_split(data: OwnData, lists: Lists) -> list[str]:
             f"example '{printable(min(shared))}'; if clips are from the same recordings, give --group REGEX"
         )
     return notes
-
-
-def _beginning(path: str) -> str:
-    """A name without its last number: 'run/run_g01_c' of 'run/run_g01_c03'; empty if nothing is left."""
-    match = re.fullmatch(r"(.*[^/])\d+\D*", path)
-    return match[1].rstrip("0123456789") if match else ""

@@ -93,7 +93,7 @@ class VideoFiles:
             UserError: it is missing or ambiguous.
         """
         suffixes = [suffix for suffix in FILE_SUFFIXES if exists(f"{self.root}/{name}{suffix}")]
-        if len(suffixes) == 1:
+        if len({suffix.lower() for suffix in suffixes}) == 1:  # macOS ignores capitals
             return f"{self.root}/{name}{suffixes[0]}"
         reason = f"ambiguous: {' and '.join(suffixes)}" if suffixes else ", ".join(VIDEO_SUFFIXES)
         raise UserError(f"{self.root}/{printable(name)}: no such video ({reason})")
