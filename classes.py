@@ -30,24 +30,13 @@ _MAX_NAMED = 10  # pairs or classes per log line
 
 
 def read_categories(path: Path) -> list[str]:
-    """Read class names, one per line. The first line is label 0.
-
-    Raises:
-        UserError: the file is missing or empty, or a name is blank or appears twice.
-    """
+    """Read class names, one per line. The first line is label 0."""
     text = read_text(path, "expected class names, one per line").rstrip()
-    if not text:
-        raise UserError(f"{path}: is empty; expected class names, one per line")
     names = [line.strip() for line in text.split("\n")]
-    first_seen: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
-        if not name:
-            raise UserError(f"{path}, line {number}: blank; each line must be a class name")
-        if name in first_seen:
-            raise UserError(
-                f"{path}, line {number}: '{printable(name)}' is already on line {first_seen[name]}"
-            )
-        first_seen[name] = number
+        if not name or name in names[: number - 1]:
+            what = f"'{printable(name)}' is repeated" if name else "blank"
+            raise UserError(f"{path}, line {number}: {what}; each line must be another class name")
     return names
 
 
@@ -96,8 +85,7 @@ def describe_order(categories: list[str]) -> str:
 def check_name(name: str) -> str:
     """Check that the name of a class or video is unchanged after it is written as a line and read back.
 
-    Raises:
-        ValueError: the name would change; the message is the reason.
+    If not, a ValueError has the reason.
     """
     has_odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
     if not name or name != name.strip() or has_odd or name.startswith("\ufeff"):
@@ -149,32 +137,21 @@ def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
 
     Returns:
         `{label: mirrored label or NEVER}` for the classes in the file.
-
-    Raises:
-        UserError: the file cannot be read or is empty, or a class is unknown or in two lines.
     """
     label_of = {name: label for label, name in enumerate(categories)}
     pairs: dict[int, int] = {}
-    line_of: dict[int, int] = {}
     text = read_text(path, "expected the names of two mirrored classes per line")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         names = [name.strip() for name in line.split("\t") if name.strip()]
-        if len(names) > 2:
-            raise UserError(f"{place}: has {len(names)} names; expected one or two")
-        for name in names:
-            if name not in label_of:
-                raise UserError(
-                    f"{place}: '{printable(name)}' is not a class in category.txt (a tab separates two names)"
-                )
-            if line_of.setdefault(label_of[name], number) != number:
-                raise UserError(f"{place}: '{printable(name)}' is already on line {line_of[label_of[name]]}")
+        if unknown := [name for name in names if name not in label_of]:
+            raise UserError(f"{place}: '{printable(unknown[0])}' is not a class (a tab separates two names)")
         labels = [label_of[name] for name in names]
+        if len(labels) > 2 or not pairs.keys().isdisjoint(labels):
+            raise UserError(f"{place}: has more than two names, or one of an earlier line")
         pairs |= {labels[0]: labels[1], labels[1]: labels[0]} if len(labels) == 2 else {labels[0]: NEVER}
-    if not pairs:
-        raise UserError(f"{path}: is empty; expected the names of two mirrored classes per line")
     return pairs
 
 
@@ -193,12 +170,7 @@ def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
 
 
 def describe_balance(categories: list[str], labels: np.ndarray, val_labels: np.ndarray) -> tuple[str, str]:
-    """Describe how many clips the classes have.
-
-    Args:
-        categories: class names.
-        labels: of the training clips.
-        val_labels: of the validation clips.
+    """Describe how many clips the classes have, from the labels of the training and validation clips.
 
     Returns:
         A line for the log with the share of the largest class, and a warning if there is only one class or a

@@ -1,5 +1,6 @@
 """From a list file to clips: records, sampled frames, decoded and transformed."""
 
+import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
-from classes import MAX_NAME
-from datasets_video import MAX_DIGITS, MIN_FRAMES, DatasetPaths, VideoRecord
+from datasets_video import MIN_FRAMES, DatasetPaths, VideoRecord
 from frames.images import SourceFrame
 from frames.resize import DecodedClips, Outline
 from frames.sources import FrameFolders, VideoFiles
@@ -32,51 +32,34 @@ def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = Fal
         list_file: the file.
         num_class: number of classes; labels must be smaller.
         may_lack_labels: also accept a list of lines `name  frames`. The labels are then -1.
-
-    Raises:
-        UserError: the file cannot be read, is empty, or has a wrong line.
     """
     lines = [line.strip() for line in read_text(list_file).split("\n")]
     if not any(lines):
         raise UserError(f"{list_file}: is empty (expected lines of 'name frames label')")
-    has_labels = not may_lack_labels or any(map(_has_label, lines))
-    form = "name frames label" if has_labels else "name frames"
+    labelled = re.compile(r"([^\0]*[^\s\0])\s+([0-9]{1,9})\s+([0-9]{1,9})")
+    unlabelled = re.compile(r"([^\0]*[^\s\0])\s+([0-9]{1,9})()")
+    has_labels = not may_lack_labels or any(map(labelled.fullmatch, lines))
+    form, pattern = ("name frames label", labelled) if has_labels else ("name frames", unlabelled)
     records = []
     for line_number, line in enumerate(lines, start=1):
         if not line:
             continue
         where = f"{list_file}, line {line_number}"
-        name, *numbers = line.rsplit(None, 2 if has_labels else 1)
-        if len(numbers) < (2 if has_labels else 1) or not all(map(_is_number, numbers)):
+        match = pattern.fullmatch(line)
+        if not match:
             raise UserError(f"{where}: '{printable(line)}' is not '{form}'")
-        if len(name.encode()) > MAX_NAME or "\0" in name:
-            raise UserError(f"{where}: '{printable(name)}' cannot be the name of a video")
-        label = int(numbers[1]) if has_labels else -1
+        name, num_frames, label = match[1], int(match[2]), int(match[3] or -1)
         if label >= num_class:
             raise UserError(f"{where}: label {label}, but category.txt has the labels 0 to {num_class - 1}")
-        records.append(VideoRecord(name, int(numbers[0]), label))
+        records.append(VideoRecord(name, num_frames, label))
     return records
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
-
-
-def _has_label(line: str) -> bool:
-    fields = line.rsplit(None, 2)
-    return len(fields) == 3 and all(map(_is_number, fields[1:]))
 
 
 def spread_frames(num_frames: int, num_segments: int, fraction: float = 0.5) -> np.ndarray:
     """Divide a video into equal segments and sample a frame of each, as the published test program does.
 
-    Args:
-        num_frames: frames of the video. If it is below `num_segments`, frames are repeated.
-        num_segments: number of segments.
-        fraction: position of the frame in its segment, from 0 to 1; see `clip_fractions`.
-
     Returns:
-        `num_segments` frame numbers, from 1, in time order.
+        `num_segments` frame numbers, from 1, in time order; `fraction` is their position in the segments.
     """
     length = num_frames / num_segments
     return 1 + (length * fraction + length * np.arange(num_segments)).astype(int)
@@ -114,9 +97,6 @@ class VideoDataSet(Dataset):
         first_frame: number in the file name of a video's first frame.
         num_clips: clips of a video, with different positions in the segments; see `clip_fractions`. Values
             above 1 need `test_mode`.
-
-    Raises:
-        UserError: see `read_list`; or no video has `MIN_FRAMES` frames.
     """
 
     def __init__(
@@ -193,11 +173,7 @@ class VideoDataSet(Dataset):
         self.is_excluded = self.is_excluded[indices]
 
     def exclude(self, names: Collection[str]) -> None:
-        """Exclude videos by name; the others keep their numbers.
-
-        Raises:
-            UserError: no video is left.
-        """
+        """Exclude videos by name; the others keep their numbers."""
         self.is_excluded |= np.isin(self.paths, [name.encode() for name in names])
         if self.is_excluded.all():
             raise UserError(f"{self.list_file}: all of its {len(self)} videos are excluded (--exclude)")
@@ -205,13 +181,7 @@ class VideoDataSet(Dataset):
     def sample_indices(self, num_frames: int, rng: np.random.Generator, fraction: float = 0.5) -> np.ndarray:
         """Sample the first frame number (from 1) of each segment (paper, section 4.2; TSN-pytorch).
 
-        Args:
-            num_frames: frames of the video.
-            rng: random generator, used only with `random_shift`.
-            fraction: position in each segment without `random_shift`, from 0 to 1.
-
-        Returns:
-            `num_segments` whole numbers, in time order.
+        `fraction` is the position in each segment without `random_shift`, from 0 to 1.
         """
         segments = np.arange(self.num_segments)
         num_positions = num_frames - self.new_length + 1
@@ -250,9 +220,6 @@ class VideoDataSet(Dataset):
             The clip from `transform` (uint8, frames x height x width x channel) and the label. If there are
             several views (crops of clips), the shape is views x frames x height x width x channel, with all
             clips of the first crop, then those of the next.
-
-        Raises:
-            UserError: see `FrameFolders.read` and `VideoFiles.read`.
         """
         record, numbers, rng = self._sample(key)
         frames = self._read(record, numbers)
@@ -268,14 +235,7 @@ class VideoDataSet(Dataset):
     def decode(self, keys: Sequence[int | tuple[int, int]]) -> tuple[DecodedClips, torch.Tensor]:
         """Decode a batch of clips, without the transform, which `frames.resize.resize_clips` applies later.
 
-        Args:
-            keys: see `__getitem__`.
-
-        Returns:
-            The clips and their labels. In a worker, the clips are in shared memory.
-
-        Raises:
-            UserError: see `FrameFolders.read` and `VideoFiles.read`.
+        In a worker, the clips are in shared memory.
         """
         videos, shapes, orders, views, labels = [], [], [], [], []
         end = 0
@@ -313,11 +273,7 @@ class VideoDataSet(Dataset):
         return self.transform.has_mirrored
 
     def find_missing(self) -> list[tuple[int, str]]:
-        """Check that each video's file exists, or its folder, first and last frame.
-
-        Returns:
-            For each missing or incomplete clip, its number and the missing path.
-        """
+        """Find videos without file, folder, first or last frame: their numbers and the missing paths."""
         check = self.source.checker()
 
         def check_all(indices: np.ndarray) -> list[tuple[int, str]]:
@@ -364,9 +320,6 @@ def open_videos(
         max_num: maximum number of clips; the first ones are kept.
         excluded: names of videos to leave out.
         dataset_kwargs: further arguments of `VideoDataSet`.
-
-    Raises:
-        UserError: see `read_list` and `check_videos`; or all videos are excluded.
     """
     videos = VideoDataSet(
         paths.root_data,
@@ -390,11 +343,7 @@ def open_videos(
 
 
 def read_excluded(path: str | Path) -> list[str]:
-    """Read the names of videos to leave out, one per line, as in the lists.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Read the names of videos to leave out, one per line, as in the lists."""
     lines = read_text(path, "expected names of videos, one per line").split("\n")
     return [line.strip() for line in lines if line.strip()]
 
@@ -409,13 +358,7 @@ def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> No
 
 
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
-    """Check that every listed video exists, and log how many are left out.
-
-    With `skip_missing`, missing videos are removed from the data set.
-
-    Raises:
-        UserError: videos are missing; with `skip_missing`, all of them.
-    """
+    """Check that every listed video exists. With `skip_missing`, missing ones are removed."""
     if dataset.num_short:
         short = pluralize(dataset.num_short, "video")
         log.info(f"{dataset.list_file}: left out {short} with under {MIN_FRAMES} frames")
@@ -437,11 +380,7 @@ def _first_ten(names: list[str]) -> str:
 
 
 def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | Path, use: str) -> None:
-    """Check that a run continues with the list of its checkpoint, whose fingerprint may be unknown (None).
-
-    Raises:
-        UserError: the lists differ.
-    """
+    """Check that a run continues with the list of its checkpoint, whose fingerprint may be unknown (None)."""
     if fingerprint not in (None, dataset.fingerprint()):
         raise UserError(
             f"{dataset.list_file}: is not the list that {path} was {use} on; videos, numbers of frames, "

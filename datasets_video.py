@@ -23,27 +23,15 @@ from utils.files import read_text
 
 
 class VideoRecord(NamedTuple):
-    """A video of a list or an annotation.
+    """A video of a list or an annotation."""
 
-    Attributes:
-        path: name of the frame folder, or of the video file without its suffix; may contain folders.
-        num_frames: number of frames; 0 if unknown.
-        label: number of the class; -1 if unknown.
-    """
-
-    path: str
-    num_frames: int = 0
-    label: int = -1
+    path: str  # name of the frame folder, or of the video file without its suffix; may contain folders
+    num_frames: int = 0  # 0 if unknown
+    label: int = -1  # -1 if unknown
 
 
 class Layout(NamedTuple):
-    """Names of a data set's files.
-
-    Attributes:
-        frames: folder of the frame folders.
-        template: file name of a frame.
-        videos: folder of the videos.
-    """
+    """Names of a data set's files: the folder of the frame folders, a frame, and the folder of the videos."""
 
     frames: str = "frames"
     template: str = "{:05d}.jpg"
@@ -75,27 +63,17 @@ MOTION_SETTINGS = "motion_dataset.json"
 
 # Shorter videos are left out, as in the published code.
 MIN_FRAMES = 3
-MAX_DIGITS = 9
 
 
 class DatasetPaths(NamedTuple):
-    """The files of a data set, in the order of TRN-pytorch's tuple.
-
-    Attributes:
-        categories: class names.
-        train_list: the training list; None if it is not needed.
-        val_list: the validation list.
-        root_data: the folder of the frame folders, or of the videos.
-        prefix: file name of a frame; None if `root_data` contains videos.
-        first_frame: number in the file name of a video's first frame.
-    """
+    """The files of a data set, in the order of TRN-pytorch's tuple."""
 
     categories: list[str]
     train_list: Path | None
     val_list: Path
-    root_data: Path
-    prefix: str | None
-    first_frame: int = 1
+    root_data: Path  # the folder of the frame folders, or of the videos
+    prefix: str | None  # file name of a frame; None for videos
+    first_frame: int = 1  # number in the file name of a video's first frame
 
     @property
     def source(self) -> str:
@@ -129,14 +107,9 @@ def return_dataset(
         for_training: whether the training list is needed.
         source: one of `SOURCES`; None for the one that exists.
         preferred: the source to use if both exist.
-
-    Raises:
-        UserError: a file is missing, ambiguous or damaged.
     """
     folder = find_dataset(dataset, root_path)
     source, root_data = find_source(folder, source, preferred)
-    if source == "videos" and image_tmpl:
-        raise UserError(f"--image_tmpl {image_tmpl}: is for frames, but {root_data} contains videos")
     template, first_frame = read_frame_names(folder)
     template = check_template(image_tmpl) if image_tmpl else template
     return DatasetPaths(
@@ -150,14 +123,9 @@ def return_dataset(
 
 
 def read_frame_names(folder: Path) -> tuple[str, int]:
-    """Read how the frames of a data set are named.
+    """Read the file name of a frame, such as `img_{:05d}.jpg`, and the number of the first frame.
 
-    Returns:
-        The file name of a frame, such as `img_{:05d}.jpg`, and the number of the first frame: from the file
-        `FRAME_NAMES`, or the defaults of `Layout`.
-
-    Raises:
-        UserError: the file is damaged.
+    Without the file `FRAME_NAMES`, they are the defaults of `Layout`.
     """
     path = folder / FRAME_NAMES
     if not path.exists():
@@ -180,11 +148,7 @@ def dataset_name(text: str) -> str:
 
 
 def find_dataset(dataset: str, root_path: str | Path) -> Path:
-    """Find the folder of a data set.
-
-    Raises:
-        UserError: it does not exist.
-    """
+    """Find the folder of a data set."""
     folder = Path(root_path) / dataset
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --root_path must be the folder that contains '{dataset}'")
@@ -192,44 +156,30 @@ def find_dataset(dataset: str, root_path: str | Path) -> Path:
 
 
 def find_source(folder: Path, source: str | None = None, preferred: str = "frames") -> tuple[str, Path]:
-    """Find the frames or videos of a data set.
-
-    Returns:
-        One of `SOURCES`, and its folder.
-
-    Raises:
-        UserError: the folder does not exist.
-    """
+    """Find the frames or videos of a data set: one of `SOURCES`, and its folder."""
     names = layout(folder.name)
     folders = {"frames": folder / names.frames, "videos": folder / names.videos}
     candidates = [source] if source else sorted(SOURCES, key=lambda name: name != preferred)
     for name in candidates:
         if folders[name].is_dir():
             return name, folders[name]
-    first, *others = (folders[name] for name in candidates)
-    raise UserError(f"{first}: no such folder" + "".join(f" (nor {other})" for other in others))
+    raise UserError(" or ".join(str(folders[name]) for name in candidates) + ": no such folder")
 
 
 def link_videos(videos: Path, folder: Path) -> None:
-    """Make the data set's folder of videos a link to `videos`.
-
-    Raises:
-        UserError: another folder already has its name.
-    """
+    """Make the data set's folder of videos a link to `videos`."""
     link = folder / layout(folder.name).videos
-    if os.path.lexists(link):
-        if not link.exists() or not link.samefile(videos):
-            raise UserError(f"{link}: is not {videos}; move it away, or leave out --videos")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(videos.resolve())
+    if not os.path.lexists(link):
+        folder.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(videos.resolve())
+    if link.resolve() != videos.resolve():
+        raise UserError(f"{link}: is not {videos}; move it away, or leave out --videos")
 
 
 def check_folder(name: str) -> str:
     """Check that a list can contain the name of a video, and that it leads to a place inside the data set.
 
-    Raises:
-        ValueError: it does not; the message is the reason.
+    If not, a ValueError has the reason.
     """
     if any(part in ("", ".", "..") for part in check_name(name).split("/")):
         raise ValueError("the name leads out of the data set's folder, or has an empty part")
@@ -237,11 +187,7 @@ def check_folder(name: str) -> str:
 
 
 def check_template(template: str) -> str:
-    """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`."""
     # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
     if not re.fullmatch(r"(?!\.)[^/{}]*\{(:(0[1-9])?d?)?\}[^/{}]*", template):
         raise UserError(
@@ -254,8 +200,7 @@ def _find_list(folder: Path, names: tuple[str, ...], option: str, path: str | No
     if path:
         return Path(path)
     existing = [folder / name for name in names if (folder / name).is_file()]
-    if not existing:
-        raise UserError(f"{folder}: has neither {' nor '.join(names)}; use {option} FILE")
-    if len(existing) > 1:
-        raise UserError(f"{folder}: has both {' and '.join(names)}; choose one with {option} FILE")
+    if len(existing) != 1:
+        has = "has both" if existing else "must have one of"
+        raise UserError(f"{folder}: {has} {' and '.join(names)}; choose one with {option} FILE")
     return existing[0]

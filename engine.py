@@ -107,7 +107,6 @@ def train_one_epoch(
         batch_sizes = state.batch_sizes[step]
         if not batch_sizes:  # all clips of the step are excluded
             state.step = step + 1
-            yield Step(None, None, {})
             continue
 
         # The learning rate changes within an epoch. Dropout and mixup depend only on the seed and the step.
@@ -217,7 +216,7 @@ def evaluate(
     Args:
         loader: the batches of this process (`loader.evaluation_batches`).
         predictor: computes the logits.
-        world: this process and the others.
+        world: the processes that share the evaluation.
         print_freq: number of batches between log lines.
         should_stop: called after each batch; a number other than 0 in any process stops the evaluation.
 
@@ -291,9 +290,7 @@ def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:
 class _ClassifierInputs:
     """Keeps the input of the classifier, on each device that computes a part of the batch.
 
-    Args:
-        model: a hook is added to its classifier; DataParallel copies it to the replicas.
-        devices: the devices that share a batch, in order.
+    A hook is added to the classifier; DataParallel copies it to the replicas.
     """
 
     def __init__(self, model: TemporalModel, devices: Sequence[torch.device]) -> None:

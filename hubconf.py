@@ -104,33 +104,20 @@ def temporal_model(
     return model
 
 
-def gst_resnet50(
-    alpha: int | None = None,
-    beta: int | None = None,
-    num_segments: int | None = None,
-    weights: str | Path | None = None,
-    **more: Any,
-) -> nn.Module:
-    """GST with ResNet-50; see `temporal_model`, also for `num_class`, `input_size` and `features`."""
-    return temporal_model("GST", "resnet50", alpha, beta, num_segments, weights=weights, **more)
+def gst_resnet50(**arguments: Any) -> nn.Module:
+    """GST with ResNet-50; see `temporal_model` for the arguments."""
+    return temporal_model("GST", "resnet50", **arguments)
 
 
-def gst_large_resnet50(
-    alpha: int | None = None, num_segments: int | None = None, weights: str | Path | None = None, **more: Any
-) -> nn.Module:
-    """GST-Large, which is GST with beta 1, with ResNet-50; see `temporal_model`."""
-    return temporal_model("GST", "resnet50", alpha, 1, num_segments, weights=weights, **more)
+def gst_large_resnet50(**arguments: Any) -> nn.Module:
+    """GST-Large, which is GST with beta 1, with ResNet-50; see `temporal_model` for the arguments."""
+    return temporal_model("GST", "resnet50", beta=1, **arguments)
 
 
 def _build(options: dict[str, Any]) -> nn.Module:
     models = importlib.import_module(f"{_PACKAGE}.models")
-    published = {"type": "GST", "arch": "resnet50", "num_segments": 8, "num_class": 174}
-    arguments = published | options
-    kind = arguments.pop("type")
-    model = models.TemporalModel(model=kind, backbone=arguments.pop("arch"), **arguments)
-    for name in ("alpha", "beta"):
-        if name in options and name not in models.block_kwargs(kind):
-            raise ValueError(f"{name} {options[name]}: {kind} has no {name}")
+    arguments = {"type": "GST", "arch": "resnet50", "num_segments": 8, "num_class": 174} | options
+    model = models.TemporalModel(model=arguments.pop("type"), backbone=arguments.pop("arch"), **arguments)
     model.categories = None
     return model.eval()
 

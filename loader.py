@@ -88,10 +88,6 @@ class ClipSampler(Sampler):
         """The clips in each batch of each step, over all processes."""
         return [[len(batch) for batch in self.batches_of(step)] for step in range(self.num_steps)]
 
-    def clips_of(self, step: int) -> list[int]:
-        """The numbers of a step's clips."""
-        return [int(clip) for batch in self.batches_of(step) for clip in batch]
-
     def __len__(self) -> int:
         return sum(len(self.batches_of(step)) for step in range(self.first_step, self.num_steps))
 
@@ -126,10 +122,6 @@ class ClipLoader(DataLoader):
         workers: number of processes that load clips; 0 for none.
         decode_only: resize on the device, not in the workers.
         for_gpu: pin the memory of the batches if there is a GPU.
-
-    Raises:
-        UserError: a clip cannot be loaded, a worker was killed or has no shared memory left, or the path for
-            temporary files is too long for the workers' sockets.
     """
 
     def __init__(
@@ -140,11 +132,8 @@ class ClipLoader(DataLoader):
         decode_only: bool = False,
         for_gpu: bool = True,
     ) -> None:
-        if workers and len(tempfile.gettempdir()) > 70:
-            # A socket's name has at most 108 bytes; with a longer one, torch hangs.
-            raise UserError(
-                f"TMPDIR {tempfile.gettempdir()}: the path is too long for --workers; use a shorter one"
-            )
+        if workers and len(tempfile.gettempdir()) > 70:  # torch hangs if a socket's name has over 108 bytes
+            raise UserError(f"TMPDIR {tempfile.gettempdir()}: the path is too long for --workers")
         super().__init__(
             _BatchDataset(dataset, decode_only),
             batch_sampler=batches,
@@ -165,11 +154,9 @@ class ClipLoader(DataLoader):
         return self._checked(batches)
 
     def _checked(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
-        while True:
+        for _ in range(len(self)):
             with self._one_line_errors():
-                batch = next(batches, None)
-            if batch is None:
-                return
+                batch = next(batches)
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -186,10 +173,9 @@ class ClipLoader(DataLoader):
             if "Too many open files" in text:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
             if "</torch_" in text:  # torch's name of a piece of shared memory
-                remedies = "--resize workers, " if self.dataset.decode_only else ""
                 raise UserError(
                     "/dev/shm: has no room for the clips of --workers; make it larger (docker run "
-                    f"--shm-size), or try {remedies}fewer --workers or a smaller batch"
+                    "--shm-size), or try --resize workers or fewer --workers"
                 ) from None
             workers = {worker.sentinel: worker for worker in getattr(self._iterator, "_workers", ())}
             dead = multiprocessing.connection.wait(list(workers), timeout=1)
@@ -248,34 +234,20 @@ def _prepare_worker(worker: int) -> None:
 
 
 class Datasets(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-        train: the training clips.
-        val: the validation clips.
-        categories: class names.
-        mirrored: the label of each class in a mirrored clip; see `classes.mirrored_labels`.
-        source: 'frames' or 'videos'.
-        excluded: names of the videos of --exclude.
-    """
+    """The data of a run."""
 
     train: VideoDataSet
     val: VideoDataSet
     categories: list[str]
-    mirrored: list[int]
-    source: str
-    excluded: set[str]
+    mirrored: list[int]  # the label of each class in a mirrored clip; see `classes.mirrored_labels`
+    source: str  # 'frames' or 'videos'
+    excluded: set[str]  # names of the videos of --exclude
 
 
 def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
     """Open the training and the validation clips of a run, and check that their videos exist.
 
-    Args:
-        args: options of main.py.
-        checkpoint: content of the checkpoint to continue from; empty for a new run.
-
-    Raises:
-        UserError: a list or a video is missing or wrong.
+    `checkpoint` is the one to continue from; empty for a new run.
     """
     paths = return_dataset(
         args.dataset,
@@ -310,24 +282,11 @@ def open_datasets(args: Namespace, checkpoint: dict[str, Any]) -> Datasets:
 
 
 def open_evaluation(
-    args: Namespace,
-    world: World,
-    num_segments: int,
-    transform: Compose,
-    preferred: str,
-    **dataset_kwargs: Any,
+    args: Namespace, num_segments: int, transform: Compose, preferred: str, **dataset_kwargs: Any
 ) -> tuple[DatasetPaths, VideoDataSet]:
     """Open the list of `--val_list`, or the data set's validation list, for an evaluation.
 
-    Args:
-        args: options of main.py or test_models.py.
-        world: this process and the others.
-        num_segments: see `VideoDataSet`, like `transform`.
-        preferred: 'frames' or 'videos': what the model was trained on.
-        dataset_kwargs: further arguments of `open_videos`.
-
-    Raises:
-        UserError: a list or a video is missing or wrong.
+    The model was trained on the source `preferred`. See `open_videos` for the other arguments.
     """
     paths = return_dataset(
         args.dataset,
@@ -342,19 +301,14 @@ def open_evaluation(
     dataset = open_videos(
         paths, num_segments, transform, skip_missing=args.skip_missing, excluded=excluded, **dataset_kwargs
     )
-    if world.is_main:
-        check_excluded(excluded, [dataset])
+    check_excluded(excluded, [dataset])
     return paths, dataset
 
 
 def make_loaders(
     args: Namespace, world: World, data: Datasets, val_batch_size: int
 ) -> tuple[ClipLoader, ClipLoader]:
-    """Make the loaders of this process's training and validation batches.
-
-    Raises:
-        UserError: no training batch has a clip for each process, or a transform does not work with --resize.
-    """
+    """Make the loaders of this process's training and validation batches."""
     train_set, decode_only = data.train, decodes_only(args.resize, world.device)
     is_movable = not (decode_only and needs_pixels(train_set.transform))
     if not is_movable:

@@ -30,7 +30,7 @@ from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
 from loader import ClipLoader, evaluation_batches, make_loaders, open_datasets, open_evaluation
 from models import TemporalModel, multiply_adds
-from opts import describe_batch, describe_recipe, evaluation_batch_size, parse_training_options, parser
+from opts import describe_recipe, evaluation_batch_size, parse_training_options, parser
 from training.describe import describe_labels, find_labels
 from training.loss import TrainingLoss, find_class_weights
 from training.optim import make_optimizer
@@ -45,14 +45,7 @@ from utils.precision import DTYPES, emulation_warning, evaluation_precision, tra
 
 
 def main(args: Namespace) -> None:
-    """Train a model, or evaluate a checkpoint on the validation list with --evaluate.
-
-    Args:
-        args: options from `opts.parse_training_options`.
-
-    Raises:
-        UserError: an option or a file cannot be used, or the hardware does not support it.
-    """
+    """Train a model, or evaluate a checkpoint on the validation list with --evaluate."""
     world = init_distributed(args.gpus, args.sync_bn, args.compile)
     if args.evaluate:
         evaluate_checkpoint(args, world)
@@ -62,7 +55,7 @@ def main(args: Namespace) -> None:
     checkpoint_args = checkpoint.get("options", {})
     precision = training_precision(args.amp, checkpoint_args.get("amp"), world.device)
     val_precision = evaluation_precision(None, precision.amp, world.device)
-    if world.is_main and (warning := emulation_warning(precision, world.device)):
+    if warning := emulation_warning(precision, world.device):
         log.warning(warning)
 
     # Data: lists and videos are checked first, because later steps are slow
@@ -73,11 +66,9 @@ def main(args: Namespace) -> None:
     labels, val_labels = (videos.labels[videos.included] for videos in (data.train, data.val))
     balance, warning = describe_balance(data.categories, labels, val_labels)
     log.info(balance)
-    if world.is_main and warning:
+    if warning:
         log.warning(warning)
-    val_batch_size = evaluation_batch_size(
-        None, min(args.batch_size, checkpoint_args.get("batch_size", args.batch_size)), len(world.devices)
-    )
+    val_batch_size = evaluation_batch_size(None, args.batch_size, len(world.devices))
     train_loader, val_loader = make_loaders(args, world, data, val_batch_size)
 
     # Model, with the weights of a checkpoint, ImageNet weights or random weights
@@ -94,10 +85,9 @@ def main(args: Namespace) -> None:
         args.consensus,
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    costs = f"{num_parameters / 1e6:.2f} M parameters, {multiply_adds(model) / 1e9:.1f} G multiply-adds"
     log.info(
-        f"{model.description}: "
-        f"{num_parameters / 1e6:.2f} M parameters, {multiply_adds(model) / 1e9:.1f} G multiply-adds, "
-        f"{args.num_segments} frames of {args.input_size} x {args.input_size}"
+        f"{model.description}: {costs}, {args.num_segments} frames of {args.input_size} x {args.input_size}"
     )
     has_new_classifier = load_initial_weights(model, args, checkpoint, data.categories, world)
     if args.freeze:
@@ -125,13 +115,8 @@ def main(args: Namespace) -> None:
     if checkpoint:
         state.resume(checkpoint, run.checkpoint)
         del checkpoint
-    elif recipe := describe_recipe(args):
-        log.info(recipe)
-    log.info(describe_batch(args))
-    if args.compile and args.sync_bn:
-        log.warning(
-            "warning: --sync_bn splits the compiled model at each batch norm, so --compile gains little"
-        )
+    for line in describe_recipe(args):
+        log.info(line)
     pixel_model = PixelModel(model, precision.amp, compiled=args.compile)
     ddp_model = world.wrap(pixel_model, for_training=True, sync_bn=args.sync_bn)
 
@@ -161,14 +146,14 @@ def evaluate_checkpoint(args: Namespace, world: World) -> None:
     # Model
     loaded, precision = load_fused(args.resume, args, world, args.amp, plain=args.compile)
     checkpoint, path = loaded.checkpoint, loaded.path
-    if world.is_main and (warning := emulation_warning(precision, world.device)):
+    if warning := emulation_warning(precision, world.device):
         log.warning(warning)
     log.info(loaded.describe())
 
     # Data
     preferred = loaded.options.get("source", "frames")
     transform = evaluation_transform(loaded.model.input_size)
-    paths, val_set = open_evaluation(args, world, loaded.model.num_segments, transform, preferred)
+    paths, val_set = open_evaluation(args, loaded.model.num_segments, transform, preferred)
     class_permutation = find_labels(checkpoint, paths.categories, path)
     if line := describe_labels(class_permutation, path):
         log.info(line)

@@ -64,6 +64,11 @@ INPUT_SIZE: dict[str, Any] = {"type": number_type(int, 32, MAX_INPUT_SIZE)}
 FRACTION = number_type(float, 0, 1, below=True)
 EVALUATION_AMP = "the default is the precision of training if the device has instructions for it"
 FAST = "the precision that is fastest on this device: --amp auto, unless --amp is given"
+EVALUATION_BATCH: dict[str, Any] = {
+    "type": positive_int,
+    "help": "clips per batch of each process (default: as in validation, the checkpoint's training batch, "
+    f"but at most {PUBLISHED_BATCH_SIZE} per GPU)",
+}
 COMPILE = "with torch.compile; the first batch takes up to minutes, and a C++ compiler is needed"
 
 
@@ -238,14 +243,7 @@ run.add_argument("-ef", "--eval-freq", type=positive_int, default=1, help="epoch
 
 
 def parse_training_options(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line of `main.py`, or other words.
-
-    Returns:
-        The options. `alpha` and `beta` are None for types of block that do not have them.
-
-    Raises:
-        UserError: an option contradicts another one.
-    """
+    """Parse and check the command line of `main.py`; `alpha` and `beta` are None for blocks without them."""
     args = parser.parse_args(words, argparse.Namespace(alpha=None, beta=None))
     if args.dataset not in RECIPES and args.lr_steps is parser.get_default("lr_steps"):
         args.lr_steps = [max(1, args.epochs * step // parser.get_default("epochs")) for step in args.lr_steps]
@@ -260,54 +258,36 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
         args.pretrained = "imagenet" if has_weights else "none"
     if args.pretrained == "imagenet" and not has_weights:
         raise UserError(f"--pretrained imagenet: {args.arch} has no ImageNet weights; use FILE or none")
-    if "/" in args.store_name:
-        raise UserError(f"--store_name {args.store_name}: must be part of a file name, without '/'")
     if args.evaluate and args.resume in (None, "auto"):
         raise UserError("--evaluate needs --resume FILE, the checkpoint to evaluate")
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         raise UserError(f"--start-epoch {args.start_epoch}: must be less than --epochs {args.epochs}")
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(f"--warmup_epochs {args.warmup_epochs:g}: must be less than --epochs {args.epochs}")
-    if args.num_segments == 1 and args.input_size == 32:
-        raise UserError("--num_segments 1, --input_size 32: too small for batch norm; use a larger size")
     return args
 
 
-def describe_recipe(args: argparse.Namespace) -> str:
-    """Describe for the log how the options differ from the data set's published recipe; empty if not."""
+def describe_recipe(args: argparse.Namespace) -> list[str]:
+    """Describe for the log the clips per step, the learning rate, and what the published recipe has."""
+    published = {name: parser.get_default(name) for name in ("batch_size", *RECIPE_OPTIONS)}
+    published |= RECIPES.get(args.dataset, {})
+    clips = args.batch_size * args.accumulate
+    line = f"{clips} clips per step, learning rate {args.lr:g}"
+    if clips != published["batch_size"]:
+        linear = published["lr"] * clips / published["batch_size"]
+        line += f"; published for {published['batch_size']}: {published['lr']:g}, "
+        line += f"from which the linear rule would give --lr {linear:g}"
     if args.dataset not in RECIPES:
         steps = f", with --lr_steps {_format(args.lr_steps)}" if args.lr_schedule == "step" else ""
-        return f"{args.dataset}: no published recipe; the defaults are Something-Something's{steps}"
-    published = _published_recipe(args.dataset)
+        return [f"{args.dataset}: no published recipe; the defaults are Something-Something's{steps}", line]
     changes = [
         f"--{name} {_format(published[name])} (now {_format(getattr(args, name))})"
         for name in RECIPE_OPTIONS
-        if getattr(args, name) != published[name] and not (name == "lr_steps" and args.lr_schedule != "step")
+        if getattr(args, name) != published[name]
     ]
-    return f"{args.dataset}: its published recipe has {', '.join(changes)}" if changes else ""
-
-
-def describe_batch(args: argparse.Namespace) -> str:
-    """Describe the clips per step and the learning rate for the log, and what the linear rule would give."""
-    clips = args.batch_size * args.accumulate
-    published = _published_recipe(args.dataset)
-    text = f"{clips} clips per step, learning rate {args.lr:g}"
-    if clips != published["batch_size"]:
-        linear = published["lr"] * clips / published["batch_size"]
-        text += f"; published for {published['batch_size']}: {published['lr']:g}, "
-        text += f"from which the linear rule would give --lr {linear:g}"
-    return text
-
-
-def _published_recipe(dataset: str) -> dict[str, Any]:
-    defaults = {name: parser.get_default(name) for name in ("batch_size", *RECIPE_OPTIONS)}
-    return defaults | RECIPES.get(dataset, {})
+    return [f"{args.dataset}: its published recipe has {', '.join(changes)}", line] if changes else [line]
 
 
 def _format(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else f"{value}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -325,7 +305,7 @@ def testing_parser() -> argparse.ArgumentParser:
     _add_data_options(parser)
     run = _add_run_options(parser, amp=EVALUATION_AMP, compiled=f"compile the model {COMPILE}")
     run.add_argument("--fast", action="store_true", help=FAST)
-    _add_evaluation_batch_option(run)
+    run.add_argument("-b", "--batch-size", **EVALUATION_BATCH)
     run.add_argument("--max_num", type=positive_int, help="number of videos to evaluate (default: all)")
     _add_view_options(parser)
     output = parser.add_argument_group("output")
@@ -375,7 +355,7 @@ def video_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     _add_device_options(run, EVALUATION_AMP)
     run.add_argument("--fast", action="store_true", help=FAST)
-    _add_evaluation_batch_option(run)
+    run.add_argument("-b", "--batch-size", **EVALUATION_BATCH)
     return parser
 
 
@@ -428,19 +408,6 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_evaluation_batch_option(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-b",
-        "--batch-size",
-        type=positive_int,
-        help="clips per batch of each process (default: as in validation, the checkpoint's training batch, "
-        f"but at most {PUBLISHED_BATCH_SIZE} per GPU)",
-    )
-
-
 def evaluation_batch_size(option: int | None, training_batch_size: int | None, num_devices: int) -> int:
-    """Compute the batch size of a process in an evaluation, from `--batch-size` or else from the training.
-
-    It is the same in all programs for a checkpoint, because the last digits of the scores may depend on it.
-    """
+    """The batch size of a process. It is the same in all programs, since the last digits may depend on it."""
     return option or min(training_batch_size or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices

@@ -62,7 +62,6 @@ def main(args: Namespace) -> None:
     # Data
     paths, dataset = open_evaluation(
         args,
-        world,
         model.num_segments,
         evaluation_transform(model.input_size, args.test_crops, args.full_res),
         loaded.options.get("source", "frames"),

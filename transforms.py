@@ -116,44 +116,26 @@ class GroupMultiScaleCrop:
         return [resize(frame.crop(box), size) for frame in frames], label
 
     def sample_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Sample a crop.
-
-        Args:
-            width: width of the frame, in pixels.
-            height: height of the frame, in pixels.
-            rng: random generator.
-
-        Returns:
-            Left, top, right and bottom, in pixels.
-        """
+        """Sample a crop of a frame: left, top, right and bottom, in pixels."""
         short = min(width, height)
-        sizes = [self._snap(max(1, int(short * scale)), short) for scale in self.scales]
+        sizes = [max(1, int(short * scale)) for scale in self.scales]
+        # As published: a crop within 2 pixels of the input size gets that size, and is not scaled.
+        own = min(self.input_size, short)
+        sizes = [own if abs(size - self.input_size) < 3 else size for size in sizes]
         pairs = [(w, h) for i, h in enumerate(sizes) for j, w in enumerate(sizes) if abs(i - j) <= 1]
         crop_width, crop_height = pairs[rng.integers(len(pairs))]
-        positions = self._positions(width - crop_width, height - crop_height)
+        x, y = (width - crop_width) // 4, (height - crop_height) // 4  # TSN's grid
+        corners_and_edges = [(i * x, j * y) for i in (0, 2, 4) for j in (0, 2, 4)]
+        positions = corners_and_edges + [(i * x, j * y) for i in (1, 3) for j in (1, 3)]
         left, top = positions[rng.integers(len(positions))]
         return left, top, left + crop_width, top + crop_height
-
-    def _snap(self, size: int, limit: int) -> int:
-        # As published: a crop within 2 pixels of the input size gets that size, and is not scaled.
-        return min(self.input_size, limit) if abs(size - self.input_size) < 3 else size
-
-    @staticmethod
-    def _positions(free_width: int, free_height: int) -> list[tuple[int, int]]:
-        x, y = free_width // 4, free_height // 4  # TSN's grid
-        corners_and_edges = [(i * x, j * y) for i in (0, 2, 4) for j in (0, 2, 4)]
-        quarters = [(i * x, j * y) for i in (1, 3) for j in (1, 3)]
-        return corners_and_edges + quarters
 
 
 class GroupRandomHorizontalFlip:
     """Mirror a clip with probability 0.5, and change its label to that of the mirrored class.
 
-    Args:
-        mirrored: the new label of each label, or `NEVER` (`classes.mirrored_labels`).
-
-    Attributes:
-        has_mirrored: whether the last clip was mirrored.
+    `mirrored` has the new label of each label, or `NEVER` (`classes.mirrored_labels`). `has_mirrored` says
+    whether the last clip was mirrored.
     """
 
     def __init__(self, mirrored: Sequence[int]) -> None:
@@ -201,12 +183,7 @@ class Compose:
 
 
 def training_transform(input_size: int, mirrored: Sequence[int]) -> Compose:
-    """Make the published augmentation: multi-scale crop, and horizontal flip with label swap.
-
-    Args:
-        input_size: height and width of the result, in pixels.
-        mirrored: see `GroupRandomHorizontalFlip`.
-    """
+    """Make the published augmentation: multi-scale crop, and horizontal flip with label swap."""
     return Compose(
         GroupMultiScaleCrop(input_size),
         GroupRandomHorizontalFlip(mirrored),

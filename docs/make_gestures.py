@@ -29,11 +29,8 @@ SCALE = 2  # drawn larger, then reduced
 def pose(gesture: str, progress: float, swing: float, side: int) -> list[tuple[str, float, list]]:
     """Compute the limbs of a person, in units of the person's height; (0, 0) is between the feet.
 
-    Args:
-        gesture: a key of `GESTURES`.
-        progress: of a gesture with an end, from 0 to 1.
-        swing: of a repeated gesture, from -1 to 1.
-        side: the arm that waves: -1 or 1.
+    `progress` is that of a gesture with an end (0 to 1), `swing` of a repeated one (-1 to 1). `side` is the
+    arm that waves (-1 or 1).
 
     Returns:
         Colour, width and points of each limb, from the back to the front.
@@ -60,16 +57,7 @@ def pose(gesture: str, progress: float, swing: float, side: int) -> list[tuple[s
 
 
 def draw_clip(gesture: str, person: np.random.Generator, clip: np.random.Generator) -> list[np.ndarray]:
-    """Draw a clip.
-
-    Args:
-        gesture: a key of `GESTURES`.
-        person: the same state for all clips of a person.
-        clip: another state for each clip.
-
-    Returns:
-        RGB images of `HEIGHT` x `WIDTH`.
-    """
+    """Draw a clip. The generator `person` has the same state for all clips of a person."""
     width, height = WIDTH * SCALE, HEIGHT * SCALE
     wall = person.integers(90, 200, 3) + person.integers(-25, 26, (4, 6, 3))
     room = Image.fromarray(wall.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)

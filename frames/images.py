@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import simplejpeg
@@ -12,7 +13,7 @@ from utils.files import open_regular, read_regular
 
 # Pillow supports more formats, some by running other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-# Modes that `convert("RGB")` handles well; it clips 16-bit values.
+# Modes that `convert("RGB")` handles well; it clips 16-bit grey values.
 MODES = ("RGB", "L", "1", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr")
 
 # By default, Pillow only warns about images up to twice as large as its limit.
@@ -94,6 +95,8 @@ SourceFrame = DecodedFrame | JPEGFrame
 def read_frame(path: str) -> SourceFrame:
     """Read an image, and decode it unless it is a common JPEG.
 
+    Pillow's `convert` expands grey images and palettes, drops transparency, and converts CMYK and YCbCr.
+
     Raises:
         ImageError: it cannot be read or decoded, has an unsupported format or mode, or is too large.
     """
@@ -102,13 +105,11 @@ def read_frame(path: str) -> SourceFrame:
     except OSError as error:
         raise ImageError(path, error.strerror) from None
     if data and data.startswith(b"\xff\xd8"):
-        try:
+        # Other JPEGs are decoded by Pillow, which refuses damage, limits the size and inverts Adobe's CMYK.
+        with suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            return DecodedFrame(_decode(path, data))
-        # Other JPEGs are decoded by Pillow, which limits the size and inverts Adobe's CMYK.
-        if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
-            return JPEGFrame(path, data, (width, height))
+            if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
+                return JPEGFrame(path, data, (width, height))
     return DecodedFrame(_decode(path, data))
 
 
@@ -118,16 +119,10 @@ _MAX_JPEG = 2**26  # bytes; frames within Pillow's limit are smaller
 def _decode(path: str, data: bytes | None) -> Image.Image:
     """Decode an image with Pillow, from its contents if they have been read."""
     try:
-        with (
-            open_regular(path) if data is None else io.BytesIO(data) as file,
-            Image.open(file, formats=FORMATS) as image,
-        ):
-            # Pillow would reduce a PNG with 16 bits per channel to 8 bits. Only the decoder's argument shows
-            # this.
-            is_deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in image.tile)
-            if image.mode not in MODES or is_deep:
-                mode = f"{image.mode} with 16 bits" if is_deep else image.mode
-                raise ValueError(f"its mode is {mode}; convert it to 8 bits per channel")
+        file = open_regular(path) if data is None else io.BytesIO(data)
+        with file, Image.open(file, formats=FORMATS) as image:
+            if image.mode not in MODES:
+                raise ValueError(f"its mode is {image.mode}; convert it to 8 bits per channel")
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError:
@@ -135,14 +130,3 @@ def _decode(path: str, data: bytes | None) -> Image.Image:
     except Exception as error:  # Pillow raises many kinds of errors for damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise ImageError(path, reason)
-
-
-def read_image(path: str) -> Image.Image:
-    """Read an image as RGB.
-
-    Pillow's `convert` expands grey images and palettes, drops transparency, and converts CMYK and YCbCr.
-
-    Raises:
-        ImageError: see `read_frame`.
-    """
-    return read_frame(path).image()

@@ -11,6 +11,7 @@ Loader processes either resize with Pillow, or only decode and send frames and v
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,11 +106,6 @@ class Outline:
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         return self.pixels  # does not exist: raises `NeedsPixelsError`
 
-    @property
-    def _is_resized(self) -> bool:
-        view = self.view
-        return (view.width, view.height) != (view.right - view.left, view.bottom - view.top)
-
     def crop(self, box: Box) -> "Outline":
         """See `PIL.Image.Image.crop`. Not supported after mirroring."""
         left, top, right, bottom = box
@@ -120,9 +116,10 @@ class Outline:
 
     def resize(self, size: tuple[int, int]) -> "Outline":
         """See `resize`. Not supported after mirroring or another resize."""
-        if self._is_resized or self.view.mirrored:
+        view = self.view
+        if (view.width, view.height) != (view.right - view.left, view.bottom - view.top) or view.mirrored:
             raise ValueError(f"cannot resize {self} again")
-        left, top = self.view.left + self.view.x, self.view.top + self.view.y
+        left, top = view.left + view.x, view.top + view.y
         view = View(left, top, left + self.width, top + self.height, *size, 0, 0, 0)
         return Outline(*size, view)
 
@@ -167,20 +164,13 @@ class DecodedClips(NamedTuple):
     def chunk(self, number: int) -> list["DecodedClips"]:
         """Split the videos into `number` parts or fewer, as `torch.Tensor.chunk` does."""
         size = -(-len(self.shapes) // number)
-        ends = [*self.shapes[size::size, 0].tolist(), len(self.pixels)]
-        parts, start = [], 0
-        for first, end in zip(range(0, len(self.shapes), size), ends, strict=True):
-            own = slice(first, first + size)
+        starts = [*self.shapes[::size, 0].tolist(), len(self.pixels)]
+        parts = []
+        for index, (start, end) in enumerate(pairwise(starts)):
+            own = slice(index * size, (index + 1) * size)
             shapes = self.shapes[own] - np.array([start, 0, 0, 0])
-            parts.append(
-                self._replace(
-                    pixels=self.pixels[start:end],
-                    shapes=shapes,
-                    order=self.order[own],
-                    views=self.views[own],
-                )
-            )
-            start = end
+            arrays = (shapes, self.order[own], self.views[own])
+            parts.append(DecodedClips(self.pixels[start:end], *arrays, self.size, self.length))
         return parts
 
 

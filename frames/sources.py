@@ -64,17 +64,16 @@ class FrameFolders:
         return frames
 
     def checker(self) -> Check:
-        """Make a function that checks for a video's folder, first and last frame."""
+        """Return a function that checks for a video's folder, first and last frame."""
+        return self._find_missing
 
-        def check(name: str, num_frames: int) -> str | None:
-            for path in (self.path(name, 1), self.path(name, num_frames)):
-                if not os.path.exists(path):  # noqa: PTH110 - half a million of these
-                    folder = os.path.dirname(path)  # noqa: PTH120
-                    missing = path if os.path.isdir(folder) else folder  # noqa: PTH112
-                    return missing.replace(name, printable(name))
-            return None
-
-        return check
+    def _find_missing(self, name: str, num_frames: int) -> str | None:
+        for path in (self.path(name, 1), self.path(name, num_frames)):
+            if not os.path.exists(path):  # noqa: PTH110 - half a million of these
+                folder = os.path.dirname(path)  # noqa: PTH120
+                missing = path if os.path.isdir(folder) else folder  # noqa: PTH112
+                return missing.replace(name, printable(name))
+        return None
 
 
 class VideoFiles:
@@ -86,6 +85,18 @@ class VideoFiles:
 
     def __init__(self, root: str) -> None:
         self.root = root
+
+    def path(self, name: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
+        """Path of a video's file.
+
+        Raises:
+            UserError: it is missing or ambiguous.
+        """
+        suffixes = [suffix for suffix in FILE_SUFFIXES if exists(f"{self.root}/{name}{suffix}")]
+        if len({suffix.lower() for suffix in suffixes}) == 1:  # macOS ignores capitals
+            return f"{self.root}/{name}{suffixes[0]}"
+        reason = f"ambiguous: {' and '.join(suffixes)}" if suffixes else ", ".join(VIDEO_SUFFIXES)
+        raise UserError(f"{self.root}/{printable(name)}: no such video ({reason})")
 
     def read(
         self, name: str, numbers: Collection[int], num_frames: int | None = None
@@ -101,10 +112,7 @@ class VideoFiles:
         Raises:
             UserError: the video is missing, cannot be decoded, has fewer frames, or not `num_frames`.
         """
-        suffix = next(iter(find_suffixes(self.root, name)), None)
-        if suffix is None:
-            raise UserError(f"{self.root}/{printable(name)}: no such video ({', '.join(VIDEO_SUFFIXES)})")
-        path = f"{self.root}/{name}{suffix}"
+        path = self.path(name)
         frames: dict[int, SourceFrame] = {}
         to_image, number, last = None, 0, max(numbers)
         try:
@@ -127,14 +135,15 @@ class VideoFiles:
         """Make a function that checks for a video's file. It lists each folder only once."""
         names_in = cache(_names_in)
 
+        def exists(path: str) -> bool:
+            folder, _, name = path.rpartition("/")
+            return name in names_in(folder)
+
         def check(name: str, num_frames: int) -> str | None:
-            folder, _, stem = f"{self.root}/{name}".rpartition("/")
-            files = [stem + suffix for suffix in FILE_SUFFIXES if stem + suffix in names_in(folder)]
-            path = f"{self.root}/{printable(name)}"
-            if not files:
-                return f"{path}{VIDEO_SUFFIXES[0]} (or {', '.join(VIDEO_SUFFIXES[1:])})"
-            if len(files) > 1:
-                return f"{path} (ambiguous: {' and '.join(map(printable, files))})"
+            try:
+                self.path(name, exists)
+            except UserError as error:
+                return str(error)
             return None
 
         return check
@@ -142,11 +151,6 @@ class VideoFiles:
 
 # As in clip.mp4, clip.MP4 and clip.Mp4.
 FILE_SUFFIXES = [spell(suffix) for suffix in VIDEO_SUFFIXES for spell in (str.lower, str.upper, str.title)]
-
-
-def find_suffixes(root: str | Path, name: str) -> list[str]:
-    """The suffixes of a video's files, of which there should be one."""
-    return [suffix for suffix in FILE_SUFFIXES if os.path.lexists(f"{root}/{name}{suffix}")]
 
 
 def _names_in(folder: str) -> frozenset[str]:
@@ -177,10 +181,7 @@ class Video:
     fps: float
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-        """Yield frames as RGB with their numbers.
-
-        Args:
-            numbers: frame numbers in display order, from 1.
+        """Yield the frames of these numbers (in display order, from 1) as RGB.
 
         Raises:
             UserError: a frame cannot be read.
@@ -216,12 +217,10 @@ class FrameFolder(Video):
         prefix = first[1].replace("{", "{{").replace("}", "}}")
         self.template = f"{prefix}{{:0{len(first[2])}d}}{first[3]}"
         self.first = int(first[2])
-        self._frames = FrameFolders(str(path.parent), self.template, self.first)
         self.num_frames = len(matches)
-        names = {match[0] for match in matches}
-        for number in range(self.first, self.first + self.num_frames):
-            if (name := self.template.format(number)) not in names:
-                raise UserError(f"{printable(path)}: {printable(name)} is missing")
+        names = [self.template.format(self.first + index) for index in range(self.num_frames)]
+        if missing := sorted(set(names).difference(match[0] for match in matches)):
+            raise UserError(f"{printable(path)}: {printable(missing[0])} is missing")
         self.fps = float(_FRAMES_PER_SECOND)
         self.times = np.arange(self.num_frames) / self.fps
 
@@ -229,7 +228,7 @@ class FrameFolder(Video):
         """See `Video.frames`. All frames must have the same size."""
         size = None
         for number in numbers:
-            image = self._frames.read(self.path.name, [number])[number].image()
+            image = read_frame(f"{self.path}/{self.template.format(number + self.first - 1)}").image()
             size = size or image.size
             if image.size != size:
                 raise UserError(
@@ -300,8 +299,7 @@ class AnimatedImage(Video):
                     frame.load()
                     yield frame, frame.info.get("duration", 0)
         except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-            reason = getattr(error, "strerror", None) or str(error) or "damaged"
-            raise UserError(f"{printable(self.path)}: cannot be read ({printable(reason)})") from None
+            raise UserError(f"{printable(self.path)}: cannot be read ({printable(error)})") from None
 
 
 def duration(video: Video) -> float:
@@ -335,13 +333,10 @@ def find_videos(path: Path) -> list[Path]:
     """Find the video files and the frame folders in a folder, at any depth.
 
     A frame folder contains only numbered images. Each folder is searched once, even if several links lead to
-    it. Hidden files and folders are ignored. A warning lists other files that are not videos.
-
-    Args:
-        path: a folder, or a video file.
+    it. Hidden files and folders are ignored. A warning names one of the other files that are not videos.
 
     Returns:
-        The videos, sorted, which may turn out to be unreadable; or the file itself.
+        The videos, sorted, which may turn out to be unreadable; or the path itself if it is a file.
 
     Raises:
         UserError: a folder cannot be read, or there is no video.

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -47,8 +46,7 @@ _LUMA = [min(max(round((value - 16) * 255 / 219), 0), 255) for value in range(25
 _CHROMA = [min(max(round((value - 128) * 255 / 224) + 128, 0), 255) for value in range(256)]
 _FULL_RANGE = (_LUMA, _CHROMA, _CHROMA)
 
-# Up to this number of frames, decoding is faster than seeking.
-_WORTH_A_SEEK = 16
+_WORTH_A_SEEK = 16  # up to this number of frames, decoding is faster than seeking
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
@@ -65,18 +63,18 @@ class FrameIndex(NamedTuple):
     Attributes:
         count: number of frames that `decode` yields.
         size: `display_size` of the first frame.
-        times: times of the frames, increasing, in units of `time_base`; None if the file has no such times.
-        keys: numbers (from 1) of frames where decoding can start.
         time_base: in seconds.
         rate: frames per second, from the container or on average.
+        times: times of the frames, increasing, in units of `time_base`; None if the file has no such times.
+        keys: numbers (from 1) of frames where decoding can start.
     """
 
     count: int
     size: tuple[int, int]
-    times: np.ndarray | None
-    keys: np.ndarray
     time_base: Fraction
     rate: Fraction
+    times: np.ndarray | None = None
+    keys: np.ndarray = np.array([], dtype=int)
 
     def seconds(self) -> np.ndarray:
         """Times of all frames after the first one, in seconds."""
@@ -139,22 +137,17 @@ def index_frames(video: Path) -> FrameIndex:
         raise _reason(error, len(packets) if first else 0) from None
     if not first:
         raise VideoError("no frame in it")
-    size = display_size(first)
+    metadata = (display_size(first), time_base, rate)
     times = [time for time, _ in packets]
     # The fields of an interlaced frame can have a packet each.
-    if (
-        is_exact
-        and None not in [first.pts, *times]
-        and len(set(times)) == len(times)
-        and not first.interlaced_frame
-    ):
+    is_exact = is_exact and not first.interlaced_frame
+    if is_exact and None not in [first.pts, *times] and len(set(times)) == len(times):
         times = np.array(sorted(time for time in times if time >= first.pts))
         keys = sorted(time for time, is_key in packets if is_key and time >= first.pts)
-        return FrameIndex(len(times), size, times, np.searchsorted(times, keys) + 1, time_base, rate)
+        return FrameIndex(len(times), *metadata, times, np.searchsorted(times, keys) + 1)
     times = [frame.pts for frame in decode(video)]
     is_increasing = None not in times and times == sorted(set(times))
-    no_keys = np.array([], dtype=int)
-    return FrameIndex(len(times), size, np.array(times) if is_increasing else None, no_keys, time_base, rate)
+    return FrameIndex(len(times), *metadata, np.array(times) if is_increasing else None)
 
 
 def decode_frames(
@@ -201,9 +194,12 @@ def _seek_frames(video: Path, index: FrameIndex, numbers: list[int]) -> Iterator
             key = int(index.keys[before - 1]) if before else 0
             if key - position > _WORTH_A_SEEK:
                 container.seek(int(index.times[key - 1]), stream=stream)
+                frames = _intact_frames(container, stream)
                 # Frames before the key frame, as in an open GOP, may refer to frames that are not decoded.
-                is_before = partial(_is_not_key, index.times[key - 1])
-                frames = itertools.dropwhile(is_before, _intact_frames(container, stream))
+                for frame in frames:
+                    if frame.pts == index.times[key - 1] and frame.key_frame:
+                        frames = itertools.chain([frame], frames)
+                        break
                 position = key - 1
             while position < number:
                 frame = next(frames, None)
@@ -211,10 +207,6 @@ def _seek_frames(video: Path, index: FrameIndex, numbers: list[int]) -> Iterator
                 if frame is None or frame.pts != index.times[position - 1]:
                     raise VideoError(f"frame {position} is not where its packet is")
             yield number, frame
-
-
-def _is_not_key(time: int, frame: av.VideoFrame) -> bool:
-    return frame.pts != time or not frame.key_frame
 
 
 def _intact_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -254,12 +246,11 @@ def _reason(error: Exception, count: int) -> VideoError:
     """Make the error for a video of which `count` frames could be read."""
     if isinstance(error, VideoError):
         return error
-    if isinstance(error, av.FFmpegError) and not count:
-        return VideoError("not a video, or damaged at its beginning")
     if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
         return VideoError(f"cannot be read ({error.strerror})")
     # PyAV raises many kinds of errors for damaged bytes.
-    return VideoError(f"damaged or truncated after frame {count} ({_cause(error)})")
+    after = f"damaged or truncated after frame {count}"
+    return VideoError(after if count else "not a video, or damaged at its beginning")
 
 
 def check_length(file: BinaryIO) -> None:
@@ -387,16 +378,10 @@ class FrameConverter:
                 threads=1,
             )
         except Exception as error:  # many kinds: pixel formats that cannot be converted, no memory
-            raise VideoError(
-                f"cannot be scaled to {self.size[0]} x {self.size[1]} ({_cause(error)})"
-            ) from None
+            raise VideoError(f"cannot be scaled to {self.size[0]} x {self.size[1]} ({error})") from None
         channels = [Image.frombuffer("L", self.size, p, "raw", "L", p.line_size, 1) for p in scaled.planes]
         if frame.color_range != ColorRange.JPEG:
             channels = [image.point(table) for image, table in zip(channels, _FULL_RANGE, strict=True)]
         image = Image.merge("YCbCr", channels)
         method = _transposition(frame)
         return image if method is None else image.transpose(method)
-
-
-def _cause(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from utils.precision import DTYPES, has_instructions
+from utils.precision import has_instructions
 
 
 class FusedConv3d(nn.Module):
@@ -45,11 +45,13 @@ class FusedConv3d(nn.Module):
 
 def has_fused_operators(dtype: torch.dtype) -> bool:
     """Whether this PyTorch and this CPU have the operators of `FusedConv3d` for a type."""
-    (amp,) = (amp for amp, amp_dtype in DTYPES.items() if amp_dtype == dtype)
+    if platform.machine().lower() not in ("x86_64", "amd64") or dtype == torch.float16:  # not tried
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return False
     names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
-    has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    has_onednn = has_onednn and platform.machine().lower() in ("x86_64", "amd64")  # not tried on others
-    has_operators = has_onednn and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    has_operators = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    amp = "bf16" if dtype == torch.bfloat16 else "off"
     return has_operators and has_instructions(torch.device("cpu"), amp)
 
 

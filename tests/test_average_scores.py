@@ -1,14 +1,12 @@
 """`tools/average_scores.py`: the mean of several models' scores, matched by the names of the videos."""
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forked import REPOSITORY
-from helpers import assert_one_line_error, call, finish
+from helpers import assert_one_line_error, call
 
 PROGRAM = "tools/average_scores.py"
 CLASSES = [f"Doing {name}" for name in "abcdefg"]
@@ -63,21 +61,12 @@ def test_average(write, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-def test_starts_without_torch(write):
-    code = f"import sys, runpy; sys.argv = ['x', {str(write('a.npz', 1))!r}]\n"
-    code += f"try: runpy.run_path({str(REPOSITORY / PROGRAM)!r}, run_name='__main__')\n"
-    code += "except SystemExit as stop: assert not stop.code\nassert 'torch' not in sys.modules"
-    done = finish([sys.executable, "-c", code])
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 @pytest.mark.parametrize(
     ("changes", "culprit"),
     [
         ({"videos": ["1", "2", "folder/3", "4", "5", "7"]}, "'6'"),
         ({"labels": [0, 1, 2, 6, 1, 5]}, "'5'"),
         ({"classes": [*CLASSES[:6], "Other\n"]}, "classes"),
-        ({"scores": None}, "b.npz"),
         ({"videos": np.array(VIDEOS, dtype=object)}, "b.npz"),
     ],
 )

@@ -49,22 +49,6 @@ def small_model(kind: str, **kwargs: object) -> TemporalModel:
 # ---------------------------------------------------------------------------------------------------------
 # What they compute
 
-KERNELS = {
-    "C2D": {"conv2": (64, 64, 1, 3, 3)},
-    "C3D": {"conv2": (64, 64, 3, 3, 3)},
-    "S3D": {"conv2": (64, 64, 1, 3, 3), "conv2_t": (64, 64, 3, 1, 1)},
-    "TSM": {"conv2": (64, 64, 1, 3, 3)},
-}
-
-
-@pytest.mark.parametrize("kind", BASELINES)
-def test_tensors(kind):
-    block = BASELINES[kind](256, 64)
-    shapes = {name: tuple(value.shape) for name, value in block.named_parameters()}
-    common = {"conv1.weight": (64, 256, 1, 1, 1), "conv3.weight": (256, 64, 1, 1, 1)}
-    norms = {f"bn{n}.{name}": (c,) for n, c in ((1, 64), (2, 64), (3, 256)) for name in ("weight", "bias")}
-    assert shapes == common | norms | {f"{name}.weight": shape for name, shape in KERNELS[kind].items()}
-
 
 def compute(kind: str, block: nn.Module, x: torch.Tensor, stride: int) -> torch.Tensor:
     """A block without shortcut projection, in plain functions."""
@@ -102,8 +86,6 @@ def test_shift():
     frames = torch.arange(1.0, 4).view(1, 1, 3, 1, 1).expand(2, 16, 3, 2, 2)
     shifted = shift(frames)[0, :, :, 0, 0].tolist()
     assert shifted == [[2, 3, 0]] * 2 + [[0, 1, 2]] * 2 + [[1, 2, 3]] * 12
-    one_frame = shift(torch.ones(1, 16, 1, 2, 2))[0, :, 0, 0, 0].tolist()
-    assert one_frame == [0] * 4 + [1] * 12
 
 
 @pytest.mark.parametrize("kind", BASELINES)
@@ -173,11 +155,8 @@ def test_alpha_and_beta_belong_to_gst():
     c2d = parse("--type", "C2D")
     assert (c2d.alpha, c2d.beta) == (None, None)
     assert RunFiles(c2d).name == "C2D_mine_resnet50_segment8"
-    assert small_model("S3D", alpha=8).description == "S3D resnet14"
-    assert small_model("GST").description == "GST resnet14, alpha 4, beta 2"
-    for option, value in (("alpha", 4), ("beta", 1)):
-        with pytest.raises(UserError, match=f"--{option} {value}"):
-            parse("--type", "TSM", f"--{option}", value)
+    with pytest.raises(UserError, match="--alpha 4"):
+        parse("--type", "TSM", "--alpha", 4)
 
 
 def test_published_name_of_c3d():
@@ -215,17 +194,10 @@ def start(tmp_path_factory, image_model) -> Path:
     return path
 
 
-OPTIONS = {  # one set for each type, so that four runs are enough
-    "C2D": ("--freeze_bn",),
-    "C3D": ("--amp", "bf16"),
-    "S3D": ("--amp", "bf16", "--freeze_bn"),
-    "TSM": ("--accumulate", 2),
-}
-
-
-@pytest.mark.parametrize("kind", BASELINES)
-def test_training_resume_and_evaluation(kind, start, trn_root, tmp_path):
-    more = ("--type", kind, "--pretrained", start, "-b", 4, "--lr", 0.001, *OPTIONS[kind])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "options"), [("S3D", ("--freeze_bn",)), ("TSM", ("--accumulate", 2))])
+def test_training_resume_and_evaluation(kind, options, start, trn_root, tmp_path):
+    more = ("--type", kind, "--pretrained", start, "-b", 4, "--lr", 0.001, *options)
     first = lines_of(call("main.py", *small_run(trn_root, tmp_path, *more)))
     assert any(line.startswith(f"{kind} resnet14: ") for line in first)
     process = call("main.py", *small_run(trn_root, tmp_path, *more, "--epochs", 2, "--resume", "auto"))
@@ -246,6 +218,7 @@ def tsm(tmp_path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.pth" for name in contents}
 
 
+@pytest.mark.slow
 def test_type_option_decides_between_c2d_and_tsm(tsm, trn_root, tmp_path):
     bare = ("--weights", tsm["bare"], "--num_segments", 4, "--input_size", 32)
     own = call("test_models.py", *data(trn_root), "--weights", tsm["own"])

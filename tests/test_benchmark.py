@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from helpers import assert_one_line_error, call
+from helpers import call
 
 from dataset import VideoDataSet
 from models import TemporalModel
@@ -39,20 +39,12 @@ def test_forms_of_a_model(purpose, monkeypatch):
     monkeypatch.setattr(benchmark, "has_instructions", lambda device, amp: True)
     torch.manual_seed(0)
     model = TemporalModel(benchmark.NUM_CLASS, 2, backbone="resnet14", input_size=32)
-    forms = benchmark.model_forms(model, torch.randn(2, 2, 3, 32, 32), purpose, with_compiled=True)
+    forms = benchmark.model_forms(model, torch.randn(2, 2, 3, 32, 32), purpose)
     fast = "fused" if purpose == "inference" else "channels last"
-    names = [f"{amp}, {fast}{suffix}" for amp in ("float32", "bf16") for suffix in ("", ", compiled")]
-    assert [form.name for form in forms] == ["published", *names]
-    assert [form.precision for form in forms] == ["float32"] * 3 + ["bf16"] * 2
+    assert [form.name for form in forms] == ["published", f"float32, {fast}", f"bf16, {fast}"]
+    assert [form.precision for form in forms] == ["float32", "float32", "bf16"]
     for form in forms[:2]:
         form.run()
-
-
-def test_a_training_step_changes_the_weights():
-    model = TemporalModel(benchmark.NUM_CLASS, 2, backbone="resnet14", input_size=32)
-    before = model.new_fc.weight.detach().clone()
-    benchmark.training_step(model, torch.randn(2, 2, 3, 32, 32))()
-    assert not torch.equal(model.new_fc.weight, before)
 
 
 def test_speed_ups_are_ratios_of_the_published_form(monkeypatch, capsys):
@@ -94,8 +86,3 @@ def test_loaders_are_compared(monkeypatch, capsys):
     forms = ["published", "--resize workers", "--resize device"]
     parts = ("loader, v1, evaluation", "loader, v1, training")
     assert [row[:2] for row in rows] == [[part, form] for part in parts for form in forms]
-
-
-@pytest.mark.parametrize("option", [("--only", "nothing"), ("--rounds", "0"), ("--frames", "x")])
-def test_wrong_options_are_one_line(option):
-    assert_one_line_error(call("tools/benchmark.py", *option), option[0])

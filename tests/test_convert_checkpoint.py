@@ -10,7 +10,6 @@ import safetensors
 import torch
 from helpers import assert_one_line_error, call, files_limited_to, small_run
 from synthetic import CATEGORIES
-from video_files import write_video
 
 from models import TemporalModel
 from training.checkpoint import load_checkpoint
@@ -104,29 +103,12 @@ def test_metadata_of_a_clean_file(trained, released, tmp_path):
     assert again == metadata | {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
-@pytest.mark.slow
-def test_programs_read_clean_files(trained, trn_root, tmp_path):
-    file = convert(trained, tmp_path / "own.safetensors", "--dtype", "fp16")
-    write_video(tmp_path / "video.mp4", 6, width=48, height=32)
-    for command in (
-        ["main.py", *small_run(trn_root, tmp_path / "run", "-b", 2, "--pretrained", file)],
-        ["main.py", *small_run(trn_root, tmp_path, "-b", 2), "-e", "--resume", file],
-        ["test_video.py", "--weights", file, tmp_path / "video.mp4"],
-        ["tools/analyze.py", "--weights", file],
-    ):
-        done = call(*command)
-        assert done.returncode == 0, done.stderr
-        if "test_video.py" in command:
-            assert sum(f"-> {name}" in done.stdout for name in CATEGORIES) == 4
-
-
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [
         (["--out", "gst.onnx"], "--out gst.onnx"),
         (["--out", "gst.pth", "--num_segments", 8], "--num_segments 8"),
         (["--out", "gst.pth", "--type", "C2D"], "--type C2D"),
-        (["--out", "missing/gst.pth"], "--out missing/gst.pth"),
         (["--out", "taken.pth"], "--out taken.pth"),
     ],
 )

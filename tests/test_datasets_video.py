@@ -50,26 +50,22 @@ def test_missing_folders(tmp_path):
     with pytest.raises(UserError, match="somethingv1: no such folder; --root_path"):
         return_dataset("somethingv1", tmp_path)
     (tmp_path / "somethingv1").mkdir()
-    with pytest.raises(UserError, match="somethingv1/20bn-something-something-v1: no such folder"):
+    with pytest.raises(
+        UserError, match="somethingv1/20bn-something-something-v1 or .*/videos: no such folder"
+    ):
         return_dataset("somethingv1", tmp_path)
     (tmp_path / "somethingv1" / "20bn-something-something-v1").mkdir()
     with pytest.raises(UserError, match=r"category\.txt: no such file"):
         return_dataset("somethingv1", tmp_path)
 
 
-@pytest.mark.parametrize("template", ["{:05d}.jpg", "img_{:04d}.png", "{}.jpg", "a b{:03d}"])
-def test_templates(template):
-    assert check_template(template) == template
-    names = [template.format(number) for number in range(1, 1200)]
-    assert len(set(names)) == len(names)
+def test_templates():
+    for template in ("{:05d}.jpg", "img_{:04d}.png", "{}.jpg", "a b{:03d}"):
+        assert check_template(template) == template
 
 
 @pytest.mark.parametrize(
-    "template",
-    [
-        *("frame.jpg", "{:05d}{:05d}.jpg", "{name}.jpg", "{:05d.jpg", "{:.1g}.jpg", "{05d}.jpg"),
-        *("rgb/{:05d}.jpg", "../{:05d}.jpg", ".{:05d}.jpg"),
-    ],
+    "template", ["frame.jpg", "{:05d}{:05d}.jpg", "{name}.jpg", "{:05d.jpg", "{:.1g}.jpg", "../{:05d}.jpg"]
 )
 def test_wrong_templates(template):
     with pytest.raises(UserError, match="--image_tmpl"):

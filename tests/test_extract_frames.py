@@ -3,16 +3,17 @@
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from extract_kill_harness import kill_and_compare, make_videos, tree
 from helpers import REPOSITORY, assert_one_line_error, call, files_limited_to
 from PIL import Image
 from video_files import cut, read_number, write_audio, write_video
@@ -60,6 +61,14 @@ def extract(videos, out, *options, status=0):
     process = call(TOOL, "--videos", videos, "--out", out, "--workers", 1, *options)
     assert process.returncode == status, process.stderr
     return process
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the contents of the files."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def make_source(folder, *names):
@@ -212,10 +221,9 @@ def test_rerun_extracts_what_is_missing(tmp_path):
     cut(source / "third.mp4", 0.5)
     extract(source, out, status=1)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
-    # A killed run leaves unfinished folders and files under other names.
+    # A killed run leaves unfinished folders under other names.
     (out / ".0123.part").mkdir()
     (out / ".0123.part/00001.jpg").write_bytes(b"half")
-    (out / ".4567.part").write_bytes(b"half")
     (source / "third.mp4").write_bytes(whole)
     assert "1 extracted now, 2 before, 0 failed" in extract(source, out).stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -247,7 +255,7 @@ def test_names(tmp_path):
     (out / "taken").mkdir(parents=True)
     (out / "taken/mine").touch()
     (out / ".extract_frames.json").write_text(
-        json.dumps(vars(extract_frames.Settings(None, False, None, "{:05d}.jpg")))
+        json.dumps(extract_frames.Settings(None, False, None, "{:05d}.jpg")._asdict())
     )
     report = read_report(extract(source, out, status=1), out)
     assert set(report) == {"twice.mp4", "twice.webm", "taken.mp4"}
@@ -264,23 +272,77 @@ def test_class_folders(tmp_path):
         assert process.stderr.startswith(f"warning: {source}: skipped ") and "README.txt" in process.stderr
         made = sorted(str(path.parent.relative_to(source)) for path in source.rglob("00002.jpg"))
         assert made == ["frames/first", "frames/jump/a", "frames/linked/first", "frames/run/a"]
+    # A single video, whatever its suffix.
+    (source / "first.mp4").rename(source / "first")
+    assert "1 video, 1 extracted now" in extract(source / "first", tmp_path / "single").stdout
+    assert folders(tmp_path / "single") == ["first"]
     assert_one_line_error(call(TOOL, "--videos", source / "frames", "--out", tmp_path / "other"), "frames")
 
 
-def test_single_video(tmp_path):
-    source, out = make_source(tmp_path / "videos", "other.mp4"), tmp_path / "out"
-    (source / "first.mp4").rename(source / "first")
-    assert "1 video, 1 extracted now" in extract(source / "first", out).stdout
-    assert folders(out) == ["first"]
+def make_videos(folder: Path, count: int) -> None:
+    """Fill a folder with videos, the last of them truncated."""
+    folder.mkdir()
+    for number in range(count):
+        suffix = ".mp4" if number % 3 == 0 else ".webm"
+        write_video(folder / f"{number}{suffix}", 12 + number % 20, width=160, height=120)
+    cut(folder / f"{count - 1}{suffix}", 0.6)
+
+
+def is_whole(folder: Path, expected: dict[str, bytes | None]) -> bool:
+    """Whether everything with its final name has its final contents."""
+    now = tree(folder)
+    final = {Path(path).parts[0] for path in now if not path.startswith(".")}
+    paths = [path for path in {*expected, *now} if Path(path).parts[0] in final]
+    return all(path in now and path in expected and now[path] == expected[path] for path in paths)
+
+
+def kill_and_compare(videos: Path, work: Path, kills: int, seed: int) -> list[int]:
+    """Kill runs, alternately the first process alone and all processes; finish, and compare.
+
+    Returns:
+        Number of finished folders after each kill.
+    """
+    rng = random.Random(seed)
+    undisturbed, disturbed = work / "undisturbed", work / "disturbed"
+    command = [sys.executable, str(REPOSITORY / TOOL), "--videos", str(videos), "--workers", "2", "--out"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    assert subprocess.run([*command, str(undisturbed)], **quiet).returncode == 1  # one video is broken
+    expected = tree(undisturbed)
+    progress: list[int] = []
+    while len(progress) < kills:
+        process = subprocess.Popen(
+            [*command, str(disturbed)],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        before = len(list(disturbed.glob("[!.]*")))
+        # Some kills are early, most after the first new folder.
+        if rng.random() < 0.8:
+            while process.poll() is None and len(list(disturbed.glob("[!.]*"))) == before:
+                time.sleep(0.002)
+        time.sleep(rng.random() * 0.2)
+        assert process.poll() is None, f"too few videos: it ended before kill {len(progress) + 1}"
+        if len(progress) % 2:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.communicate(timeout=60)  # until the last process has closed its output
+        assert is_whole(disturbed, expected), f"incomplete after kill {len(progress) + 1}"
+        progress.append(len(list(disturbed.glob("[!.]*"))))
+    assert subprocess.run([*command, str(disturbed)], **quiet).returncode == 1
+    assert tree(disturbed) == expected, "the trees differ"
+    return progress
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kill_leaves_whole_folders(tmp_path):
-    """The short form of extract_kill_harness.py."""
-    make_videos(tmp_path / "videos", 30)
-    progress = kill_and_compare(tmp_path / "videos", tmp_path, kills=2, seed=0)
-    assert 0 < progress[-1] < 29
+    """`EXTRACT_KILLS=20 pytest --timeout 0 tests/test_extract_frames.py -k kill` kills 20 times."""
+    kills = int(os.environ.get("EXTRACT_KILLS", "2"))
+    make_videos(tmp_path / "videos", 15 * kills)
+    progress = kill_and_compare(tmp_path / "videos", tmp_path, kills, seed=0)
+    assert 0 < progress[-1] < 15 * kills - 1
 
 
 @pytest.mark.slow
@@ -331,10 +393,6 @@ def test_dead_process_is_one_line():
         ("--videos {empty}/none --out {new}", "{empty}/none"),
         ("--videos {one}", "--out"),
         ("--videos {one} --dataset diving48", "--root_path"),
-        ("--videos {one} --out {new} --root_path {new}", "--root_path"),
-        ("--videos {one} --out {one}", "{one}"),
-        ("--videos {one}/a.webm --out {one}", "{one}"),
-        ("--videos {one} --out {new} --short_side 0", "--short_side"),
         ("--videos {one} --out {new} --quality 101", "--quality"),
         ("--videos {one} --out {new} --short_side 9 --native", "--native"),
     ],

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import assert_one_line_error, call
 from PIL import Image
 from synthetic import write_video as write_frames
-from video_files import cut, numbered_image, write_video
-from video_model import save_model
+from video_files import numbered_image, write_video
 
 from frames.sources import duration, find_videos, open_video
 from utils.cli import UserError
@@ -60,20 +58,3 @@ def test_frames_of_a_folder_have_one_size(tmp_path):
     Image.new("RGB", (40, 54)).save(folder / "00003.jpg")
     with pytest.raises(UserError, match="frame 3 is 40 x 54, not 54 x 40"):
         list(open_video(folder).frames([1, 2, 3]))
-
-
-def test_model_sees_a_gif_as_its_frames(tmp_path):
-    weights = save_model(tmp_path / "model.pth.tar", 4)
-    frames = write_animation(tmp_path / "a.gif", [100] * 12)
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    for number, frame in enumerate(frames, start=1):
-        Image.fromarray(frame).save(folder / f"{number:05d}.png")
-    answers = []
-    for path in (tmp_path / "a.gif", folder):
-        process = call("test_video.py", "--weights", weights, path)
-        assert process.returncode == 0, process.stderr
-        answers.append(process.stdout.partition("RESULT")[2].splitlines()[1:])
-    assert answers[0] == answers[1]
-    cut(tmp_path / "a.gif", 0.02)
-    assert_one_line_error(call("test_video.py", "--weights", weights, tmp_path / "a.gif"), "a.gif")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY
 from PIL import Image
-from video_files import cut, make_strange, remux, set_display_matrix, write_audio, write_video
+from video_files import cut, remux, set_display_matrix, write_audio, write_video
 
 from frames.sources import VideoFiles, open_video
 from frames.video import FrameConverter, VideoError, decode, index_frames
@@ -158,9 +158,3 @@ def test_image_is_full_range_ycbcr():
     image = FrameConverter((24, 16))(frame)
     assert (image.mode, image.size) == ("YCbCr", (24, 16))
     assert np.abs(np.asarray(image).astype(int) - (200, 128, 128)).max() <= 1
-
-
-def test_only_files_are_opened(tmp_path):
-    for name, reason in make_strange(tmp_path).items():
-        with pytest.raises(VideoError, match=f"cannot be read .{reason}"):
-            next(decode(tmp_path / name))

@@ -84,8 +84,7 @@ def flatten_weights(model):
         weight.data = torch._C._nn.unflatten_dense_tensors(flat, [weight.data])[0]
 
 
-@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16)])
-def test_threads_train_in_the_requested_precision(amp, dtype):
+def test_threads_train_in_the_requested_precision():
     model, dtypes = small_model(), []
     model.base_model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     args = Namespace(**OPTIONS)
@@ -93,8 +92,8 @@ def test_threads_train_in_the_requested_precision(amp, dtype):
     state = TrainState(model, make_optimizer(model, args), scaler, World(0, 1, [CPU]), {})
     state.batch_sizes = [[2]]
     batch = [pixels(), torch.zeros(2, dtype=torch.long)]
-    list(train_one_epoch(OneThread(PixelModel(model, amp)), [batch], state, args))
-    assert dtypes == [dtype]
+    list(train_one_epoch(OneThread(PixelModel(model, "bf16")), [batch], state, args))
+    assert dtypes == [torch.bfloat16]
 
 
 def test_predictor_computes_without_tf32(monkeypatch):
@@ -118,12 +117,6 @@ def test_single_process_selects_its_gpu(two_gpus):
     assert two_gpus == [torch.device("cuda", 1)]
     with pytest.raises(UserError, match="--gpus"):
         init_distributed([0, 0])
-
-
-def test_broken_driver_is_one_line(two_gpus, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="driver"):
-        init_distributed(None)
 
 
 def test_replica_computes_in_channels_last():

@@ -173,7 +173,6 @@ def test_features(dropout, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [
-        ({"type": "C2D", "alpha": 8}, "alpha 8"),
         ({"type": "R9D"}, "type R9D"),
         ({"arch": "resnet7"}, "arch resnet7"),
     ],

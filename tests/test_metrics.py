@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.distributed import World
-from utils.metrics import AverageMeter, ClipMeters, averages, batch_sums, summarise
+from utils.metrics import ClipMeters, averages, batch_sums, summarise
 
 WORLD = World(0, 1, [torch.device("cpu")])
 
@@ -67,11 +67,3 @@ def test_clip_meters_average_over_clips():
     assert averages(meters.last.tolist()) == pytest.approx(last, rel=1e-12)
     # A resumed epoch continues the sums to the last bit.
     assert ClipMeters(WORLD, meters.totals).totals == meters.totals
-
-
-def test_average_meter():
-    meter = AverageMeter()
-    assert meter.avg == 0
-    for value in (1.0, 2.0, 6.0):
-        meter.update(value)
-    assert (meter.val, meter.avg, str(meter)) == (6.0, 3.0, "6.000 (3.000)")

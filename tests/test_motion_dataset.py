@@ -1,7 +1,6 @@
 """tools/make_motion_dataset.py: the demo and the levels."""
 
 import json
-import sys
 import zlib
 from argparse import Namespace
 from collections import Counter
@@ -12,7 +11,6 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 
 from classes import mirrored_labels
-from dataset import VideoDataSet
 from datasets_video import MOTION_SETTINGS, return_dataset
 from tools import make_motion_dataset as motion
 
@@ -104,18 +102,6 @@ def test_wrong_options(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    def write_half(folder, args):
-        (folder / "category.txt").write_text("half\n")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(motion, "make_dataset", write_half)
-    monkeypatch.setattr(sys, "argv", ["make_motion_dataset.py", str(tmp_path)])
-    with pytest.raises(KeyboardInterrupt):
-        motion.main()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_partner_is_backwards():
     """So the frames of both classes have the same distribution, and only their order differs."""
     for one, other in PAIRS:
@@ -125,45 +111,6 @@ def test_partner_is_backwards():
             )
             assert [frame.tobytes() for frame in forwards] == [frame.tobytes() for frame in backwards[::-1]]
             assert len({frame.tobytes() for frame in forwards}) == 6
-
-
-def test_sampling_is_symmetric_in_time(level_root):
-    """Sampling must not tell a clip from its reversal: it sees the same frames of both."""
-    paths = return_dataset("motion", level_root)
-    videos = VideoDataSet(paths.root_data, paths.val_list, 8, paths.prefix, random_shift=False, num_class=12)
-    middles = videos.sample_indices(24, np.random.default_rng(0))
-    assert (25 - middles[::-1]).tolist() == middles.tolist()
-    videos.random_shift = True
-    rng = np.random.default_rng(0)
-    drawn = np.array([videos.sample_indices(24, rng) for _ in range(200)])
-    assert (drawn.min(axis=0) + drawn.max(axis=0)[::-1] == 25).all()
-
-
-def ks_distance(a, b):
-    """The largest distance between the cumulative distributions of two samples (Kolmogorov-Smirnov)."""
-    values = np.concatenate([a, b])
-    ranks = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (a, b)]
-    return np.abs(ranks[0] - ranks[1]).max()
-
-
-def test_mirrored_clip_is_of_mirrored_class():
-    rng = np.random.default_rng(0)
-    for kinds, step in ((("in from left", "in from right"), 1), (("x", "x"), -1)):
-        one, other = (
-            np.array([motion.draw_motion(rng, kind, 10, 1.0)[:, 0] for _ in range(800)]) for kind in kinds
-        )
-        for moment in (0, 3, 5, 9):
-            assert ks_distance(-one[:, moment], other[:, ::step][:, moment]) < 0.15
-
-
-def test_static_classes_need_one_frame():
-    """The shapes of the static classes, and no others, have a hole or arms."""
-    masks = {shape: np.asarray(motion.shape_mask(shape, 40)) for shape in (*motion.SHAPES, *motion.STATIC)}
-    assert [shape for shape, mask in masks.items() if mask[20, 20] == 0] == ["ring"]
-    arms = [
-        shape for shape, mask in masks.items() if min(mask[1, 20], mask[20, 1]) == 255 and mask[9, 9] == 0
-    ]
-    assert arms == ["cross"]
 
 
 @pytest.mark.parametrize("level", CHECKSUMS)

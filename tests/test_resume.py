@@ -74,6 +74,7 @@ def ignore_hangup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
+@pytest.mark.slow
 def test_signal_saves_and_stops(root, alone, tmp_path):
     program = start(root, tmp_path, prepare=ignore_hangup)
     program.send_signal(signal.SIGHUP)  # as under nohup
@@ -118,7 +119,7 @@ def test_closed_output_saves_and_stops(root, alone, tmp_path):
     assert_resumes_to(alone, root, tmp_path)
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker in /proc")
+@pytest.mark.slow
 def test_killed_worker_is_one_line(root, tmp_path):
     program = start(root, tmp_path)
     worker = descendants(program.pid)[-1]
@@ -130,6 +131,7 @@ def test_killed_worker_is_one_line(root, tmp_path):
 # One owner of a name
 
 
+@pytest.mark.slow
 def test_run_has_one_owner(root, tmp_path):
     """A second start names the owner; a killed owner leaves the name free."""
     owner = start(root, tmp_path)

@@ -18,15 +18,7 @@ from transforms import (
 )
 
 # Width x height: as the data sets have them, odd ones, both ways up, a square, small ones.
-SIZES = [
-    (427, 240),
-    (176, 100),
-    (340, 256),
-    (131, 101),
-    (240, 427),
-    (256, 256),
-    (57, 39),
-]
+SIZES = [(427, 240), (131, 101), (240, 427), (256, 256), (57, 39)]
 
 # Mirroring swaps 1 and 5, and class 3 has no partner.
 CATEGORIES = [
@@ -81,18 +73,6 @@ def test_scale_center_crop_equals_both():
         assert np.array_equal(clip, arrays(expected)), (width, height)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_scale_and_crop_equal_torchvision(size):
-    frames = noise(*size, count=1)
-    scaled, label = GroupScale(100)(frames, 3, rng())
-    assert label == 3
-    assert min(scaled[0].size) == 100
-    assert np.array_equal(arrays(scaled), arrays([published.Resize(100)(frames[0])]))
-    cropped, label = GroupCenterCrop(33)(frames, 3, rng())
-    assert label == 3
-    assert np.array_equal(arrays(cropped), arrays([published.CenterCrop(33)(frames[0])]))
-
-
 # Training: the crop.
 
 
@@ -108,7 +88,7 @@ def test_multi_scale_crop_equals_pillow(size):
         assert np.array_equal(arrays(result), arrays(expected))
 
 
-@pytest.mark.parametrize("size", [(427, 240), (240, 427), (256, 256)], ids=str)
+@pytest.mark.parametrize("size", [(427, 240), (256, 256)], ids=str)
 def test_multi_scale_crop_boxes(size):
     width, height = size
     short = min(size)
@@ -148,15 +128,6 @@ def test_crop_snaps_to_input_size():
     assert {right - left for left, _, right, _ in boxes} == {240, 210, 180, 158}
 
 
-@pytest.mark.parametrize("short", [62, 64, 66])
-def test_crop_stays_inside_small_frames(short):
-    generator = rng()
-    for _ in range(300):
-        left, top, right, bottom = GroupMultiScaleCrop(64).sample_box(short, short + 9, generator)
-        assert 0 <= left < right <= short
-        assert 0 <= top < bottom <= short + 9
-
-
 # Training: the flip.
 
 
@@ -174,16 +145,6 @@ def test_flip_mirrors_and_swaps_label():
         assert np.array_equal(arrays(result), expected)
         outcomes[mirrored] += 1
     assert abs(outcomes[True] - 200) < 50  # five standard deviations
-
-
-def test_never_labels_are_not_mirrored():
-    flip = GroupRandomHorizontalFlip([0, 5, 2, NEVER, 4, 1])
-    frames = noise(9, 6)
-    generator = rng()
-    for _ in range(40):
-        result, label = flip(frames, 3, generator)
-        assert label == 3
-        assert np.array_equal(arrays(result), arrays(frames))
 
 
 # Presets.

@@ -10,7 +10,6 @@ from helpers import call, small_run
 from PIL import Image
 from synthetic import CATEGORIES, make_dataset
 
-from classes import NEVER
 from dataset import VideoDataSet, open_videos
 from datasets_video import return_dataset
 from loader import ClipSampler
@@ -77,14 +76,3 @@ def test_lost_pictures_are_a_warning(finished, root, tmp_path):
     for warning, picture in zip(process.stderr.splitlines(), (".batch.png", ".png"), strict=True):
         assert warning.startswith(f"warning: {out}/log/{NAME}{picture}")
     assert (out / "log" / f"{NAME}.png").read_bytes() == before
-
-
-def test_is_mirrored_agrees_with_the_transform(root):
-    mirrored = [2, 1, 0, NEVER]
-    videos, unflipped = open_clips(root, mirrored), open_clips(root, mirrored, flips=False)
-    flips = []
-    for key in [(epoch, number) for epoch in range(3) for number in range(len(videos))]:
-        flips.append(videos.is_mirrored(key))
-        clip, expected = videos[key][0], unflipped[key][0]
-        np.testing.assert_array_equal(clip, expected[:, :, ::-1] if flips[-1] else expected)
-    assert 10 < sum(flips) < len(flips) - 10

@@ -1,6 +1,5 @@
 """Write small video files whose frames show their number, and read it back."""
 
-import os
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -49,20 +48,9 @@ def write_video(
 ) -> None:
     """Write a video: VP9 for .webm, H.264 with B-frames for .mp4 and .mkv.
 
-    Args:
-        path: the file.
-        frames: number of frames, which show 1, 2, 3 and so on; or RGB images.
-        width: width of numbered frames.
-        height: height of numbered frames.
-        codec: another codec.
-        pix_fmt: pixel format; odd sizes need yuv444p in H.264.
-        times: times of the frames, in twelfths of a second, instead of 0, 1, 2 and so on.
-        index_first: put an mp4's index (moov) before the data, as in files for the web.
-        turn: degrees counterclockwise by which players turn the video.
-        colorspace: tag, as libavutil's number; the colours are converted accordingly.
-        color_range: the same for the value range.
-        title: title in the metadata.
-        options: further options of the encoder.
+    `frames` is the number of frames, which show 1, 2, 3 and so on; or RGB images. `times` are in twelfths of
+    a second. `index_first` puts an mp4's index (moov) before the data. Players turn the video by `turn`
+    degrees counterclockwise. `colorspace` and `color_range` are libavutil's numbers.
     """
     if isinstance(frames, int):
         frames = [numbered_image(number, width, height) for number in range(1, frames + 1)]
@@ -94,21 +82,12 @@ def write_video(
 
 
 def remux(
-    source: Path,
-    target: Path,
-    *,
-    shift: int = 0,
-    hides_key_frames: bool = False,
-    first: int = 0,
+    source: Path, target: Path, *, shift: int = 0, hides_key_frames: bool = False, first: int = 0
 ) -> None:
-    """Copy the encoded frames of a video into another container.
+    """Copy the encoded frames of a video into another container, without the `first` packets.
 
-    Args:
-        source: the video.
-        target: the copy.
-        shift: seconds by which all times become earlier; an mp4 then starts in the middle, by its edit list.
-        hides_key_frames: for VP8 and VP9, mark key frames as invisible, as encoders do with reference frames.
-        first: number of packets to leave out at the start, as in a stream that was joined midway.
+    With `shift`, all times become earlier by seconds: an mp4 then starts in the middle, by its edit list.
+    With `hides_key_frames`, key frames of VP8 and VP9 are invisible, as encoders make reference frames.
     """
     with av.open(str(source)) as container, av.open(str(target), "w") as copy:
         stream = container.streams.video[0]
@@ -162,17 +141,3 @@ def damage(path: Path, number: int) -> None:
     content = path.read_bytes()
     assert packets[number] in content
     path.write_bytes(content.replace(packets[number], b"\xff" * len(packets[number])))
-
-
-def make_strange(folder: Path) -> dict[str, str]:
-    """Fill a folder with pipes, broken links and the like; return why each cannot be read."""
-    os.mkfifo(folder / "pipe.mp4")
-    (folder / "loop.avi").symlink_to("loop.avi")
-    (folder / "dangling.mp4").symlink_to("nothing")
-    (folder / "null.webm").symlink_to("/dev/null")
-    return {
-        "pipe.mp4": "is a named pipe",
-        "loop.avi": "Too many levels of symbolic links",
-        "dangling.mp4": "No such file",
-        "null.webm": "is a device",
-    }

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import Parser, UserError, non_negative_float, printable, run_program
 from utils.files import check_new_file, npz, write_new, writing
+from utils.metrics import summarise
 
 
 class Scores(NamedTuple):
@@ -30,13 +32,10 @@ class Scores(NamedTuple):
 
     def accuracies(self) -> str:
         """Top-1, top-5 and mean class accuracy in percent."""
-        if (self.labels < 0).any():
+        result = summarise(torch.from_numpy(self.scores), torch.from_numpy(self.labels))
+        if not result.has_labels:
             return "no accuracy, because the videos have no labels"
-        best = np.argsort(-self.scores, axis=1, kind="stable")[:, :5]
-        hits = best == self.labels[:, None]
-        per_class = [hits[self.labels == label, 0].mean() for label in np.unique(self.labels)]
-        top1, top5, mean_class = (100 * np.mean(part) for part in (hits[:, 0], hits.any(1), per_class))
-        return f"Prec@1 {top1:.3f} Prec@5 {top5:.3f} Mean class {mean_class:.3f}"
+        return f"Prec@1 {result.prec1:.3f} Prec@5 {result.prec5:.3f} Mean class {result.mean_class:.3f}"
 
 
 def main() -> None:
@@ -48,13 +47,10 @@ def main() -> None:
     if len(weights) != len(args.files):
         raise UserError(f"--weights: has {len(weights)} numbers for {len(args.files)} files")
 
-    first, *others = [read_scores(file) for file in args.files]
-    files = [first]
-    for file, path in zip(others, args.files[1:], strict=True):
-        files.append(reorder_videos(file, first, path, args.files[0]))
-    average = first._replace(
-        scores=np.average([file.scores for file in files], axis=0, weights=weights).astype(np.float32)
-    )
+    first = read_scores(args.files[0])
+    files = [reorder_videos(read_scores(path), first, path, args.files[0]) for path in args.files]
+    scores = np.average([file.scores for file in files], axis=0, weights=weights)
+    average = first._replace(scores=scores.astype(np.float32))
 
     names = [*map(printable, args.files), "average"]
     for name, file in zip(names, [*files, average], strict=True):
@@ -80,12 +76,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_scores(path: str) -> Scores:
-    """Read a file of `test_models.py --save_scores`.
-
-    Raises:
-        UserError: it is not such a file.
-        OSError: it cannot be read.
-    """
+    """Read a file of `test_models.py --save_scores`."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return Scores(**{name: content[name] for name in Scores._fields})
@@ -96,11 +87,7 @@ def read_scores(path: str) -> Scores:
 
 
 def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> Scores:
-    """Reorder the videos of a file as in the first file.
-
-    Raises:
-        UserError: the files do not have the same videos, classes and labels.
-    """
+    """Reorder the videos of a file as in the first file; videos, classes and labels must be the same."""
     if file.classes.tolist() != first.classes.tolist():
         raise UserError(f"{path}: its classes are not those of {first_path}, or have another order")
     rows = {video: row for row, video in enumerate(file.videos.tolist())}

@@ -1,7 +1,7 @@
 """Compare the speed of this code's model and loader with that of the published ones.
 
     python tools/benchmark.py
-    python tools/benchmark.py --only inference --frames 8 16 --compile
+    python tools/benchmark.py --only inference --frames 8 16
 
 The results are Markdown tables. The published model is float32, eager, NCTHW, with PyTorch's defaults (TF32
 convolutions on GPUs). The published loader is that of TSN-pytorch: it resizes whole PIL images, stacks them
@@ -42,7 +42,7 @@ from tqdm import tqdm
 import transforms
 from dataset import VideoDataSet
 from inference.export import Exported, to_onnx
-from inference.fuse import compile_function, float32_convolutions, fuse, to_channels_last
+from inference.fuse import float32_convolutions, fuse, to_channels_last
 from loader import ClipLoader
 from models import TemporalModel, multiply_adds
 from resnet_gst import DEPTHS
@@ -57,7 +57,6 @@ BATCH_SIZE = 24 if DEVICE.type == "cuda" else 2
 MATMUL_SIZE, NUM_MATMULS = (8192, 10) if DEVICE.type == "cuda" else (2048, 1)
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}  # width and height
 NUM_FRAMES = 45  # v2's median
-V2_VIDEOS = 220_847
 
 
 class Form(NamedTuple):
@@ -71,12 +70,10 @@ class Form(NamedTuple):
 def main() -> None:
     parser = Parser(*__doc__.split("\n\n", 1))
     add = parser.add_argument
-    default = ["inference", "training", "loader"]
-    add("--only", nargs="+", choices=tuple(SECTIONS), default=default, help="sections to measure")
+    add("--only", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS), help="sections to measure")
     add("--frames", nargs="+", type=positive_int, default=[8], metavar="N", help="frames of a clip")
     add("--rounds", type=positive_int, default=7, metavar="N", help="calls of each form")
     add("-b", "--batch_size", type=positive_int, default=BATCH_SIZE, metavar="N", help="clips in a batch")
-    add("--compile", action="store_true", help="also measure compiled models; a minute each on a CPU")
     add("--arch", choices=tuple(DEPTHS), default="resnet50", help="backbone")
     add("--input_size", type=positive_int, default=224, metavar="PIXELS", help="height and width of a clip")
     args = parser.parse_args()
@@ -114,7 +111,7 @@ def compare(title: str, forms: list[Form], clips: int, rounds: int, macs: float 
             calls[name]()
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
-            if number > 0:  # the first round compiles, and warms up
+            if number > 0:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
 
     times = {name: np.array(values) for name, values in seconds.items()}
@@ -167,7 +164,7 @@ def measure_models(args: argparse.Namespace, purpose: str) -> None:
         torch.manual_seed(0)
         model = TemporalModel(NUM_CLASS, frames, backbone=args.arch, beta=beta, input_size=size)
         clips = torch.randn(args.batch_size, frames, 3, size, size, device=DEVICE)
-        forms = model_forms(model.to(DEVICE), clips, purpose, args.compile)
+        forms = model_forms(model.to(DEVICE), clips, purpose)
         if purpose == "inference" and DEVICE.type == "cpu" and importlib.util.find_spec("openvino"):
             forms += exported_forms(model, clips)
         macs = multiply_adds(model) * (1 if purpose == "inference" else 3)
@@ -179,25 +176,20 @@ def precisions() -> dict[str, str]:
     return {"float32": "off"} | ({"bf16": "bf16"} if has_instructions(DEVICE, "bf16") else {})
 
 
-def model_forms(model: TemporalModel, clips: torch.Tensor, purpose: str, with_compiled: bool) -> list[Form]:
+def model_forms(model: TemporalModel, clips: torch.Tensor, purpose: str) -> list[Form]:
     """Make the variants of a model for 'inference' or 'training': the published one, and this code's."""
     is_training = purpose == "training"
     default = "tf32" if DEVICE.type == "cuda" else "float32"  # PyTorch's default, which training keeps
     make_call = training_step if is_training else forward_pass
     forms = [Form("published", make_call(copy.deepcopy(model), clips), default)]
     for name, amp in precisions().items():
-        for is_compiled in (False, True) if with_compiled else (False,):
-            if is_training:
-                fast, title = copy.deepcopy(model), f"{name}, channels last"
-                to_channels_last(fast, DEVICE, for_training=True)
-            else:
-                fast = fuse(model.eval(), DEVICE, DTYPES[amp], plain=is_compiled)
-                title = f"{name}, fused"
-            if is_compiled:
-                fast.forward = compile_function(fast.forward)
-                title += ", compiled"
-            precision = default if is_training and name == "float32" else name
-            forms.append(Form(title, make_call(fast, clips, amp), precision))
+        if is_training:
+            fast, title = copy.deepcopy(model), f"{name}, channels last"
+            to_channels_last(fast, DEVICE, for_training=True)
+        else:
+            fast, title = fuse(model.eval(), DEVICE, DTYPES[amp]), f"{name}, fused"
+        precision = default if is_training and name == "float32" else name
+        forms.append(Form(title, make_call(fast, clips, amp), precision))
     return forms
 
 
@@ -248,7 +240,7 @@ def exported_forms(model: TemporalModel, clips: torch.Tensor) -> list[Form]:
     return forms
 
 
-# Loader and start-up
+# Loader
 
 
 class TSNClips(VideoDataSet):
@@ -321,29 +313,10 @@ def loader_forms(path: Path, is_training: bool, batches: list[list[int]]) -> lis
     return forms
 
 
-def measure_startup(args: argparse.Namespace) -> None:
-    """Measure reading and checking a list of v2's size, on a tree with each video's first and last frame."""
-    with tempfile.TemporaryDirectory() as root:
-        for video in range(V2_VIDEOS):
-            folder = Path(root, str(video))
-            folder.mkdir()
-            (folder / "00001.jpg").touch()
-            (folder / "00040.jpg").touch()
-        path = Path(root, "list.txt")
-        path.write_text("".join(f"{video} 40 {video % NUM_CLASS}\n" for video in range(V2_VIDEOS)))
-        start = time.perf_counter()
-        videos = open_clips(VideoDataSet, path, None, is_training=True)
-        print(f"list of {V2_VIDEOS} videos read: {time.perf_counter() - start:.1f} s")
-        start = time.perf_counter()
-        videos.find_missing()
-        print(f"folders checked, from the file cache: {time.perf_counter() - start:.1f} s")
-
-
 SECTIONS = {
     "inference": partial(measure_models, purpose="inference"),
     "training": partial(measure_models, purpose="training"),
     "loader": measure_loaders,
-    "startup": measure_startup,
 }
 
 

@@ -60,8 +60,8 @@ def main() -> None:
     groups = read_groups(Path(args.root_path) / args.dataset / MOTION_SETTINGS, paths.categories)
     settings = json.dumps({"data": str(paths.root_data.resolve()), "options": args.options}) + "\n"
     file = out / "settings.json"
-    if out.exists() and any(out.iterdir()) and not (file.exists() and read_text(file) == settings):
-        raise UserError(f"--out {out}: has another comparison or other files; use another folder")
+    if file.exists() and read_text(file) != settings:
+        raise UserError(f"--out {out}: has another comparison; use another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_texts({file: settings})
 
@@ -137,14 +137,11 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def run(name: str, program: str, *words: object) -> None:
-    """Run a program of the repository; stop it if this program is interrupted."""
+    """Run a program of the repository. Ctrl-C reaches it, too: a training saves, and continues from there."""
     print(f"{name}: {program}", flush=True)
     command = [sys.executable, str(REPOSITORY / program), *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            status = process.wait()
-        finally:
-            process.terminate()  # a training saves first, and continues from there
+        status = process.wait()
     if status:
         raise UserError(f"{name}: {program} failed, see its error above")
 

@@ -15,11 +15,12 @@ import json
 import shutil
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,7 +28,7 @@ from datasets_video import dataset_name, layout
 from frames.sources import find_videos
 from frames.video import FrameConverter, VideoError, decode, display_size
 from utils.cli import Parser, UserError, number_type, pluralize, printable, run_program
-from utils.files import check_writable_file, check_writable_folder, read_text, write_texts
+from utils.files import read_text, write_texts
 from utils.pool import cores, map_in_processes, progress_bar
 
 SETTINGS_FILE = ".extract_frames.json"
@@ -47,26 +48,16 @@ _FFMPEG_Q2 = [
 ]
 
 _EPILOG = """\
-Something-Something v2 (.webm):
+Something-Something v2 or Diving48, own data, and any other folder:
   python tools/extract_frames.py --videos 20bn-something-something-v2 --dataset somethingv2 --root_path data
-
-Diving48 (.mp4):
-  python tools/extract_frames.py --videos rgb --dataset diving48 --root_path data
-
-Something-Something v1 and Jester are distributed as frames.
-
-Own data, in a folder for each class (my_videos/CLASS/VIDEO) or with a CSV:
   python tools/extract_frames.py --videos my_videos --dataset my_data --root_path data
-
-Into any other folder:
   python tools/extract_frames.py --videos my_videos --out my_frames --short_side 256
 
 After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; the same command continues.
 """
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Options for the conversion of videos to JPEGs, which must be the same for a whole output folder."""
 
     short_side: int | None
@@ -79,12 +70,7 @@ def main() -> int:
     args = parse_args()
     names = layout(args.dataset)
     out = Path(args.root_path) / args.dataset / names.frames if args.dataset else Path(args.out)
-    settings = Settings(
-        short_side=args.short_side,
-        native=args.native,
-        quality=args.quality,
-        image_tmpl=names.template,
-    )
+    settings = Settings(args.short_side, args.native, args.quality, names.template)
     source = Path(args.videos)
     if not source.exists():
         raise UserError(f"--videos {source}: no such file or folder")
@@ -93,39 +79,41 @@ def main() -> int:
         raise UserError(f"--videos {source}: contains only frame folders, no video files")
     if source in videos:
         source = source.parent
-    check_writable_folder(out, "--out" if args.out else "")
-    if out.exists() and out.samefile(source):
-        raise UserError(f"{out}: contains the videos; use another folder for the frames")
     videos = [str(path.relative_to(source)) for path in videos]
-    failures = check_names(videos)
-    usable = [name for name in videos if name not in failures]
-    extracted = 0
+    counts = Counter(map(frame_folder, videos))
+    usable = [name for name in videos if counts[frame_folder(name)] == 1]
+    reason = "another video would fill the same folder; rename one"
+    failures = dict.fromkeys(set(videos) - set(usable), reason)
     try:
         prepare_folder(out, settings)
-        todo = [name for name in usable if not is_done(out, settings, name)]
+        # A folder gets its name when it is complete.
+        first = settings.image_tmpl.format(1)
+        todo = [name for name in usable if not (out / frame_folder(name) / first).is_file()]
         with progress_bar(len(usable), initial=len(usable) - len(todo)) as bar:
-            for name, reason in failures.items():
-                bar.write(f"{printable(name)}: {reason}", file=sys.stderr)
             task = partial(extract_video, source, out, settings)
-            chunksize = 1 + len(todo) // 10000  # bounds the memory
-            for name, reason in map_in_processes(task, todo, args.workers, chunksize):
+            for name, reason in map_in_processes(task, todo, args.workers):
                 bar.update()
                 if reason:
                     failures[name] = reason
-                    bar.write(f"{printable(name)}: {reason}", file=sys.stderr)
-                else:
-                    extracted += 1
         remove_leftovers(out)
-        write_report(out / FAILURES_FILE, failures)
+        report = out / FAILURES_FILE
+        if failures:
+            lines = [f"{printable(name)}\t{failures[name]}\n" for name in sorted(failures)]
+            write_texts({report: "".join(lines)})
+        else:
+            report.unlink(missing_ok=True)
     except OSError as error:  # of the output folder: errors of single videos are in the report
         culprit = printable(error.filename or "writing")
         raise UserError(
             f"{out}: stopped, {error.strerror}: {culprit}; the same command continues (one at a time)"
         ) from None
+    for name in sorted(failures):
+        print(f"{printable(name)}: {failures[name]}", file=sys.stderr)
     before = len(usable) - len(todo)
+    now = len(videos) - before - len(failures)
     print(
-        f"{out}: {pluralize(len(videos), 'video')}, {extracted} extracted now, "
-        f"{before} before, {len(failures)} failed" + (f", see {out / FAILURES_FILE}" if failures else "")
+        f"{out}: {pluralize(len(videos), 'video')}, {now} extracted now, "
+        f"{before} before, {len(failures)} failed" + (f", see {report}" if failures else "")
     )
     return 1 if failures else 0
 
@@ -184,28 +172,10 @@ def frame_folder(video: str) -> Path:
     return Path(video).with_name(Path(video).stem)
 
 
-def check_names(videos: list[str]) -> dict[str, str]:
-    """Find videos with the same frame folder.
-
-    Returns:
-        Their names, and the reason why they are not extracted.
-    """
-    names_of: dict[Path, list[str]] = {}
-    for name in videos:
-        names_of.setdefault(frame_folder(name), []).append(name)
-    return {
-        name: f"{' and '.join(map(printable, names))} would fill the same folder; rename one"
-        for names in names_of.values()
-        for name in names
-        if len(names) > 1
-    }
-
-
 def prepare_folder(out: Path, settings: Settings) -> None:
     """Make the output folder. Refuse an existing one with other settings, or from another program."""
     out.mkdir(parents=True, exist_ok=True)
-    check_writable_file(out / FAILURES_FILE)
-    file, now = out / SETTINGS_FILE, asdict(settings)
+    file, now = out / SETTINGS_FILE, settings._asdict()
     if not file.exists():
         if any(path.is_dir() for path in out.glob("[!.]*")):
             raise UserError(f"{out}: contains folders from another program; use a new folder")
@@ -219,22 +189,14 @@ def prepare_folder(out: Path, settings: Settings) -> None:
         )
 
 
-def is_done(out: Path, settings: Settings, name: str) -> bool:
-    """Whether a video's frames exist. Their folder gets its name when it is complete."""
-    return (out / frame_folder(name) / settings.image_tmpl.format(1)).is_file()
-
-
 def remove_leftovers(out: Path) -> None:
-    """Remove the unfinished folders and files of killed processes."""
-    for leftover in list(out.glob(".*.part")):
-        if leftover.is_dir():
-            # Renamed first. Otherwise, a process that still writes to it could give an incomplete folder its
-            # final name.
-            doomed = leftover.with_name(f".{uuid.uuid4().hex}.part")
-            leftover.rename(doomed)
-            shutil.rmtree(doomed)
-        else:
-            leftover.unlink()
+    """Remove the unfinished folders of killed processes."""
+    for leftover in [path for path in out.glob(".*.part") if path.is_dir()]:
+        # Renamed first. Otherwise, a process that still writes to it could give an incomplete folder its
+        # final name.
+        doomed = leftover.with_name(f".{uuid.uuid4().hex}.part")
+        leftover.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def extract_video(source: Path, out: Path, settings: Settings, name: str) -> str | None:
@@ -269,27 +231,15 @@ def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
     quality = {"quality": settings.quality} if settings.quality else {"qtables": [_FFMPEG_Q2, _FFMPEG_Q2]}
     to_image = None
     for frame in decode(video):
-        # All frames get the size of the first one, even if the video's size changes.
-        to_image = to_image or FrameConverter(_target_size(settings, *display_size(frame)))
+        if to_image is None:  # all frames get the size of the first one, even if the video's size changes
+            width, height = display_size(frame)
+            scale = Fraction(settings.short_side, min(width, height)) if settings.short_side else 1
+            keeps_aspect = settings.native or settings.short_side
+            size = (round(width * scale), round(height * scale)) if keeps_aspect else (256, 256)
+            to_image = FrameConverter(size)
         buffer = io.BytesIO()
         to_image(frame).save(buffer, "JPEG", subsampling="4:2:0", **quality)
         yield buffer.getvalue()
-
-
-def _target_size(settings: Settings, width: int, height: int) -> tuple[int, int]:
-    if not settings.native and not settings.short_side:
-        return 256, 256
-    scale = Fraction(settings.short_side, min(width, height)) if settings.short_side else 1
-    return round(width * scale), round(height * scale)
-
-
-def write_report(path: Path, failures: dict[str, str]) -> None:
-    """Write a line `name<tab>reason` for each failed video, sorted; remove the report if there are none."""
-    if failures:
-        lines = [f"{printable(name)}\t{failures[name]}\n" for name in sorted(failures)]
-        write_texts({path: "".join(lines)})
-    else:
-        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -58,31 +58,18 @@ DEMO_MOTIONS = ("x", "y", "size")
 
 
 class Level(NamedTuple):
-    """Difficulty of a level.
+    """Difficulty of a level. Ranges are in both directions."""
 
-    Attributes:
-        distractors: maximum number of other, smaller shapes, which move at random.
-        wander: range of their motion, relative to the frame's short side.
-        pan: range of the camera's motion, relative to the frame's short side.
-        pace: unevenness of the speed: range of its natural logarithm, in both directions.
-        light: relative change of brightness, in both directions.
-        background: range of the background's mean grey level.
-        contrast: contrast of the background's texture, in grey levels, in both directions.
-        noise: camera noise, in grey levels, in both directions.
-        quality: JPEG quality.
-        colours: colours of the cross and the ring; empty for random ones. Under much noise, a short training
-            learns a colour, but not a shape.
-    """
-
-    distractors: int
-    wander: float
-    pan: float
-    pace: float
-    light: float
-    background: tuple[int, int]
-    contrast: int
-    noise: int
-    quality: int
+    distractors: int  # maximum number of other, smaller shapes, which move at random
+    wander: float  # range of their motion, relative to the frame's short side
+    pan: float  # range of the camera's motion, relative to the frame's short side
+    pace: float  # range of the natural logarithm of the speed
+    light: float  # relative change of brightness
+    background: tuple[int, int]  # range of its mean grey level
+    contrast: int  # of the background's texture, in grey levels
+    noise: int  # of the camera, in grey levels
+    quality: int  # of the JPEG files
+    # Of the cross and the ring, if not random. Under much noise, a short training learns only a colour.
     colours: Mapping[str, tuple[int, int, int]]
 
 
@@ -287,15 +274,11 @@ def main() -> int:
         print(f"{target}: already exists, with these settings")
         return 0
     # Renamed at the end, so that an interrupted run leaves no folder that looks complete.
-    partial = target.with_name(f".{args.dataset}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        make_dataset(partial, args)
-        partial.rename(target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = target.with_name(f".{args.dataset}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    make_dataset(partial, args)
+    partial.rename(target)
     count = len(class_names(args.level))
     print(
         f"{target}: {args.train * count} training and {args.val * count} validation clips of {count} classes"

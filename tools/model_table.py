@@ -41,12 +41,7 @@ def main() -> None:
 
 
 def describe(kind: str, split: dict[str, int]) -> list[str]:
-    """Make a row of the table.
-
-    Args:
-        kind: the type of block.
-        split: its alpha and beta; empty if it has none.
-    """
+    """Make a row of the table for a type of block with its alpha and beta, if it has any."""
     costs, published = [], []
     with torch.device("meta"):
         model = TemporalModel(NUM_CLASS, 8, kind, **split)

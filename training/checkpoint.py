@@ -5,7 +5,6 @@ import glob
 import io
 import json
 import re
-import shutil
 import sys
 import warnings
 import zipfile
@@ -55,9 +54,6 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
         keep: number of files to keep; older ones become `path`.1, `path`.2 and so on.
         best: also save the checkpoint under this name. This file is written first, because a run that is
             killed between the two writes it again when it resumes.
-
-    Raises:
-        OSError: the file cannot be written; existing checkpoints are unchanged.
     """
     buffer = io.BytesIO()
     # As CPU tensors, so that any program can open it on a machine without a GPU.
@@ -65,24 +61,10 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     if best:
         write_atomically(best, buffer.getvalue())
     with staged({path: buffer.getvalue()}):
-        if keep > 1 and path.exists():
-            _keep_older(path, keep)
-
-
-def _keep_older(path: Path, keep: int) -> None:
-    for number in range(keep - 1, 1, -1):
-        if _numbered(path, number - 1).exists():
-            _numbered(path, number - 1).replace(_numbered(path, number))
-    second = _numbered(path, 1)
-    second.unlink(missing_ok=True)
-    try:
-        second.hardlink_to(path)  # so that `path` exists until the new file replaces it
-    except OSError:  # no hard links on this disk
-        shutil.copyfile(path, second)
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.name}.{number}")
+        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep))]
+        for newer, older in reversed([*zip(names, names[1:], strict=False)]):
+            if newer.exists():
+                newer.replace(older)
 
 
 def all_checkpoints(path: Path) -> list[Path]:
@@ -97,13 +79,9 @@ def all_checkpoints(path: Path) -> list[Path]:
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Load the newest intact checkpoint of a run. Newer files, which are damaged, get the suffix `.damaged`.
+    """Load the newest intact checkpoint of a run, if there is one; return its file and content.
 
-    Returns:
-        Its file and content; None if there is no checkpoint.
-
-    Raises:
-        UserError: all checkpoints are damaged; they keep their names.
+    Newer files, which are damaged, get the suffix `.damaged`, unless all are damaged.
     """
     damaged = []
     for file in all_checkpoints(path):
@@ -122,12 +100,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Read a file of torch (new or old format) or safetensors onto the CPU, without running code in it.
-
-    Raises:
-        UserError: the file is missing or damaged, or loading it would run code.
-        OSError: the file cannot be read, which does not mean that it is damaged.
-    """
+    """Read a file of torch (new or old format) or safetensors onto the CPU, without running code in it."""
     try:
         with (
             open_regular(path) as file,
@@ -148,11 +121,9 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except UserError:
         raise
-    except OSError as error:
-        if error.errno != errno.EINVAL or error.filename:
-            raise
-        raise UserError(f"{path}: is damaged (a wrong position in the zip)") from None
     except Exception as error:  # of any type, for damaged files
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wrong position in the zip
+            raise
         if code := re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error)):
             raise UserError(
                 f"{path}: refused, because loading it would run code in it ({printable(code[1])}); "
@@ -179,9 +150,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         The `state_dict`, whose names have no prefix such as `module.`, and what else the file has: `epoch`,
         `step`, `best_prec1`, `options`, `categories`, `mirrored` (label of each class in mirrored clips) and
         the state of training; for a file of other training code `origin`, which says what was loaded.
-
-    Raises:
-        UserError: see `read_tensors`; or the file is not a checkpoint, or has weights that are not finite.
     """
     if Path(path).suffix.lower() in (".onnx", ".pt2"):
         raise UserError(f"{path}: is an exported model; use the checkpoint")
@@ -276,21 +244,12 @@ def read_pretrained(choice: str, arch: str) -> tuple[str, dict[str, Any]]:
 
 
 def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Load a complete state dict.
-
-    Raises:
-        UserError: a tensor is missing, unknown, or has another shape; the model is unchanged.
-    """
-    expected = model.state_dict()
-    for name in [*expected, *state_dict]:
-        if name not in state_dict:
-            raise UserError(f"{path}: has no tensor '{name}'")
-        if name not in expected:
-            raise UserError(f"{path}: has a tensor '{printable(name)}' that the model does not have")
-        shape, own_shape = tuple(state_dict[name].shape), tuple(expected[name].shape)
-        if shape != own_shape:
-            raise UserError(f"{path}: '{name}' has shape {shape}, not {own_shape}")
-    model.load_state_dict(state_dict)
+    """Load a complete state dict."""
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        reason = printable(str(error).splitlines()[1].strip())
+        raise UserError(f"{path}: its tensors are not those of the model: {reason}") from None
 
 
 def load_start(
@@ -298,26 +257,16 @@ def load_start(
 ) -> None:
     """Initialise a model from a checkpoint: its backbone, and its classifier if the classes are the same.
 
-    Args:
-        model: modified. It may have dropout when the checkpoint has none, and the other way round.
-        checkpoint: see `load_checkpoint`.
-        class_permutation: for each class of the model, its index in the checkpoint's classifier; None to keep
-            the model's classifier.
-        path: the checkpoint's file, for messages.
+    `class_permutation` has for each class of the model its index in the checkpoint's classifier; None keeps
+    the model's classifier. Only one of the two may have dropout.
     """
     head = f"{find_classifier(checkpoint['state_dict'], path)[0]}."
     own_head = "base_model.fc." if model.new_fc is None else "new_fc."
-    state_dict = {}
-    for name, value in checkpoint["state_dict"].items():
-        if not name.startswith(head):
-            state_dict[name] = value
-        elif class_permutation is not None:
-            state_dict[own_head + name.removeprefix(head)] = value
-    if class_permutation is None:
-        for name, value in model.classifier.state_dict().items():
-            state_dict[own_head + name] = value
+    state_dict = {
+        name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(head)
+    }
+    for name, value in model.classifier.state_dict().items():
+        if class_permutation is not None:
+            value = checkpoint["state_dict"][head + name][class_permutation]
+        state_dict[own_head + name] = value
     load_weights(model, state_dict, path)
-    if class_permutation is not None:
-        with torch.no_grad():
-            for parameter in model.classifier.parameters():
-                parameter.copy_(parameter[class_permutation])

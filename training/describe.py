@@ -27,16 +27,7 @@ class ModelSpec(NamedTuple):
 
 
 def describe_model(checkpoint: dict[str, Any], path: str | Path, kind: str | None = None) -> ModelSpec:
-    """Determine the configuration of a checkpoint's model.
-
-    Args:
-        checkpoint: see `load_checkpoint`.
-        path: its file, for messages.
-        kind: the type of block, if `possible_types` returns several (default: the first one).
-
-    Raises:
-        UserError: the model is unknown.
-    """
+    """Determine the configuration of a checkpoint's model; `kind` decides between `possible_types`."""
     types = possible_types(checkpoint, path)
     kind = kind if kind in types else next(iter(types))
     arch = checkpoint.get("options", {}).get("arch") or _find_arch(checkpoint["state_dict"], path)
@@ -116,16 +107,8 @@ def class_names(checkpoint: dict[str, Any], path: str | Path) -> list[str] | Non
 def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> np.ndarray:
     """Match the classes of a data set with those of a checkpoint, by name.
 
-    Args:
-        checkpoint: see `load_checkpoint`.
-        categories: the data set's class names, in any order.
-        path: the checkpoint's file, for messages.
-
     Returns:
         For each label of the data set, the label of the checkpoint.
-
-    Raises:
-        UserError: the numbers of classes differ, or the checkpoint has other class names.
     """
     num_class = find_classifier(checkpoint["state_dict"], path)[1]
     if num_class != len(categories):
@@ -160,14 +143,7 @@ def describe_labels(labels: np.ndarray, path: str | Path) -> str:
 
 
 def check_categories(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> None:
-    """Check that a checkpoint has the data set's classes in the same order, so that training can continue.
-
-    Raises:
-        UserError: the checkpoint has other class names or another order.
-    """
+    """Check that a checkpoint has the data set's classes in the same order, so that training can continue."""
     labels = find_labels(checkpoint, categories, path)
-    is_same_order = (
-        labels.tolist() == sorted(labels) and checkpoint.get("categories", categories) == categories
-    )
-    if not is_same_order:
+    if labels.tolist() != sorted(labels) or checkpoint.get("categories", categories) != categories:
         raise UserError(f"{path}: its classes have another order or spelling than those of category.txt")

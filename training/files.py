@@ -31,9 +31,8 @@ class RunFiles:
         split = [f"{name}{value}" for name in ("alpha", "beta") if (value := getattr(args, name)) is not None]
         parts = [args.type, args.dataset, args.arch, *split, f"segment{args.num_segments}"]
         consensus = "" if args.consensus == "mean" else args.consensus
-        name = "_".join([*parts, *filter(None, [consensus, args.store_name])])
+        self.name = name = "_".join([*parts, *filter(None, [consensus, args.store_name])])
         top = Path(args.checkpoint_dir)
-        self.name = name
         self.checkpoint = top / "checkpoint" / f"{name}_checkpoint.pth.tar"
         self.best = top / "checkpoint" / f"{name}_best.pth.tar"
         self.csv = top / "log" / f"{name}.csv"

@@ -41,9 +41,7 @@ class TrainingLoss(nn.Module):
     ) -> tuple[torch.Tensor | DecodedClips, Targets]:
         """Mix each clip of a batch with the previous one, by the same random share (mixup, as in timm).
 
-        Args:
-            clips: uint8, clips x frames x height x width x channel; or decoded clips, which are resized here.
-            labels: one per clip, after mirroring.
+        The clips are uint8, clips x frames x height x width x channel. Decoded clips are resized first.
         """
         if not self.mixup:
             return clips, [(labels, 1.0)]
@@ -70,14 +68,8 @@ def find_class_weights(
 ) -> list[float] | None:
     """Compute or read the factors of `--class_weights`: 'balanced', a file, or None for no weights.
 
-    'balanced' factors are inversely proportional to the number of clips of a class, where half of the
-    clips are mirrored; their mean over all clips is 1. For a file, see `read_class_weights`.
-
-    Args:
-        choice: the option.
-        labels: of the training clips.
-        categories: class names.
-        mirrored: see `classes.mirrored_labels`.
+    'balanced' factors are inversely proportional to the number of training clips of a class, where half of
+    the clips are mirrored; their mean over all clips is 1.
     """
     if choice is None:
         return None
@@ -91,11 +83,7 @@ def find_class_weights(
 
 
 def read_class_weights(path: str | Path, categories: list[str]) -> list[float]:
-    """Read a file with a class name and its weight on each line; other classes have the weight 1.
-
-    Raises:
-        UserError: the file cannot be read, or a line is wrong.
-    """
+    """Read a file with a class name and its weight on each line; other classes have the weight 1."""
     weights = dict.fromkeys(categories, 1.0)
     for number, line in enumerate(read_text(path, "expected lines of 'class weight'").split("\n"), start=1):
         if not line.strip():

@@ -29,9 +29,7 @@ def learning_rate(options: Namespace, epoch: float) -> float:
     After `warmup_epochs` of linear warmup from 0, 'step' divides `lr` by 10 at each of `lr_steps` (paper,
     section 4.2), and 'cosine' decays it to 0 along a half cosine (arXiv 1608.03983).
 
-    Args:
-        options: options of main.py: `lr`, `lr_schedule`, `lr_steps`, `warmup_epochs`, `epochs`.
-        epoch: epochs since the start of training, with fractions.
+    `epoch` is the time since the start of training in epochs, with fractions.
     """
     if epoch < options.warmup_epochs:
         return options.lr * epoch / options.warmup_epochs
@@ -55,11 +53,7 @@ def load_optimizer(
     checkpoint: dict[str, Any],
     path: str | Path,
 ) -> None:
-    """Load momentum and loss scale from a checkpoint, if it has them.
-
-    Raises:
-        UserError: the checkpoint's optimizer has other parameters.
-    """
+    """Load momentum and loss scale from a checkpoint, if it has them."""
     if "optimizer" not in checkpoint:
         log.info(f"{path} has no optimizer state: momentum starts from zero")
         return

@@ -27,16 +27,13 @@ def load_initial_weights(
 
     Returns:
         Whether the classifier started from scratch.
-
-    Raises:
-        UserError: the weights cannot be loaded, or do not fit.
     """
     if checkpoint:
         load_weights(model, checkpoint["state_dict"], args.resume)
         return checkpoint.get("new_classifier", False)
     if args.pretrained == "none":
         log.info("weights: random start")
-        if args.freeze and world.is_main:
+        if args.freeze:
             log.warning("warning: --freeze: the frozen weights are random")
         return True
     # Only the main process loads the weights; `World.wrap` broadcasts them.

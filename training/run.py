@@ -7,8 +7,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from training.describe import check_categories, describe_model
 from training.files import RunFiles, describe_start, find_commit, write_csv
 from training.optim import learning_rate
 from training.state import Step, TrainState
-from utils.cli import BusyError, OneLine, UserError, at_end, log, terminal
+from utils.cli import OneLine, UserError, at_end, log, terminal
 from utils.distributed import World
 from utils.files import write_atomically
 from utils.metrics import Result, averages, format_result
@@ -40,12 +39,7 @@ RECIPE += tuple(NEW_OPTIONS)
 
 
 class Run:
-    """A training run with a name: finds its checkpoint, writes its files, saves and stops.
-
-    Args:
-        args: options of main.py.
-        world: this process and the others; the main process writes.
-    """
+    """A training run with a name: finds its checkpoint, writes its files (main process), saves and stops."""
 
     def __init__(self, args: Namespace, world: World) -> None:
         self.args = args
@@ -60,14 +54,10 @@ class Run:
         self.lock = FileLock(self.files.lock, timeout=8, thread_local=False)
 
     def find_checkpoint(self) -> dict[str, Any] | None:
-        """Lock the run, and load the checkpoint to continue from in the main process for all processes.
-
-        Returns:
-            Its content; None to start from scratch.
+        """Lock the run, and load the checkpoint to continue from (None: start from scratch).
 
         Raises:
-            BusyError: another process trains this run.
-            UserError: a run of this name exists, or the checkpoint does not fit the options.
+            UserError: a run of this name exists, another process trains it, or the checkpoint does not fit.
         """
         args = self.args
         loaded = None
@@ -97,10 +87,12 @@ class Run:
         try:
             self.lock.acquire()
         except Timeout:
-            raise BusyError(
+            error = UserError(
                 f"run {self.files.name} is being trained by another process, see {self.files.log}; wait for "
                 "its end, or choose another name (--store_name)"
-            ) from None
+            )
+            error.status = 75  # EX_TEMPFAIL of sysexits.h: a later attempt may succeed
+            raise error from None
         at_end.callback(self.lock.release)
 
     def _open_log(self) -> None:
@@ -137,7 +129,7 @@ class Run:
         changes = [
             f"{name} {new} (was {old})" for name, (old, new) in values.items() if old not in (None, new)
         ]
-        if changes and self.world.is_main:
+        if changes:
             log.warning(f"warning: {', '.join(changes)}: results will differ from an uninterrupted run")
 
     def begin(self, state: TrainState, data: Datasets, sampler: ClipSampler) -> None:
@@ -180,10 +172,9 @@ class Run:
         number = state.epoch * self.sampler.num_steps + state.step - 1
         if self.curves:
             self.curves.add(step.curves, number)
-            if not self.has_shown_batch and step.clips is not None:
+            if not self.has_shown_batch:
                 self.has_shown_batch = True
-                with self._spare(self.files.batch):
-                    self._draw_batch(step, number)
+                self._write_picture(self.files.batch, lambda: self._draw_batch(step, number))
         # One all-reduce for both: the signal that stops the run, and whether the main process has to save.
         minutes = (time.monotonic() - self.last_save) / 60
         is_late = self.world.is_main and minutes > self.args.save_minutes
@@ -193,7 +184,7 @@ class Run:
         if is_late or (self.args.save_freq and state.step % self.args.save_freq == 0):
             self.save(state)
 
-    def _draw_batch(self, step: Step, number: int) -> None:
+    def _draw_batch(self, step: Step, number: int) -> bytes:
         keys = next(iter(self.sampler))  # clips of the first batch since the start of this process
         first_keys = keys[:MAX_CLIPS]
         clips = resize_clips(step.clips) if isinstance(step.clips, DecodedClips) else step.clips
@@ -205,15 +196,13 @@ class Run:
             self.data.categories,
             f"First batch of this run, at step {number}: {len(first_keys)} of its {len(keys)} clips",
         )
-        write_atomically(self.files.batch, image_png(picture))
+        return image_png(picture)
 
-    @contextmanager
-    def _spare(self, picture: Path) -> Iterator[None]:
-        """Continue with a warning if a picture cannot be written."""
+    def _write_picture(self, path: Path, draw: Callable[[], bytes]) -> None:
         try:
-            yield
+            write_atomically(path, draw())
         except OSError as error:
-            log.warning(f"warning: {picture}: cannot be written ({error.strerror}); training continues")
+            log.warning(f"warning: {path}: cannot be written ({error.strerror}); training continues")
 
     def stop(self, state: TrainState, number: int) -> None:
         """Save and exit because of a signal."""
@@ -236,7 +225,7 @@ class Run:
     def end_epoch(self, state: TrainState, result: Result | None) -> None:
         """Log and save an epoch, update the best checkpoint, and stop after a signal.
 
-        `result` is that of the validation; None if it was not due, or if a signal stopped it.
+        `result` is None if the validation was not due, or if a signal stopped it.
         """
         if result is None and self.is_validation_due(state.epoch):
             self.stop(state, self.world.all_reduce_max(self.interruption.get_signal())[0])
@@ -265,20 +254,15 @@ class Run:
             )
         self.save(state, is_best, is_last)
         if self.curves:
-            with self._spare(self.files.picture):
-                picture = figure_png(lambda: draw_curves({self.files.name: state.history}))
-                write_atomically(self.files.picture, picture)
+            draw = partial(draw_curves, {self.files.name: state.history})
+            self._write_picture(self.files.picture, lambda: figure_png(draw))
         self.last_end = time.monotonic()
         signal_number = self.world.all_reduce_max(self.interruption.get_signal())[0]
         if signal_number and not is_last:
             self.stop(state, signal_number)
 
     def save(self, state: TrainState, is_best: bool = False, is_last: bool = False) -> None:
-        """Save checkpoint and CSV file in the main process. A single failed save is only reported.
-
-        Raises:
-            UserError: the loss is not finite; or two saves in a row failed, or the last one.
-        """
+        """Save checkpoint and CSV file in the main process. A single failed save is only reported."""
         content = state.state_dict()
         if not self.world.is_main:
             return

@@ -18,13 +18,10 @@ MIN_SCALE = 1e-3
 
 
 class Step(NamedTuple):
-    """A step of `engine.train_one_epoch`: its first batch, and values for TensorBoard if it is logged.
+    """A step of `engine.train_one_epoch`: its first batch, and values for TensorBoard if it is logged."""
 
-    The batch is None if all clips of the step are excluded.
-    """
-
-    clips: torch.Tensor | DecodedClips | None
-    labels: torch.Tensor | None
+    clips: torch.Tensor | DecodedClips
+    labels: torch.Tensor
     curves: dict[str, float]
 
 
@@ -35,7 +32,7 @@ class TrainState:
         model: without wrappers.
         optimizer: SGD over the model's parameters.
         scaler: scales the loss; enabled for fp16 only.
-        world: this process and the others.
+        world: the processes of the run.
         metadata: saved in each checkpoint, see `Run.metadata`.
     """
 
@@ -68,13 +65,7 @@ class TrainState:
         return f"{METRICS[self.metric]} {self.best:.3f}" + (f" (epoch {epochs[0]})" if epochs else "")
 
     def finish_step(self, step: int, sums: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Count a step of training, without waiting for the device.
-
-        Args:
-            step: its number.
-            sums: sum over its batches of `utils.metrics.batch_sums`.
-            gradient_norm: before clipping.
-        """
+        """Count a step, without waiting for the device; `sums` are its `utils.metrics.batch_sums`."""
         self.step = step + 1
         self.meters.update(sums)
         loss = self.meters.last[0]
@@ -83,24 +74,17 @@ class TrainState:
         self.losses.append((step, loss))
 
     def check_loss(self) -> None:
-        """Check the losses since the last call. This waits for the device, so it is not done at every step.
-
-        Raises:
-            UserError: a loss or gradient is not finite, or fp16 finds no scale for it.
-        """
-        losses = torch.stack([loss for _, loss in self.losses]).tolist() if self.losses else []
-        for (step, _), loss in zip(self.losses, losses, strict=True):
-            if not math.isfinite(loss):
-                raise self._diverged(step, loss)
-        self.losses.clear()
+        """Refuse losses and gradients since the last call that are not finite. This waits for the device."""
+        losses = [(step, float(loss)) for step, loss in self.losses]
         if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_SCALE:
-            raise self._diverged(self.step - 1, math.nan)
-
-    def _diverged(self, step: int, loss: float) -> UserError:
-        return UserError(
-            f"epoch {self.epoch}, step {step}: loss or gradient is {loss}; training stops without saving; "
-            "try a smaller --lr"
-        )
+            losses.append((self.step - 1, math.nan))
+        for step, loss in losses:
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"epoch {self.epoch}, step {step}: loss or gradient is {loss}; training stops without "
+                    "saving; try a smaller --lr"
+                )
+        self.losses.clear()
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         """Append the epoch's row to the history and go to the next epoch."""
@@ -124,9 +108,7 @@ class TrainState:
     def resume(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Load everything except the weights, which the model has already, from a checkpoint.
 
-        Args:
-            checkpoint: content from `load_checkpoint`. A released one has only epoch and best accuracy.
-            path: its file, for messages.
+        A released checkpoint has only epoch and best accuracy.
         """
         self.epoch, self.step = checkpoint.get("epoch", self.epoch), checkpoint.get("step", 0)
         self.meters = ClipMeters(self.world, checkpoint.get("totals"))

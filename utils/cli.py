@@ -18,13 +18,7 @@ from tqdm import tqdm
 class UserError(Exception):
     """An error that the user can fix. The message is one line: it names the cause and says what to do."""
 
-    status = 1
-
-
-class BusyError(UserError):
-    """Another process is already doing the work."""
-
-    status = 75  # EX_TEMPFAIL of sysexits.h: a later attempt may succeed
+    status = 1  # exit status of the program
 
 
 def one_line(text: str) -> str:
@@ -158,12 +152,7 @@ def number_type(
 ) -> Callable[[str], Any]:
     """Make an argparse type for finite numbers of a kind (`int`, `float`, `Fraction`) from `low` to `high`.
 
-    Args:
-        kind: the type.
-        low: smallest number.
-        high: largest number.
-        above: exclude `low`.
-        below: exclude `high`.
+    `above` excludes `low`, `below` excludes `high`.
     """
     name = "a whole number" if kind is int else "a number"
     expected = f"{name} {'above' if above else 'of at least'} {low}"

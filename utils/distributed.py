@@ -63,10 +63,7 @@ class World:
     def wrap(self, model: nn.Module, for_training: bool = False, sync_bn: bool = False) -> nn.Module:
         """Move a model to the devices, and wrap it if there are several.
 
-        Args:
-            model: modified.
-            for_training: average the gradients over the processes.
-            sync_bn: compute batch norm over the clips of all processes.
+        `for_training` averages the gradients over the processes, `sync_bn` computes batch norm over them.
         """
         if sync_bn and self.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -180,19 +177,9 @@ def derive_seed(*numbers: int) -> int:
 def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bool = False) -> World:
     """Choose the devices of this process, and join the other processes if torchrun started it.
 
-    Args:
-        gpus: indices of the GPUs to use; None for all visible ones.
-        sync_bn: compute batch norm over the clips of all processes.
-        compiled: compile the model.
-
-    Raises:
-        UserError: a GPU does not exist or does not work, or the options contradict each other.
+    The arguments are the options `--gpus`, `--sync_bn` and `--compile`.
     """
     available = torch.cuda.device_count()
-    if available and not torch.cuda.is_available():  # a driver that is too old for this torch
-        raise UserError(
-            "the GPU driver does not work with this version of torch; CUDA_VISIBLE_DEVICES= hides it"
-        )
     if not available:
         keep_freed_memory()
     if sync_bn and not available:
@@ -218,15 +205,14 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
     store = distributed.PrefixStore(str(restarts), store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     if rank > 0:
-        log.setLevel(logging.WARNING)  # one log is enough
+        log.setLevel(logging.ERROR)  # one log is enough
     return World(rank, size, [device])
 
 
 def share_cores(processes: int) -> None:
     """Use this process's share of the cores, unless the user has set OMP_NUM_THREADS.
 
-    torchrun sets it to 1 for its processes. The variables that torchrun itself was started with show whether
-    the user has set it.
+    torchrun sets it to 1 for its processes, so the variables of torchrun itself decide.
     """
     environment = Path(f"/proc/{os.getppid()}/environ")
     if environment.exists() and b"OMP_NUM_THREADS=" not in environment.read_bytes():
@@ -235,10 +221,8 @@ def share_cores(processes: int) -> None:
 
 def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compiled: bool) -> World:
     for gpu in gpus or []:
-        if gpu >= available:
-            raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
-        if gpus.count(gpu) > 1:
-            raise UserError(f"--gpus: {gpu} appears twice")
+        if gpu >= available or gpus.count(gpu) > 1:
+            raise UserError(f"--gpus {gpu}: appears twice, or this machine has only {available} visible GPUs")
     numbers = gpus or range(available)
     if len(numbers) > 1 and (sync_bn or compiled):
         option = "--sync_bn" if sync_bn else "--compile"

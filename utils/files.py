@@ -17,21 +17,13 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading, and refuse others, such as a named pipe that would block the reader.
-
-    Raises:
-        OSError: the path cannot be opened, or is not a regular file; see `strerror`.
-    """
+    """Open a regular file for reading, and refuse others, such as a named pipe, which would block."""
     _regular_size(path)
     return open(path, "rb")  # noqa: PTH123, SIM115 - called for each frame
 
 
 def read_regular(path: str, limit: int) -> bytes | None:
-    """Read a file of at most `limit` bytes, else return None. This is faster than `open_regular`.
-
-    Raises:
-        OSError: see `open_regular`.
-    """
+    """Read a file of at most `limit` bytes, else return None. This is faster than `open_regular`."""
     size = _regular_size(path)
     if size > limit:
         return None
@@ -57,8 +49,7 @@ def _regular_size(path: str | Path) -> int:
 def read_text(path: str | Path, purpose: str = "") -> str:
     """Read a text file in UTF-8, with or without a byte order mark. Line ends become `\\n`.
 
-    Raises:
-        UserError: the file is missing (`purpose` says what for), unreadable, or not UTF-8.
+    `purpose` is a part of the message if the file is missing.
     """
     try:
         with open_regular(path) as file:
@@ -75,21 +66,13 @@ def read_text(path: str | Path, purpose: str = "") -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically: even after a power cut, it has either its old or its new content.
-
-    Raises:
-        OSError: the file cannot be written; its old content is unchanged.
-    """
+    """Write a file atomically: even after a power cut, it has either its old or its new content."""
     with staged({path: content}):
         pass
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a new file atomically. An existing file is never replaced, even if it appeared in the meantime.
-
-    Raises:
-        OSError: the file exists or cannot be written.
-    """
+    """Write a new file atomically. An existing file is never replaced, even if it has just appeared."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
@@ -128,12 +111,7 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
     """Write files under hidden names, and rename them at the end of the `with` block.
 
     All files are on the disk before the first one is renamed. Ctrl-C and SIGTERM wait until all are renamed.
-
-    Args:
-        contents: the files and their contents. Their folders must exist.
-
-    Raises:
-        OSError: a file cannot be written, or the block raised it; existing files are unchanged.
+    After an error, existing files are unchanged.
     """
     parts = {path: path.with_name(f".{path.name}.part") for path in contents}
     try:
@@ -154,11 +132,7 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
 
 
 def check_writable_file(file: str | Path, option: str = "") -> None:
-    """Check before the work begins that an output file, named by an option, can be written.
-
-    Raises:
-        UserError: the path is not a file, its folder is missing, or it may not be written.
-    """
+    """Check before the work begins that an output file, named by an option, can be written."""
     path, name = Path(file), f"{option} {file}".strip()
     if path.exists() and not path.is_file():
         raise UserError(f"{name}: is not a file")
@@ -169,11 +143,7 @@ def check_writable_file(file: str | Path, option: str = "") -> None:
 
 
 def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
-    """Refuse an output file that exists, cannot be written, or has another suffix.
-
-    Raises:
-        UserError: see above.
-    """
+    """Refuse an output file that exists, cannot be written, or has another suffix."""
     if suffix and Path(file).suffix != suffix:
         raise UserError(f"{option} {file}: the name must end in {suffix}")
     check_writable_file(file, option)
@@ -191,11 +161,7 @@ def writing(option: str, file: str | Path) -> Iterator[None]:
 
 
 def check_writable_folder(folder: str | Path, option: str = "") -> None:
-    """Check before the work begins that an output folder can be created or written to.
-
-    Raises:
-        UserError: the lowest existing path above it is not a folder or not writable.
-    """
+    """Check before the work begins that an output folder can be created or written to."""
     existing = Path(folder).absolute()
     with writing(option, folder):  # the name may be too long
         while not existing.exists():

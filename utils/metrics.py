@@ -44,10 +44,6 @@ class AverageMeter:
         return f"{self.val:.3f} ({self.avg:.3f})"
 
 
-def _duration(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
-
-
 def peak_memory(device: torch.device) -> float:
     """The peak memory of the tensors on a GPU, or of this process, in GB."""
     if device.type == "cuda":
@@ -96,18 +92,15 @@ class ProgressLog:
         self.steps_left -= 1
 
     def log(self, title: str, averages: str, epochs_left: int) -> dict[str, float]:
-        """Log a line about the last step: title, times, averages of the loss, speed, time left, memory.
-
-        Returns:
-            The times in seconds and the speed, for TensorBoard.
-        """
+        """Log a line about the last step, and return times (s) and speed for TensorBoard."""
         speed = self.num_clips / (time.perf_counter() - self.began)
-        left_in_run = self.steps_left + epochs_left * self.num_steps
+        steps_in_run = self.steps_left + epochs_left * self.num_steps
+        left, left_in_run = (
+            timedelta(seconds=round(steps * self.batch_time.avg)) for steps in (self.steps_left, steps_in_run)
+        )
         log.info(
             f"{title}\tTime {self.batch_time}\tData {self.data_time}\t{averages}\t{speed:.1f} clips/s\t"
-            f"left {_duration(self.steps_left * self.batch_time.avg)} in the epoch, "
-            f"{_duration(left_in_run * self.batch_time.avg)} in the run\t"
-            f"memory {peak_memory(self.device):.2f} GB"
+            f"left {left} in the epoch, {left_in_run} in the run\tmemory {peak_memory(self.device):.2f} GB"
         )
         times = {"step_time": self.batch_time.avg, "data_time": self.data_time.avg}
         return times | {"clips_per_second": speed}
@@ -180,27 +173,16 @@ def top_k_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class Result(NamedTuple):
-    """The result of an evaluation.
+    """The result of an evaluation. Accuracies are in percent."""
 
-    Attributes:
-        scores: clips x classes, before softmax, float32.
-        labels: one per clip; -1 if the list has no labels. Loss and accuracies are then nan.
-        prec1: top-1 accuracy in percent.
-        prec5: top-5 accuracy in percent.
-        mean_class: mean of `class_prec1`.
-        loss: mean cross entropy.
-        class_prec1: top-1 accuracy in percent of each class that has clips, by label.
-        features: input of the classifier, clips x features, float32; None if it was not requested.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
+    scores: np.ndarray  # clips x classes, before softmax, float32
+    labels: np.ndarray  # one per clip; -1 if the list has no labels. Loss and accuracies are then nan.
     prec1: float
     prec5: float
-    mean_class: float
-    loss: float
-    class_prec1: dict[int, float]
-    features: np.ndarray | None = None
+    mean_class: float  # mean of `class_prec1`
+    loss: float  # mean cross entropy
+    class_prec1: dict[int, float]  # top-1 accuracy of each class that has clips, by label
+    features: np.ndarray | None = None  # input of the classifier, clips x features, if it was requested
 
     @property
     def has_labels(self) -> bool:

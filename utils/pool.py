@@ -15,19 +15,6 @@ from tqdm import tqdm
 
 from utils.cli import UserError, printable, uninterrupted
 
-_SECONDS_BETWEEN_LINES = 30.0
-
-
-class _Lines:
-    """A stream for tqdm that writes lines instead of carriage returns, for log files."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            sys.stdout.write(text.strip() + "\n")
-
-    def flush(self) -> None:
-        sys.stdout.flush()
-
 
 def cores() -> int:
     """Number of cores that this process may use, which may be fewer than the machine has."""
@@ -35,39 +22,24 @@ def cores() -> int:
 
 
 def progress_bar(total: int, initial: int = 0) -> tqdm:
-    """Show progress: a bar on stderr if it is a terminal, otherwise a line on stdout every half minute.
+    """Show progress on stderr: often on a terminal, otherwise every half minute.
 
     Args:
         total: number of videos.
         initial: number of videos that are already done; the speed is computed without them.
     """
-    if sys.stderr.isatty():
-        style = {"smoothing": 0.05, "dynamic_ncols": True}
-    else:
-        style = {
-            "file": _Lines(),
-            "mininterval": _SECONDS_BETWEEN_LINES,
-            "delay": _SECONDS_BETWEEN_LINES,
-            "miniters": 1,
-            "bar_format": "{n_fmt} of {total_fmt} videos, {rate_fmt}, {elapsed} elapsed, {remaining} left",
-        }
+    seconds = 0.1 if sys.stderr.isatty() else 30.0
     # tqdm starts a thread, which would receive the signals that the main thread blocks later.
     with uninterrupted():
-        return tqdm(total=total, initial=initial, unit="video", **style)
+        return tqdm(total=total, initial=initial, unit="video", mininterval=seconds, delay=seconds)
 
 
 def map_in_processes(
-    task: Callable[[Any], Any], items: Sequence[Any], workers: int, chunksize: int = 1
+    task: Callable[[Any], Any], items: Sequence[Any], workers: int
 ) -> Iterator[tuple[Any, Any]]:
     """Call `task` for each item in parallel; yield each item with the result, in order.
 
     The processes ignore Ctrl-C and end with their parent, even on kill -9. One worker needs no process.
-
-    Args:
-        task: a function that can be pickled.
-        items: its arguments.
-        workers: number of processes.
-        chunksize: items that are sent to a process at once.
 
     Raises:
         UserError: a process died.
@@ -76,6 +48,8 @@ def map_in_processes(
         yield from ((item, task(item)) for item in items)
         return
     item = items[0] if items else None
+    # A message between two processes takes as long as listing a folder.
+    chunksize = min(32, len(items) // (32 * workers) + 1)
     # Forked processes would inherit each other's pipes and not notice the end of the parent.
     context = multiprocessing.get_context("spawn")
     try:
