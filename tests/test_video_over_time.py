@@ -135,7 +135,7 @@ def draw_frames(seed: list[int], label: int) -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, without_curves) -> Path:
+def trained(tmp_path_factory) -> Path:
     """A checkpoint that knows the directions. Read only: it is shared."""
     root = tmp_path_factory.mktemp("trained")
     (root / "motion").mkdir()
