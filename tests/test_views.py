@@ -279,12 +279,6 @@ def test_mirrored_classes_of_the_checkpoint(scores, tmp_path, model, root):
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("mirrored", [[0, 1], [0, 1, 2, 3, 5], [1, 2, 0, 3, 4]])
-def test_impossible_mirrored_classes(run, tmp_path, model, mirrored):
-    torch.save(wrapped(model, categories=list(NAMES), mirrored=mirrored), tmp_path / "a.pth")
-    assert_one_line_error(run("--test_crops", 10, weights=tmp_path / "a.pth"), tmp_path / "a.pth", "mirrored")
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Outputs
 
