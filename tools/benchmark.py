@@ -57,6 +57,7 @@ BATCH_SIZE = 24 if DEVICE.type == "cuda" else 2
 MATMUL_SIZE, NUM_MATMULS = (8192, 10) if DEVICE.type == "cuda" else (2048, 1)
 FRAME_SIZES = {"v1": (176, 100), "v2": (427, 240)}  # width and height
 NUM_FRAMES = 45  # v2's median
+V2_VIDEOS = 220_847
 
 
 class Form(NamedTuple):
@@ -313,10 +314,29 @@ def loader_forms(path: Path, is_training: bool, batches: list[list[int]]) -> lis
     return forms
 
 
+def measure_startup(args: argparse.Namespace) -> None:
+    """Measure reading and checking a list of v2's size, on a tree with each video's first and last frame."""
+    with tempfile.TemporaryDirectory() as root:
+        for video in range(V2_VIDEOS):
+            folder = Path(root, str(video))
+            folder.mkdir()
+            (folder / "00001.jpg").touch()
+            (folder / "00040.jpg").touch()
+        path = Path(root, "list.txt")
+        path.write_text("".join(f"{video} 40 {video % NUM_CLASS}\n" for video in range(V2_VIDEOS)))
+        start = time.perf_counter()
+        videos = open_clips(VideoDataSet, path, None, is_training=True)
+        print(f"list of {V2_VIDEOS} videos read: {time.perf_counter() - start:.1f} s")
+        start = time.perf_counter()
+        videos.find_missing()
+        print(f"folders checked, from the file cache: {time.perf_counter() - start:.1f} s")
+
+
 SECTIONS = {
     "inference": partial(measure_models, purpose="inference"),
     "training": partial(measure_models, purpose="training"),
     "loader": measure_loaders,
+    "startup": measure_startup,
 }
 
 

@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.cli import UserError, log
+from utils.pool import cores
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -216,7 +217,7 @@ def share_cores(processes: int) -> None:
     """
     environment = Path(f"/proc/{os.getppid()}/environ")
     if environment.exists() and b"OMP_NUM_THREADS=" not in environment.read_bytes():
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+        torch.set_num_threads(max(1, cores() // processes))
 
 
 def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compiled: bool) -> World:
