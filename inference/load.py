@@ -95,13 +95,16 @@ def load_model(
     num_segments, input_size = _check_options(options, spec, checkpoint.get("options", {}), path)
     if onnx_model:
         return LoadedModel(onnx_model.eval(), spec, checkpoint, path, is_type_guessed)
-    with _NoInitialisation():
-        model = TemporalModel(
-            *(spec.num_class, num_segments, spec.type, spec.arch, spec.alpha, spec.beta),
-            dropout=0.3 if spec.has_dropout else 0,  # any rate above 0 gives the same names of tensors
-            input_size=input_size,
-            consensus=spec.consensus,
-        )
+    try:
+        with _NoInitialisation():
+            model = TemporalModel(
+                *(spec.num_class, num_segments, spec.type, spec.arch, spec.alpha, spec.beta),
+                dropout=0.3 if spec.has_dropout else 0,  # any rate above 0 gives the same names of tensors
+                input_size=input_size,
+                consensus=spec.consensus,
+            )
+    except ValueError as error:  # for example a consensus of other code
+        raise UserError(f"{path}: {error}") from None
     load_weights(model, checkpoint["state_dict"], path)
     return LoadedModel(model.eval(), spec, checkpoint, path, is_type_guessed)
 

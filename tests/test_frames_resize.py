@@ -218,9 +218,8 @@ def test_frames_are_sent_once_in_shared_memory(root):
 @pytest.mark.parametrize("decode_only", [False, True])
 def test_lack_of_shared_memory(root, decode_only):
     loader = ClipLoader(open_clips(root, evaluation_transform(32), "{:05d}.jpg"), [[0, 0]], 1, decode_only)
-    with files_limited_to(4096), pytest.raises(UserError, match="^/dev/shm: has no room .*batch$") as caught:
+    with files_limited_to(4096), pytest.raises(UserError, match="^/dev/shm: has no room ") as caught:
         next(iter(loader))
-    assert ("--resize workers" in str(caught.value)) == decode_only
     del caught  # its traceback keeps the worker, which a garbage collection later would wait for
 
 
