@@ -21,13 +21,13 @@ os.environ.update(helpers.ON_CPU)
 # The longest files begin first, so that both test processes end at about the same time.
 HEAVY = (
     "test_inference_fuse",
-    "test_main",
+    "test_inference_export",
     "test_resume",
     "test_distributed",
-    "test_benchmark",
+    "test_video_over_time",
+    "test_main",
     "test_reference",
-    "test_precision",
-    "test_fuzz",
+    "test_own_data_page",
 )
 
 

@@ -16,7 +16,7 @@ from video_files import write_video
 
 from inference.export import FORMATS, Exported
 from inference.onnx_model import SEAL, OnnxModel, seal
-from models import BLOCKS, TemporalModel
+from models import TemporalModel
 from tools.export import TOLERANCE, check
 from utils.cli import UserError
 
@@ -165,11 +165,10 @@ def test_pt2_program(released, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_other_types():
-    for kind in sorted({*BLOCKS} - {"GST", "TSM"}):
-        model = make_model(kind)
-        exported, (save, load) = Exported(model), FORMATS["onnx"]
-        assert check(model, exported, load(save(exported, {})), kind) < TOLERANCE
+def test_other_type():
+    model = make_model("S3D")
+    exported, (save, load) = Exported(model), FORMATS["onnx"]
+    assert check(model, exported, load(save(exported, {})), "S3D") < TOLERANCE
 
 
 @pytest.mark.parametrize("bias", [torch.full((4,), 0.1), 1e4 * torch.eye(4)[2], torch.full((4,), torch.nan)])
