@@ -16,7 +16,8 @@ from utils.precision import has_instructions
 class FusedConv3d(nn.Module):
     """A convolution and the operations that follow it: relu(conv(x) + other).
 
-    Input: x, channels last, see `torch.nn.Conv3d`; optionally `other`, which is overwritten by the output.
+    Input: x, channels last, see `torch.nn.Conv3d`; optionally `other`, which is overwritten by the output if
+        it has its shape.
 
     Args:
         weight: its weight.
@@ -36,11 +37,20 @@ class FusedConv3d(nn.Module):
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             self.weight = reorder(self.weight, *self.geometry, list(x.shape))
         inputs = (x, self.weight, self.bias, *self.geometry)
+        if other is not None and other.shape == self._output_shape(x):
+            add = torch.ops.mkldnn._convolution_pointwise_.binary
+            return add(other, *inputs, "add", 1.0, "relu" if self.relu else None, [], "")
+        activation = "relu" if self.relu and other is None else "none"
+        out = torch.ops.mkldnn._convolution_pointwise(*inputs, activation, [], "")
         if other is None:
-            activation = "relu" if self.relu else "none"
-            return torch.ops.mkldnn._convolution_pointwise(*inputs, activation, [], "")
-        activation = "relu" if self.relu else None
-        return torch.ops.mkldnn._convolution_pointwise_.binary(other, *inputs, "add", 1.0, activation, [], "")
+            return out
+        out = out + other  # one of the two is broadcast
+        return out.relu_() if self.relu else out
+
+    def _output_shape(self, x: torch.Tensor) -> tuple[int, ...]:
+        sizes = zip(x.shape[2:], self.weight.shape[2:], *self.geometry[:3], strict=True)
+        spatial = ((n + 2 * pad - dilation * (k - 1) - 1) // step + 1 for n, k, pad, step, dilation in sizes)
+        return len(x), self.weight.shape[0], *spatial
 
 
 def has_fused_operators(dtype: torch.dtype) -> bool:
@@ -99,6 +109,8 @@ def _rewrite(block: nn.Module) -> nn.Module:
 def _replace_modules(traced: fx.GraphModule, node: fx.Node) -> None:
     """Replace convolutions by `FusedConv3d`, and remove identities."""
     module = traced.get_submodule(node.target) if node.op == "call_module" else None
+    if node.op == "call_module" and node.kwargs:  # such as conv(input=x)
+        return
     if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         with traced.graph.inserting_before(node):
             node.replace_all_uses_with(_call(traced, _fused(module), node.args[0]))

@@ -93,6 +93,8 @@ def test_onednn_computes_relu_and_sum(kwargs):
 class KeepsSum(C2DBottleneck):
     """The sum, the shortcut and a convolution's output are used twice."""
 
+    fusable_norms = C2DBottleneck.fusable_norms
+
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.bn1(self.conv1(x))
@@ -101,17 +103,35 @@ class KeepsSum(C2DBottleneck):
         return torch.relu(out + shortcut) + out
 
 
+class GlobalContext(C2DBottleneck):
+    """A term of the sum has the size of one position; a convolution is called with a keyword."""
+
+    fusable_norms = {"bn1": ("conv1",), "bn3": ("conv3",)}
+
+    def __init__(self, inplanes, planes, stride=1, downsample=None):
+        super().__init__(inplanes, planes, stride, downsample)
+        self.context = nn.Conv3d(planes, planes, kernel_size=1)
+
+    def reduce(self, x):
+        return self.conv1(input=x)
+
+    def aggregate(self, x):
+        out = self.relu(self.conv2(x))
+        return self.context(out.mean(dim=(2, 3, 4), keepdim=True)) + out
+
+
 class DependsOnValues(C2DBottleneck):
+    fusable_norms = C2DBottleneck.fusable_norms
+
     def forward(self, x):
         return super().forward(x if x.mean() > 0 else -x)
 
 
-@pytest.mark.parametrize("block", [KeepsSum, DependsOnValues])
+@pytest.mark.parametrize("block", [KeepsSum, GlobalContext, DependsOnValues])
 @torch.inference_mode()
 def test_onednn_with_other_blocks(monkeypatch, block):
     """Tensors that are used later are not overwritten; a block that cannot be traced is not changed."""
     monkeypatch.setitem(models.BLOCKS, block.__name__, block)
-    block.fusable_norms = C2DBottleneck.fusable_norms
     model, clips = make_model(model=block.__name__).eval(), torch.randn(2, 3, 3, 32, 32)
     fused = fuse(model, CPU)
     assert relative(fused(clips), model(clips)) < 1e-5
