@@ -27,7 +27,7 @@ from training.describe import describe_labels, find_labels, find_mirrored
 from transforms import evaluation_transform
 from utils.cli import UserError, log, pluralize, printable, run_program
 from utils.distributed import init_distributed
-from utils.files import check_new_file, npz, write_new, writing
+from utils.files import check_new_files, npz, write_new, writing
 from utils.metrics import Result, check_result
 from utils.precision import emulation_warning
 
@@ -122,15 +122,15 @@ def main(args: Namespace) -> None:
 
 
 def check_outputs(args: Namespace) -> None:
-    """Refuse output files that already exist or cannot be written.
+    """Refuse output files that already exist, cannot be written, or would replace each other.
 
     Raises:
         UserError: names the option.
     """
-    for option, suffix in OUTPUTS.items():
-        if file := getattr(args, option):
-            check_new_file(file, f"--{option}", suffix)
+    check_new_files(args, OUTPUTS)
     if args.report:
+        if args.submission and Path(args.report).resolve() in Path(args.submission).resolve().parents:
+            raise UserError(f"--submission {args.submission}: is in the folder of --report")
         check_report(Path(args.report))
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from utils.cli import UserError, non_negative_float, positive_float, positive_int
-from utils.files import check_new_file, check_writable_folder
+from utils.files import check_new_file, check_new_files, check_writable_folder
 
 # Options that name a file to write, and its suffix.
 FILES = {"json": "", "csv": ".csv", "save_scores": ".npz", "save_features": ".npz", "cam": ""}
@@ -86,10 +86,7 @@ def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
         raise UserError(f"--stride {args.stride:g}: a stream needs at most --window {args.window:g}")
     if args.cam and (args.window or args.test_crops * args.num_clips > 1):
         raise UserError("--cam: needs a single view; leave out --window, --test_crops and --num_clips")
-    for option, suffix in FILES.items():
-        file = getattr(args, option)
-        if file and file != "-":
-            check_new_file(file, f"--{option}", suffix)
+    check_new_files(args, FILES)
     if args.cam:
         _check_suffix("--cam", args.cam, PICTURES)
 

@@ -373,6 +373,13 @@ def test_output_files_are_checked_first(program, tmp_path):
     ):
         # Before the checkpoint is read, so before an evaluation that may take hours.
         assert_one_line_error(program(option, path, weights=tmp_path / "none.pth"), option, path)
+    new, inside = tmp_path / "new.npz", tmp_path / "report" / "per_class.csv"
+    twice = program("--save_scores", new, "--save_features", new, weights=tmp_path / "none.pth")
+    assert_one_line_error(twice, "--save_features", new, "--save_scores")
+    inside.parent.mkdir()
+    done = program("--submission", inside, "--report", inside.parent, weights=tmp_path / "none.pth")
+    assert_one_line_error(done, "--submission", inside, "--report")
+    inside.parent.rmdir()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
 
 

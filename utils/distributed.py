@@ -215,15 +215,20 @@ def share_cores(processes: int) -> None:
 
     torchrun sets it to 1 for its processes, so the variables of torchrun itself decide.
     """
-    environment = Path(f"/proc/{os.getppid()}/environ")
-    if environment.exists() and b"OMP_NUM_THREADS=" not in environment.read_bytes():
+    try:
+        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:  # not Linux, or not readable
+        return
+    if b"OMP_NUM_THREADS=" not in environment:
         torch.set_num_threads(max(1, cores() // processes))
 
 
 def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compiled: bool) -> World:
     for gpu in gpus or []:
-        if gpu >= available or gpus.count(gpu) > 1:
-            raise UserError(f"--gpus {gpu}: appears twice, or this machine has only {available} visible GPUs")
+        if gpu >= available:
+            raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
+        if gpus.count(gpu) > 1:
+            raise UserError(f"--gpus: {gpu} appears twice")
     numbers = gpus or range(available)
     if len(numbers) > 1 and (sync_bn or compiled):
         option = "--sync_bn" if sync_bn else "--compile"

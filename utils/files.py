@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import stat
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,6 +150,23 @@ def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
     check_writable_file(file, option)
     if Path(file).exists():
         raise UserError(f"{option} {file}: already exists")
+
+
+def check_new_files(args: Namespace, suffixes: dict[str, str]) -> None:
+    """Refuse the output files of several options, see `check_new_file`, or a file of two of them.
+
+    Args:
+        args: the options; their values may be None, or '-' for stdout.
+        suffixes: the suffix of each option's file.
+    """
+    options: dict[Path, str] = {}
+    for option, suffix in suffixes.items():
+        file = getattr(args, option)
+        if file and file != "-":
+            check_new_file(file, f"--{option}", suffix)
+            other = options.setdefault(Path(file).resolve(), option)
+            if other != option:
+                raise UserError(f"--{option} {file}: is also the file of --{other}")
 
 
 @contextmanager
