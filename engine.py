@@ -1,5 +1,6 @@
 """The two loops: one epoch of training, one pass of evaluation."""
 
+import copy
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -164,7 +165,7 @@ class Predictor:
         compiled: compile the model. This changes the last digits of the logits.
         mirrored: see `utils.metrics.average_views`.
         max_clips: maximum number of clips to compute at once; a video may have more views.
-        with_features: also return the input of the classifier.
+        with_features: also return the input of the classifier, combined over the frames like the logits.
     """
 
     def __init__(
@@ -177,9 +178,14 @@ class Predictor:
         with_features: bool = False,
     ) -> None:
         self.world = world
+        self.num_class = None
+        if with_features:
+            self.num_class = model.classifier.out_features
+            model = copy.deepcopy(model)
+            owner, name = (model.base_model, "fc") if model.new_fc is None else (model, "new_fc")
+            setattr(owner, name, _WithInput(model.classifier))
         self.model = world.wrap(PixelModel(model, max_clips=max_clips, compiled=compiled).eval())
         self.mirrored = mirrored
-        self.features = _ClassifierInputs(model, world.devices) if with_features else None
 
     @torch.inference_mode()
     @float32_convolutions()
@@ -195,13 +201,11 @@ class Predictor:
         Raises:
             UserError: the model cannot be compiled.
         """
-        logits = self.model(*to_devices([clips], self.world))
-        outputs = [logits]
-        if self.features:
-            outputs.append(self.features.take_means().unflatten(0, logits.shape[:-1]))
+        outputs = self.model(*to_devices([clips], self.world))
+        logits, features = outputs[..., : self.num_class], outputs[..., self.num_class :]
         if logits.dim() == 3:  # videos x views x classes
-            outputs = [average_views(logits, self.mirrored), *(values.mean(dim=1) for values in outputs[1:])]
-        return outputs
+            logits, features = average_views(logits, self.mirrored), features.mean(dim=1)
+        return [logits] if self.num_class is None else [logits, features]
 
 
 def evaluate(
@@ -287,24 +291,12 @@ def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:
                 module.eval()
 
 
-class _ClassifierInputs:
-    """Keeps the input of the classifier, on each device that computes a part of the batch.
+class _WithInput(nn.Module):
+    """A classifier that appends its input to its output, so that both are combined over the frames."""
 
-    A hook is added to the classifier; DataParallel copies it to the replicas.
-    """
+    def __init__(self, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.classifier = classifier
 
-    def __init__(self, model: TemporalModel, devices: Sequence[torch.device]) -> None:
-        self.num_segments = model.num_segments
-        self.devices = devices
-        self.shares: dict[torch.device, list[torch.Tensor]] = {device: [] for device in devices}
-        model.classifier.register_forward_pre_hook(self._keep)
-
-    def _keep(self, classifier: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        self.shares[inputs[0].device].append(inputs[0])
-
-    def take_means(self) -> torch.Tensor:
-        """The mean over the frames of each clip of the last call: clips x features, float32."""
-        shares = [share.to(self.devices[0]) for device in self.devices for share in self.shares[device]]
-        for inputs in self.shares.values():
-            inputs.clear()
-        return torch.cat(shares).float().unflatten(0, (-1, self.num_segments)).mean(dim=1)
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.classifier(inputs), inputs], dim=1)

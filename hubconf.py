@@ -100,7 +100,6 @@ def temporal_model(
     if features:
         owner, name = (model.base_model, "fc") if model.new_fc is None else (model, "new_fc")
         setattr(owner, name, nn.Identity())
-        model.consensus = "mean"
     return model
 
 

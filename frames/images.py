@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from utils.cli import UserError, printable
-from utils.files import open_regular, read_regular
+from utils.files import open_regular
 
 # Pillow supports more formats, some by running other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -21,57 +21,31 @@ warnings.filterwarnings("ignore", module="PIL")
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-class ImageError(UserError):
-    """An image that cannot be used, and the reason."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # so that it can be pickled
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{printable(self.path, 500)}: cannot be read as an image ({self.reason})"
-
-
-class DecodedFrame:
-    """A decoded frame, from an RGB image."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self._image = image
-        self.size = image.size
-
-    def image(self) -> Image.Image:
-        """The frame as an RGB image."""
-        return self._image
-
-    def write(self, array: np.ndarray) -> None:
-        """Write the pixels into an array: uint8, height x width x 3 (RGB)."""
-        array[:] = self._image
-
-
-class JPEGFrame:
-    """A JPEG that has been read, but not decoded.
+class SourceFrame:
+    """A frame that has been read, but perhaps not decoded.
 
     simplejpeg uses libjpeg-turbo, like Pillow, and decodes the same pixels directly into an array. If it
     refuses a file, Pillow decodes or refuses it.
 
     Args:
-        path: the file.
-        data: its contents.
+        source: an RGB image, or the contents of a JPEG.
         size: width and height, in pixels.
+        path: the file, for messages.
     """
 
-    def __init__(self, path: str, data: bytes, size: tuple[int, int]) -> None:
+    def __init__(self, source: Image.Image | bytes, size: tuple[int, int], path: str = "") -> None:
+        self._source = source
         self._path = path
-        self._data = data
         self.size = size
 
     def image(self) -> Image.Image:
         """The frame as an RGB image.
 
         Raises:
-            ImageError: it cannot be decoded.
+            UserError: it cannot be decoded.
         """
+        if isinstance(self._source, Image.Image):
+            return self._source
         width, height = self.size
         pixels = np.empty((height, width, 3), np.uint8)
         self.write(pixels)
@@ -81,15 +55,15 @@ class JPEGFrame:
         """Write the pixels into a contiguous array: uint8, height x width x 3 (RGB).
 
         Raises:
-            ImageError: it cannot be decoded.
+            UserError: it cannot be decoded.
         """
+        if isinstance(self._source, Image.Image):
+            array[:] = self._source
+            return
         try:
-            simplejpeg.decode_jpeg(self._data, colorspace="RGB", buffer=array)
+            simplejpeg.decode_jpeg(self._source, colorspace="RGB", buffer=array)
         except ValueError:
-            array[:] = _decode(self._path, self._data)
-
-
-SourceFrame = DecodedFrame | JPEGFrame
+            array[:] = _decode(self._path, self._source)
 
 
 def read_frame(path: str) -> SourceFrame:
@@ -98,29 +72,27 @@ def read_frame(path: str) -> SourceFrame:
     Pillow's `convert` expands grey images and palettes, drops transparency, and converts CMYK and YCbCr.
 
     Raises:
-        ImageError: it cannot be read or decoded, has an unsupported format or mode, or is too large.
+        UserError: it cannot be read or decoded, has an unsupported format or mode, or is too large.
     """
     try:
-        data = read_regular(path, limit=_MAX_JPEG)
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
-        raise ImageError(path, error.strerror) from None
-    if data and data.startswith(b"\xff\xd8"):
+        raise _unreadable(path, error.strerror) from None
+    if data.startswith(b"\xff\xd8"):
         # Other JPEGs are decoded by Pillow, which refuses damage, limits the size and inverts Adobe's CMYK.
         with suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:
-                return JPEGFrame(path, data, (width, height))
-    return DecodedFrame(_decode(path, data))
+                return SourceFrame(data, (width, height), path)
+    image = _decode(path, data)
+    return SourceFrame(image, image.size)
 
 
-_MAX_JPEG = 2**26  # bytes; frames within Pillow's limit are smaller
-
-
-def _decode(path: str, data: bytes | None) -> Image.Image:
-    """Decode an image with Pillow, from its contents if they have been read."""
+def _decode(path: str, data: bytes) -> Image.Image:
+    """Decode an image with Pillow."""
     try:
-        file = open_regular(path) if data is None else io.BytesIO(data)
-        with file, Image.open(file, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.mode not in MODES:
                 raise ValueError(f"its mode is {image.mode}; convert it to 8 bits per channel")
             image.load()
@@ -129,4 +101,8 @@ def _decode(path: str, data: bytes | None) -> Image.Image:
         reason = f"is none of {', '.join(FORMATS)}"
     except Exception as error:  # Pillow raises many kinds of errors for damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    raise ImageError(path, reason)
+    raise _unreadable(path, reason)
+
+
+def _unreadable(path: str, reason: str) -> UserError:
+    return UserError(f"{printable(path, 500)}: cannot be read as an image ({reason})")

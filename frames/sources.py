@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from datasets_video import VIDEO_SUFFIXES
-from frames.images import DecodedFrame, SourceFrame, read_frame
+from frames.images import SourceFrame, read_frame
 from frames.video import (
     FrameConverter,
     VideoError,
@@ -121,7 +121,8 @@ class VideoFiles:
                     # All frames get the size of the first one, even if the video's size changes.
                     to_image = to_image or FrameConverter(display_size(frame))
                     if number in numbers:
-                        frames[number] = DecodedFrame(to_image(frame).convert("RGB"))
+                        image = to_image(frame).convert("RGB")
+                        frames[number] = SourceFrame(image, image.size)
                     if number == (num_frames + 1 if num_frames else last):
                         break
         except VideoError as error:

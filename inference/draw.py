@@ -4,16 +4,18 @@ Class activation maps are those of Zhou et al., arXiv 1512.04150.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from inference.clips import Clip
 from models import TemporalModel
-from reports.plots import figure_png
-from reports.render import Answer, TimedAnswer, render, rendering
+from reports.plots import SheetRow, figure_png
+from reports.render import Answer, TimedAnswer, model_sheet, render_film, rendering
 from reports.timeline import draw_timeline, write_activation
 
 
@@ -37,22 +39,31 @@ def draw_answers(
         over_time: draw all answers with their times; otherwise there is only one.
         threshold: do not draw answers below this probability.
     """
-    if over_time and file.suffix.lower() == ".png":
-        probabilities = torch.from_numpy(np.stack([scores for scores, *_ in rows])).softmax(dim=1).numpy()
-        spans = [(window["start"], window["end"]) for window in windows]
+    if file.suffix.lower() == ".png":
         with rendering(file) as part:
-            part.write_bytes(figure_png(lambda: draw_timeline(clip.video, spans, probabilities, names)))
+            if over_time:
+                scores = torch.from_numpy(np.stack([scores for scores, *_ in rows]))
+                spans = [(window["start"], window["end"]) for window in windows]
+                draw = partial(draw_timeline, clip.video, spans, scores.softmax(dim=1).numpy(), names)
+                part.write_bytes(figure_png(draw))
+            else:
+                draw_sheet(clip, windows[0]["top"]).save(part, format="PNG")
         return
     timed = []
-    for window in windows if over_time else ():
+    for window in windows:
         best = window["top"][0]
         is_drawn = best["probability"] >= (threshold or 0)
         answer = Answer(best["class"], best["probability"]) if is_drawn else None
         timed.append(TimedAnswer(window["start"], window["end"], answer))
-    top = [Answer(best["class"], best["probability"]) for best in windows[0]["top"]]
-    numbers = clip.window.numbers
-    crops = clip.pixels.reshape(-1, *clip.pixels.shape[-3:])[: len(numbers)]  # the first crop of each frame
-    render(file, clip.video, numbers, crops, top, timed)
+    render_film(file, clip.video, timed, has_strip=over_time)
+
+
+def draw_sheet(clip: Clip, top: Sequence[dict[str, Any]]) -> Image.Image:
+    """Draw the frames of a clip as the model saw them (the first crop), and the best classes above them."""
+    lines = [clip.video.path.name, *(f"{best['probability']:.3f}  {best['class']}" for best in top)]
+    captions = [f"frame {number}" for number in clip.window.numbers]
+    crops = clip.pixels.reshape(-1, *clip.pixels.shape[-3:])[: len(captions)]
+    return model_sheet(SheetRow([Image.fromarray(crop) for crop in crops], lines, captions))
 
 
 def draw_activation(

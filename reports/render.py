@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from frames.sources import Video, duration
+from frames.sources import Video
 from reports.plots import SheetRow, contact_sheet, font
 from utils.cli import UserError, printable
 from utils.files import give_name
@@ -45,41 +45,23 @@ class TimedAnswer(NamedTuple):
     answer: Answer | None
 
 
-def render(
-    path: Path,
-    video: Video,
-    numbers: Sequence[int],
-    crops: np.ndarray,
-    top: Sequence[Answer],
-    windows: Sequence[TimedAnswer] = (),
-) -> None:
-    """Draw the answers of a model: a contact sheet (.png), or the video with captions (.mp4).
-
-    The file gets its name when it is complete. Memory does not depend on the length of the video.
+def render_film(path: Path, video: Video, windows: Sequence[TimedAnswer], has_strip: bool) -> None:
+    """Write a video with the answer of each moment below it. Memory does not depend on the video's length.
 
     Args:
-        path: file to write.
+        path: the .mp4 file to write. It gets its name when it is complete.
         video: the input of the model.
-        numbers: frames that the model saw, from 1.
-        crops: what it saw of them, uint8, frames x height x width x RGB.
-        top: the best classes, the best one first.
-        windows: answers over time to draw instead of the first one of `top`.
+        windows: the answers, in the order of time.
+        has_strip: see `_Captions`.
 
     Raises:
         UserError: a frame cannot be read, or the file cannot be written.
     """
-    with rendering(path) as part:
-        if path.suffix.lower() == ".png":
-            lines = [video.path.name, *(f"{answer.probability:.3f}  {answer.label}" for answer in top)]
-            captions = [f"frame {number}" for number in numbers]
-            row = SheetRow([Image.fromarray(crop) for crop in crops], lines, captions)
-            model_sheet(row).save(part, format="PNG")
-            return
-        captions = _Captions(windows or [TimedAnswer(0.0, duration(video), top[0])], bool(windows))
-        frames = tqdm(video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None)
-        with closing(Movie(part)) as movie:
-            for frame, time in frames:
-                movie.add(captions.draw(frame, float(time)), time)
+    captions = _Captions(windows, has_strip)
+    frames = tqdm(video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None)
+    with rendering(path) as part, closing(Movie(part)) as movie:
+        for frame, time in frames:
+            movie.add(captions.draw(frame, float(time)), time)
 
 
 @contextmanager

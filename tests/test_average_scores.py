@@ -50,7 +50,8 @@ def test_average(write, tmp_path):
     lines = done.stdout.splitlines()
     for line, start, scores in zip(lines, (a, b, "average"), (one, two, expected), strict=False):
         assert line.startswith(str(start))
-        assert re.findall(r"\d+\.\d{3}", line.removeprefix(str(start))) == accuracies(scores)
+        numbers = re.findall(r"(?:Prec@\d|class) (\d+\.\d{3})", line.removeprefix(str(start)))
+        assert numbers == accuracies(scores)
     with np.load(tmp_path / "out.npz") as content:
         np.testing.assert_allclose(content["scores"], expected, rtol=1e-6, atol=1e-7)
         assert content["scores"].dtype == np.float32

@@ -10,7 +10,7 @@ import pytest
 from helpers import REPOSITORY, finish
 
 from utils.cli import UserError, number_type, positive_int
-from utils.files import check_new_file, check_writable_file, check_writable_folder
+from utils.files import check_new_file, check_writable_folder
 
 PERCENT = number_type(int, 1, 100)
 SHARE = number_type(float, 0, 1, below=True)
@@ -39,8 +39,8 @@ def test_number_in_range():
 def test_unwritable_paths_are_refused(tmp_path):
     (tmp_path / "file").touch()
     wrong = [
-        (check_writable_file, tmp_path),
-        (check_writable_file, tmp_path / "none" / "new"),
+        (check_new_file, tmp_path),
+        (check_new_file, tmp_path / "none" / "new"),
         (check_new_file, tmp_path / "file"),
         (check_writable_folder, tmp_path / "file" / "a" / "b"),
     ]

@@ -74,7 +74,7 @@ def test_commands_of_the_page(tmp_path):
     assert len(rows) == 13
     right = sum(row["true class"] == row["predicted class"] for row in rows)
     assert result(tested) == f"Prec@1 {100 * right / 13:.3f}"
-    pictures = ("gestures.jpg", "report/confusion.png", "report/mistakes.png", "answer.png")
+    pictures = ("report/confusion.png", "report/mistakes.png", "answer.png")
     assert all(Image.open(tmp_path / name).width >= 320 for name in pictures)
 
     # New videos

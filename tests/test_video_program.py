@@ -20,9 +20,11 @@ from video_model import save_model
 from classes import released_categories
 from frames.sources import find_videos, open_video
 from frames.video import decode, decode_frames, index_frames
+from inference.clips import Clip, Window
+from inference.draw import draw_sheet
 from inference.options import check_answer_options, rendered_files
 from opts import video_parser
-from reports.render import Answer, Caption, render
+from reports.render import Answer, Caption
 from utils.cli import UserError
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"
@@ -340,13 +342,12 @@ def test_captions_are_not_cut(size, label):
     assert caption.draw(Image.new("RGB", size), None).size == image.size
 
 
-def test_sheet_shows_the_crops_and_the_classes(tmp_path):
+def test_sheet_shows_the_crops_and_the_classes():
     crops = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in (90, 150, 210)])
-    sheets = []
-    for name in ("a", "b"):
-        video = Namespace(path=Path("a.mp4"))
-        render(tmp_path / f"{name}.png", video, [1, 5, 9], crops, [Answer(name, 0.5)])
-        sheets.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    video, window = Namespace(path=Path("a.mp4")), Window(0.0, 1.0, [1, 5, 9])
+    clip = Clip(0, video, window, [0.0, 0.4, 0.8], np.stack([crops, crops[::-1]]))
+    tops = [[{"class": name, "probability": 0.5}] for name in ("a", "b")]
+    sheets = [np.asarray(draw_sheet(clip, top)) for top in tops]
     for colour in (90, 150, 210):
         assert (sheets[0] == colour).all(axis=2).sum() > 250**2
     rows = np.flatnonzero((sheets[0] != sheets[1]).any(axis=(1, 2)))

@@ -7,7 +7,6 @@ The program prints the accuracies of each file and of the average. The files are
 `test_models.py --save_scores`. Videos are matched by name, in any order.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -30,39 +29,9 @@ class Scores(NamedTuple):
     videos: np.ndarray
     classes: np.ndarray
 
-    def accuracies(self) -> str:
-        """Top-1, top-5 and mean class accuracy in percent."""
-        result = summarise(torch.from_numpy(self.scores), torch.from_numpy(self.labels))
-        if not result.has_labels:
-            return "no accuracy, because the videos have no labels"
-        return f"Prec@1 {result.prec1:.3f} Prec@5 {result.prec5:.3f} Mean class {result.mean_class:.3f}"
-
 
 def main() -> None:
-    """Average the scores of files."""
-    args = parse_args()
-    if args.save_scores:
-        check_new_file(args.save_scores, "--save_scores", ".npz")
-    weights = np.array(args.weights or [1.0] * len(args.files))
-    if len(weights) != len(args.files):
-        raise UserError(f"--weights: has {len(weights)} numbers for {len(args.files)} files")
-
-    first = read_scores(args.files[0])
-    files = [reorder_videos(read_scores(path), first, path, args.files[0]) for path in args.files]
-    scores = np.average([file.scores for file in files], axis=0, weights=weights)
-    average = first._replace(scores=scores.astype(np.float32))
-
-    names = [*map(printable, args.files), "average"]
-    for name, file in zip(names, [*files, average], strict=True):
-        print(f"{name}: {file.accuracies()}")
-    if args.save_scores:
-        with writing("--save_scores", args.save_scores):
-            write_new(Path(args.save_scores), npz(**average._asdict()))
-        print(f"scores: {args.save_scores}")
-
-
-def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__)
+    parser = Parser(*__doc__.split("\n\n", 1))
     parser.add_argument("files", nargs="+", metavar="FILE.npz", help="from test_models.py --save_scores")
     parser.add_argument(
         "--weights",
@@ -72,7 +41,24 @@ def parse_args() -> argparse.Namespace:
         help="weights of the files in their order; only the ratios matter (default: equal weights)",
     )
     parser.add_argument("--save_scores", metavar="FILE.npz", help="write the average in the same format")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.save_scores:
+        check_new_file(args.save_scores, "--save_scores", ".npz")
+    if args.weights and len(args.weights) != len(args.files):
+        raise UserError(f"--weights: has {len(args.weights)} numbers for {len(args.files)} files")
+
+    first = read_scores(args.files[0])
+    files = [reorder_videos(read_scores(path), first, path, args.files[0]) for path in args.files]
+    scores = np.average([file.scores for file in files], axis=0, weights=args.weights)
+    average = first._replace(scores=scores.astype(np.float32))
+    for name, file in zip([*args.files, "average"], [*files, average], strict=True):
+        result = summarise(torch.from_numpy(file.scores), torch.from_numpy(file.labels))
+        mean_class = f" Mean class {result.mean_class:.3f}" if result.has_labels else ""
+        print(f"{printable(name)}: {result}{mean_class}")
+    if args.save_scores:
+        with writing("--save_scores", args.save_scores):
+            write_new(Path(args.save_scores), npz(**average._asdict()))
+        print(f"scores: {args.save_scores}")
 
 
 def read_scores(path: str) -> Scores:

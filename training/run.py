@@ -33,9 +33,7 @@ from utils.metrics import Result, averages, format_result
 RECIPE = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout", "batch_size")
 RECIPE += ("accumulate", "sync_bn", "freeze_bn", "momentum", "weight_decay", "clip_gradient", "seed", "amp")
 RECIPE += ("lr", "lr_schedule", "lr_steps", "warmup_epochs", "lr_mult_new")
-# Options that older checkpoints do not have, and their values in these.
-NEW_OPTIONS = {"consensus": "mean", "freeze": None, "label_smoothing": 0.0, "mixup": 0.0, "best": "prec1"}
-RECIPE += tuple(NEW_OPTIONS)
+RECIPE += ("consensus", "freeze", "label_smoothing", "mixup", "best")
 
 
 class Run:
@@ -285,9 +283,8 @@ def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> Non
     """Check that the options have the model and recipe of the checkpoint."""
     spec = describe_model(checkpoint, path, args.type)
     expected = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
-    options = checkpoint.get("options")
-    if options:
-        expected |= {name: (NEW_OPTIONS | options)[name] for name in RECIPE if name in NEW_OPTIONS | options}
+    options = checkpoint.get("options", {})
+    expected |= {name: options[name] for name in RECIPE if name in options}
     if args.amp in (None, "auto"):  # the run keeps the checkpoint's
         expected.pop("amp", None)
     changed = [name for name, value in expected.items() if getattr(args, name) != value]

@@ -19,32 +19,10 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
 
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading, and refuse others, such as a named pipe, which would block."""
-    _regular_size(path)
-    return open(path, "rb")  # noqa: PTH123, SIM115 - called for each frame
-
-
-def read_regular(path: str, limit: int) -> bytes | None:
-    """Read a file of at most `limit` bytes, else return None. This is faster than `open_regular`."""
-    size = _regular_size(path)
-    if size > limit:
-        return None
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = os.read(descriptor, size)
-        # Network file systems may return fewer bytes per call.
-        while len(data) < size and (more := os.read(descriptor, size - len(data))):
-            data += more
-    finally:
-        os.close(descriptor)
-    return data
-
-
-def _regular_size(path: str | Path) -> int:
-    status = os.stat(path)  # noqa: PTH116 - called for each frame
-    kind = stat.S_IFMT(status.st_mode)
+    kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 - called for each frame
     if kind != stat.S_IFREG:
         raise OSError(errno.EINVAL, f"is {_KINDS.get(kind, 'a device')}, not a file", str(path))
-    return status.st_size
+    return open(path, "rb")  # noqa: PTH123, SIM115
 
 
 def read_text(path: str | Path, purpose: str = "") -> str:
@@ -132,24 +110,17 @@ def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
                 part.unlink(missing_ok=True)
 
 
-def check_writable_file(file: str | Path, option: str = "") -> None:
-    """Check before the work begins that an output file, named by an option, can be written."""
-    path, name = Path(file), f"{option} {file}".strip()
-    if path.exists() and not path.is_file():
-        raise UserError(f"{name}: is not a file")
+def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
+    """Refuse an option's output file that exists, cannot be written, or has another suffix."""
+    path, name = Path(file), f"{option} {file}"
+    if suffix and path.suffix != suffix:
+        raise UserError(f"{name}: the name must end in {suffix}")
+    if path.exists():
+        raise UserError(f"{name}: already exists")
     if not path.parent.is_dir():
         raise UserError(f"{name}: cannot be written ({path.parent} is not a folder)")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{name}: cannot be written (no permission)")
-
-
-def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
-    """Refuse an output file that exists, cannot be written, or has another suffix."""
-    if suffix and Path(file).suffix != suffix:
-        raise UserError(f"{option} {file}: the name must end in {suffix}")
-    check_writable_file(file, option)
-    if Path(file).exists():
-        raise UserError(f"{option} {file}: already exists")
 
 
 def check_new_files(args: Namespace, suffixes: dict[str, str]) -> None:
