@@ -10,6 +10,7 @@ import builtins
 import hashlib
 import importlib
 import sys
+from argparse import Namespace
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -126,7 +127,7 @@ def _load(options: dict[str, Any], weights: str | Path) -> nn.Module:
     describe = importlib.import_module(f"{_PACKAGE}.training.describe")
     num_class = options.pop("num_class", None)
     try:
-        loaded = load.load_model(weights, load.ModelOptions(**options), allow_guess=False)
+        loaded = load.load_model(weights, Namespace(**vars(load.NO_OPTIONS) | options), allow_guess=False)
         if num_class not in (None, loaded.spec.num_class):
             raise ValueError(
                 f"num_class {num_class} contradicts {weights}, which has {loaded.spec.num_class}"

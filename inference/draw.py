@@ -15,7 +15,7 @@ from PIL import Image
 from inference.clips import Clip
 from models import TemporalModel
 from reports.plots import SheetRow, figure_png
-from reports.render import Answer, TimedAnswer, model_sheet, render_film, rendering
+from reports.render import model_sheet, render_film, rendering
 from reports.timeline import draw_timeline, write_activation
 
 
@@ -49,13 +49,7 @@ def draw_answers(
             else:
                 draw_sheet(clip, windows[0]["top"]).save(part, format="PNG")
         return
-    timed = []
-    for window in windows:
-        best = window["top"][0]
-        is_drawn = best["probability"] >= (threshold or 0)
-        answer = Answer(best["class"], best["probability"]) if is_drawn else None
-        timed.append(TimedAnswer(window["start"], window["end"], answer))
-    render_film(file, clip.video, timed, has_strip=over_time)
+    render_film(file, clip.video, windows, threshold or 0, has_strip=over_time)
 
 
 def draw_sheet(clip: Clip, top: Sequence[dict[str, Any]]) -> Image.Image:

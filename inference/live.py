@@ -16,7 +16,7 @@ from PIL import Image
 from frames.stream import LiveStream
 from inference.answers import log_window, make_answer, merge_windows
 from inference.clips import EPSILON, Clip, ClipFormat, Window
-from reports.render import Answer, Caption, Movie, rendering
+from reports.render import Caption, Movie, rendering
 from utils.cli import UserError, log, pluralize, printable
 
 RECONNECT_SECONDS = 2.0
@@ -68,7 +68,7 @@ def watch(
                         if is_shown:
                             log_window(answer, f"  ({1000 * (time.monotonic() - arrival):.0f} ms)")
                         if recorder:
-                            recorder.show(Answer(best["class"], best["probability"]) if is_shown else None)
+                            recorder.show(best if is_shown else None)
                         if args.json or args.csv:
                             windows.append(answer)
                     stream.close()
@@ -110,7 +110,7 @@ class Recorder:
     def __init__(self, part: Path, names: Sequence[str]) -> None:
         self._movie = Movie(part)
         self._caption = Caption(names)
-        self._answer: Answer | None = None
+        self._answer: dict[str, Any] | None = None
         self._last = -1.0
         self._error: OSError | av.FFmpegError | None = None
         self._is_open = True
@@ -128,7 +128,7 @@ class Recorder:
             except (OSError, av.FFmpegError) as error:
                 self._error = error  # for the main thread
 
-    def show(self, answer: Answer | None) -> None:
+    def show(self, answer: dict[str, Any] | None) -> None:
         """Draw an answer from now on.
 
         Raises:

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +16,8 @@ from utils.cli import UserError
 from utils.distributed import World
 from utils.precision import DTYPES, Precision, evaluation_precision
 
-
-@dataclass
-class ModelOptions:
-    """The user's options for a model; None for values from the file. Programs pass their `args` instead."""
-
-    type: str | None = None
-    arch: str | None = None
-    alpha: int | None = None
-    beta: int | None = None
-    num_segments: int | None = None
-    input_size: int | None = None
+# The options of a model that a file may store.
+NO_OPTIONS = Namespace(type=None, arch=None, alpha=None, beta=None, num_segments=None, input_size=None)
 
 
 class LoadedModel(NamedTuple):
@@ -69,7 +59,7 @@ class LoadedModel(NamedTuple):
 
 def load_model(
     path: str | Path,
-    options: ModelOptions | Namespace,
+    options: Namespace = NO_OPTIONS,
     allow_onnx: bool = False,
     allow_guess: bool = True,
 ) -> LoadedModel:
@@ -77,8 +67,8 @@ def load_model(
 
     Args:
         path: a checkpoint (see `load_checkpoint`) or an ONNX file of tools/export.py.
-        options: the user's options, which must not contradict the file. If neither specifies them, the model
-            has the published 8 frames of 224 x 224.
+        options: the user's options, which must not contradict the file; see `NO_OPTIONS`. Without sizes in
+            either, the model has the published 8 frames of 224 x 224.
         allow_onnx: whether an ONNX file is accepted.
         allow_guess: whether to guess the type of block if the tensors fit several types.
 
@@ -111,7 +101,7 @@ def load_model(
 
 def load_fused(
     path: str | Path,
-    options: ModelOptions | Namespace,
+    options: Namespace,
     world: World,
     amp: str | None = None,
     plain: bool = False,
@@ -152,7 +142,7 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def _check_options(
-    options: ModelOptions | Namespace, spec: ModelSpec, checkpoint_options: dict[str, Any], path: str | Path
+    options: Namespace, spec: ModelSpec, checkpoint_options: dict[str, Any], path: str | Path
 ) -> tuple[int, int]:
     """Check the user's options against the file, and return the number of segments and the input size."""
     file_options = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -30,34 +30,22 @@ STRIP_HEIGHT = 6
 STRIP_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 
 
-class Answer(NamedTuple):
-    """One of a model's best classes: its name and its probability, from 0 to 1."""
-
-    label: str
-    probability: float
-
-
-class TimedAnswer(NamedTuple):
-    """The best class of a window from `start` to `end` (seconds); `answer` is None if it is not drawn."""
-
-    start: float
-    end: float
-    answer: Answer | None
-
-
-def render_film(path: Path, video: Video, windows: Sequence[TimedAnswer], has_strip: bool) -> None:
+def render_film(
+    path: Path, video: Video, windows: Sequence[dict[str, Any]], threshold: float, has_strip: bool
+) -> None:
     """Write a video with the answer of each moment below it. Memory does not depend on the video's length.
 
     Args:
         path: the .mp4 file to write. It gets its name when it is complete.
         video: the input of the model.
-        windows: the answers, in the order of time.
-        has_strip: see `_Captions`.
+        windows: the answers, in the order of time; see `inference.answers.make_answer`.
+        threshold: do not draw answers below this probability.
+        has_strip: draw a strip that shows the progress: a colour for each class, and the current time.
 
     Raises:
         UserError: a frame cannot be read, or the file cannot be written.
     """
-    captions = _Captions(windows, has_strip)
+    captions = _Captions(windows, threshold, has_strip)
     frames = tqdm(video.play(), "rendering", video.num_frames, leave=False, unit="frame", disable=None)
     with rendering(path) as part, closing(Movie(part)) as movie:
         for frame, time in frames:
@@ -85,40 +73,37 @@ def rendering(path: Path, option: str = "--rendered_output") -> Iterator[Path]:
 
 
 class _Captions:
-    """Draws on each frame of a video the answer of its time, and a strip that shows the progress.
+    """Draws the current answer below each frame of a video; see `render_film`."""
 
-    Args:
-        windows: the answers, in the order of time.
-        has_strip: draw the strip: a colour for each class, and the current time.
-    """
-
-    def __init__(self, windows: Sequence[TimedAnswer], has_strip: bool) -> None:
-        self.windows = windows
+    def __init__(self, windows: Sequence[dict[str, Any]], threshold: float, has_strip: bool) -> None:
+        best = [window["top"][0] for window in windows]
+        self.answers = [answer if answer["probability"] >= threshold else None for answer in best]
         self.has_strip = has_strip
-        self.centres = np.array([(window.start + window.end) / 2 for window in windows])
-        self.labels = sorted({window.answer.label for window in windows if window.answer})
-        self.caption = Caption(self.labels)
+        self.centres = np.array([(window["start"] + window["end"]) / 2 for window in windows])
+        self.end = windows[-1]["end"]
+        self.names = sorted({answer["class"] for answer in self.answers if answer})
+        self.caption = Caption(self.names)
         self.strip: Image.Image | None = None
 
-    def answer_at(self, time: float) -> Answer | None:
+    def answer_at(self, time: float) -> dict[str, Any] | None:
         """The answer of the window whose centre is nearest."""
-        return self.windows[int(np.abs(self.centres - time).argmin())].answer
+        return self.answers[int(np.abs(self.centres - time).argmin())]
 
     def draw(self, frame: Image.Image, time: float) -> Image.Image:
         picture = self.caption.draw(frame, self.answer_at(time))
         if self.has_strip:
             self.strip = self.strip or self._draw_strip(picture.width)
             picture.paste(self.strip, (0, 0))
-            x = round(picture.width * time / self.windows[-1].end)
+            x = round(picture.width * time / self.end)
             ImageDraw.Draw(picture).rectangle((x - 1, 0, x + 1, STRIP_HEIGHT), "white")
         return picture
 
     def _draw_strip(self, width: int) -> Image.Image:
-        colours = dict(zip(self.labels, itertools.cycle(STRIP_COLOURS), strict=False))
+        colours = dict(zip(self.names, itertools.cycle(STRIP_COLOURS), strict=False))
         strip = Image.new("RGB", (width, STRIP_HEIGHT))
         for x in range(width):
-            if answer := self.answer_at(self.windows[-1].end * (x + 0.5) / width):
-                strip.paste(colours[answer.label], (x, 0, x + 1, STRIP_HEIGHT))
+            if answer := self.answer_at(self.end * (x + 0.5) / width):
+                strip.paste(colours[answer["class"]], (x, 0, x + 1, STRIP_HEIGHT))
         return strip
 
 
@@ -126,15 +111,15 @@ class Caption:
     """Draws answers below the frames of a video. All pictures have the size of the first one.
 
     Args:
-        labels: names of the classes that may be drawn; there is room for the longest one.
+        names: names of the classes that may be drawn; there is room for the longest one.
     """
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = labels
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
         self.size: tuple[int, int] | None = None
 
-    def draw(self, frame: Image.Image, answer: Answer | None) -> Image.Image:
-        """Draw an answer below a frame; None leaves the place empty."""
+    def draw(self, frame: Image.Image, answer: dict[str, Any] | None) -> Image.Image:
+        """Draw `class` and `probability` of an answer below a frame; None leaves the place empty."""
         if self.size is None:
             self._lay_out(frame.size)
         if frame.size != self.frame_size:
@@ -142,7 +127,7 @@ class Caption:
         picture = Image.new("RGB", self.size)
         picture.paste(frame)
         if answer:
-            text = f"{100 * answer.probability:.0f} %  {answer.label}"
+            text = f"{100 * answer['probability']:.0f} %  {answer['class']}"
             place = (self.margin, self.frame_size[1] + self.margin)
             ImageDraw.Draw(picture).text(place, self._wrap(text), "white", self.style)
         return picture
@@ -153,7 +138,7 @@ class Caption:
         self.style = font(max(MIN_FONT, self.frame_size[0] // 30))
         self.margin = self.style.size // 2
         draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-        texts = [self._wrap(f"100 %  {label}") for label in self.labels] or [""]
+        texts = [self._wrap(f"100 %  {name}") for name in self.names] or [""]
         text_height = max(draw.textbbox((0, 0), text, self.style)[3] for text in texts)
         height = self.frame_size[1] + int(text_height) + 2 * self.margin
         # yuv420p needs even sizes.

@@ -22,7 +22,7 @@ from classes import mirrored_labels
 from dataset import VideoDataSet
 from reports.plots import DPI, SheetRow, contact_sheet, figure_png, image_png
 from utils.cli import UserError, printable
-from utils.files import check_writable_folder, staged
+from utils.files import check_writable_folder, write_files
 from utils.metrics import Result
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -88,8 +88,7 @@ def write_report(
         contents["mistakes.png"] = image_png(contact_sheet(mistakes))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with staged({folder / name: content for name, content in contents.items()}):
-            pass
+        write_files({folder / name: content for name, content in contents.items()})
     except OSError as error:
         raise UserError(f"--report {folder}: cannot be written ({error.strerror})") from None
 

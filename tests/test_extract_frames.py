@@ -26,7 +26,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 import extract_frames
 
 TOOL = "tools/extract_frames.py"
-NATIVE = extract_frames.Settings(None, True, 100, "{:05d}.jpg")
+NATIVE = extract_frames.Settings(None, True, "{:05d}.jpg")
 # name -> (frames, options of write_video)
 WHOLE = {
     "odd size.webm": (24, {"width": 97, "height": 61}),
@@ -51,9 +51,9 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def native(videos, tmp_path_factory):
-    """Their frames in full size, at the best quality. Read only."""
+    """Their frames in full size. Read only."""
     out = tmp_path_factory.mktemp("native")
-    extract(videos, out, "--native", "--quality", 100)
+    extract(videos, out, "--native")
     return out
 
 
@@ -124,7 +124,6 @@ def test_sizes_and_jpeg_tables(tmp_path):
             ((), [(256, 256), (256, 256)]),
             (("--short_side", 30), [(64, 30), (30, 64)]),
             (("--native",), [(128, 60), (60, 128)]),
-            (("--quality", 30), [(256, 256), (256, 256)]),
         ]
     ):
         out = tmp_path / f"out{number}"
@@ -134,8 +133,6 @@ def test_sizes_and_jpeg_tables(tmp_path):
     image = Image.open(tmp_path / "out0/wide/00001.jpg")
     assert image.quantization[0][:4] == [8, 4, 4, 5] and image.quantization[0][-1] == 20
     assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]
-    small, default = ((tmp_path / out / "tall/00002.jpg").stat().st_size for out in ("out3", "out0"))
-    assert small < default
 
 
 BT709, FULL = 1, 2
@@ -170,7 +167,7 @@ def test_colours_are_not_biased(tmp_path):
 
 
 def test_workers_do_not_change_frames(videos, native, tmp_path):
-    extract(videos, tmp_path, "--native", "--quality", 100, "--workers", 2)
+    extract(videos, tmp_path, "--native", "--workers", 2)
     assert tree(tmp_path) == tree(native)
 
 
@@ -238,12 +235,12 @@ def test_settings_are_not_mixed(tmp_path):
     source, out = make_source(tmp_path / "videos"), tmp_path / "out"
     extract(source, out)
     before = tree(out)
-    for options in (["--native"], ["--quality", "80"]):
+    for options in (["--native"], ["--short_side", "80"]):
         process = call(TOOL, "--videos", source, "--out", out, *options)
         assert_one_line_error(process, out, options[0])
     assert tree(out) == before
     settings = out / ".extract_frames.json"
-    assert set(json.loads(settings.read_text())) == {"short_side", "native", "quality", "image_tmpl"}
+    assert set(json.loads(settings.read_text())) == {"short_side", "native", "image_tmpl"}
     (tmp_path / "other/1").mkdir(parents=True)
     assert_one_line_error(call(TOOL, "--videos", source, "--out", tmp_path / "other"), tmp_path / "other")
 
@@ -255,7 +252,7 @@ def test_names(tmp_path):
     (out / "taken").mkdir(parents=True)
     (out / "taken/mine").touch()
     (out / ".extract_frames.json").write_text(
-        json.dumps(extract_frames.Settings(None, False, None, "{:05d}.jpg")._asdict())
+        json.dumps(extract_frames.Settings(None, False, "{:05d}.jpg")._asdict())
     )
     report = read_report(extract(source, out, status=1), out)
     assert set(report) == {"twice.mp4", "twice.webm", "taken.mp4"}
@@ -393,7 +390,7 @@ def test_dead_process_is_one_line():
         ("--videos {empty}/none --out {new}", "{empty}/none"),
         ("--videos {one}", "--out"),
         ("--videos {one} --dataset diving48", "--root_path"),
-        ("--videos {one} --out {new} --quality 101", "--quality"),
+        ("--videos {one} --out {new} --short_side 0", "--short_side"),
         ("--videos {one} --out {new} --short_side 9 --native", "--native"),
     ],
 )

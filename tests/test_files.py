@@ -7,7 +7,7 @@ import pytest
 from helpers import files_limited_to
 
 from utils.cli import UserError
-from utils.files import open_regular, read_text, staged, write_atomically, write_new, write_texts
+from utils.files import open_regular, read_text, staged, write_files, write_new
 
 
 def files_in(folder: Path) -> dict[str, str]:
@@ -35,12 +35,12 @@ def test_failed_body_changes_nothing(tmp_path, error):
 
 def test_failed_write_changes_nothing(tmp_path):
     path = tmp_path / "a"
-    write_atomically(path, b"first")
+    write_files({path: b"first"})
     with files_limited_to(1000), pytest.raises(OSError, match="File too large"):
-        write_atomically(path, bytes(5000))
+        write_files({path: bytes(5000)})
     for wrong in (path / "below", tmp_path / "none" / "a"):
         with pytest.raises(OSError):
-            write_atomically(wrong, b"second")
+            write_files({wrong: b"second"})
     assert files_in(tmp_path) == {"a": "first"}
 
 
@@ -67,7 +67,7 @@ def test_only_regular_text_is_read(tmp_path, make, reason):
 
 
 def test_texts_are_utf8_with_unix_line_ends(tmp_path):
-    write_texts({tmp_path / "a": "Äpfel\n"})
+    write_files({tmp_path / "a": "Äpfel\n"})
     assert (tmp_path / "a").read_bytes() == "Äpfel\n".encode()
     (tmp_path / "a").write_bytes("\ufeffone\r\ntwo\u2028\x0b\rthree\n".encode())
     assert read_text(tmp_path / "a") == "one\ntwo\u2028\x0b\nthree\n"

@@ -22,7 +22,7 @@ from baselines import S3DBottleneck
 from classes import describe_balance
 from gst import GSTBottleneck
 from inference.export import Exported
-from inference.load import ModelOptions, load_model
+from inference.load import NO_OPTIONS, load_model
 from models import BLOCKS, TemporalModel
 from training.pretrained import load_pretrained
 from utils.cli import UserError
@@ -183,16 +183,16 @@ def test_every_program_uses_the_consensus(tmp_path):
     clips = torch.randn(2, 4, 3, 64, 64)
     clean = tmp_path / "clean.pth"
     assert helpers.call("tools/convert_checkpoint.py", "--weights", path, "--out", clean).returncode == 0
-    loaded = [load_model(file, ModelOptions()).model for file in (path, clean)]
+    loaded = [load_model(file).model for file in (path, clean)]
     with torch.inference_mode():
         expected = model(clips)
         for other in (*loaded, hubconf.temporal_model(weights=path), Exported(model)):
             torch.testing.assert_close(other(clips), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="--consensus mean contradicts"):
-        load_model(path, Namespace(**vars(ModelOptions()), consensus="mean"))
+        load_model(path, Namespace(**vars(NO_OPTIONS), consensus="mean"))
     torch.save(load(path) | {"options": options | {"consensus": "median"}}, path)
     with pytest.raises(UserError, match=r"max.pth: consensus median"):
-        load_model(path, ModelOptions())
+        load_model(path)
 
 
 # docs/IDEAS.md

@@ -17,7 +17,7 @@ from classes import mirrored_labels, released_categories
 from dataset import VideoDataSet
 from models import TemporalModel
 from reports import plots, report
-from reports.render import Answer, TimedAnswer, render_film
+from reports.render import render_film
 from utils.cli import UserError
 from utils.metrics import Result, summarise
 
@@ -189,9 +189,9 @@ def test_sigterm_leaves_no_partial_file(tmp_path):
                 yield Image.new("RGB", (320, 240)), Fraction(number, 12)
 
     handler = signal.getsignal(signal.SIGTERM)
-    windows = [TimedAnswer(0.0, 0.75, Answer("a", 0.5))]
+    windows = [{"start": 0.0, "end": 0.75, "top": [{"class": "a", "probability": 0.5}]}]
     with pytest.raises(SystemExit) as stop:
-        render_film(tmp_path / "out.mp4", Video(), windows, has_strip=False)
+        render_film(tmp_path / "out.mp4", Video(), windows, 0, has_strip=False)
     assert stop.value.code == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is handler

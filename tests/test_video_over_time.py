@@ -21,7 +21,7 @@ from frames.sources import open_video
 from inference.answers import merge_windows
 from inference.clips import ClipFormat, load_windows, plan_windows
 from inference.draw import class_activation
-from inference.load import ModelOptions, load_model
+from inference.load import load_model
 from models import TemporalModel
 from reports.timeline import heat
 from tools import make_motion_dataset
@@ -183,7 +183,7 @@ def test_heat_lies_on_the_moving_object(trained, monkeypatch):
     monkeypatch.setattr(
         make_motion_dataset, "draw_motion", lambda *args: paths.append(draw_motion(*args)) or paths[-1]
     )
-    model = load_model(trained, ModelOptions()).model
+    model = load_model(trained).model
     pixels = PixelModel(model).eval()
     (width, height), numbers = SIZE, [3, 9, 15, 21]
     scale = INPUT_SIZE / height
@@ -291,7 +291,7 @@ def test_features_and_scores_of_unlabelled_videos(ask, weights, film, tmp_path):
     files = {name: tmp_path / f"{name}.npz" for name in ("scores", "features")}
     ask(film.parent, "--save_scores", files["scores"], "--save_features", files["features"])
     scores, features = (np.load(files[name]) for name in files)
-    model = load_model(weights, ModelOptions()).model
+    model = load_model(weights).model
     logits = features["features"] @ model.classifier.weight.detach().numpy().T
     np.testing.assert_allclose(logits + model.classifier.bias.detach().numpy(), scores["scores"], atol=1e-4)
     assert scores["classes"].tolist() == list(CATEGORIES)

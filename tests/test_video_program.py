@@ -24,7 +24,7 @@ from inference.clips import Clip, Window
 from inference.draw import draw_sheet
 from inference.options import check_answer_options, rendered_files
 from opts import video_parser
-from reports.render import Answer, Caption
+from reports.render import Caption
 from utils.cli import UserError
 
 LONG = "Putting something that cannot actually stand upright upright on the table, so it falls on its side"
@@ -333,7 +333,7 @@ def test_rendered_output(ask, clips, tmp_path):
 @pytest.mark.parametrize("label", ["Jumping", LONG, "x" * 300])
 def test_captions_are_not_cut(size, label):
     caption = Caption([label])
-    image = caption.draw(Image.new("RGB", size, (0, 90, 0)), Answer(label, 0.5))
+    image = caption.draw(Image.new("RGB", size, (0, 90, 0)), {"class": label, "probability": 0.5})
     assert image.width >= 320 and image.width % 2 == image.height % 2 == 0
     letters = (np.asarray(image) > 128).all(axis=2)
     rows, columns = np.flatnonzero(letters.any(axis=1)), np.flatnonzero(letters.any(axis=0))

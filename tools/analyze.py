@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from gst import GSTBottleneck
-from inference.load import ModelOptions, load_model
+from inference.load import load_model
 from models import TemporalModel
 from utils.cli import Parser, UserError, run_program
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser = Parser(*__doc__.split("\n\n", 1))
     parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint of GST")
     args = parser.parse_args()
-    model, spec, *_ = load_model(args.weights, ModelOptions())
+    model, spec, *_ = load_model(args.weights)
     if spec.type != "GST":
         raise UserError(f"--weights {args.weights}: is a {spec.type} model; only GST has a temporal path")
     torch.manual_seed(0)

@@ -28,11 +28,11 @@ from matplotlib.figure import Figure
 
 from dataset import read_list
 from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, return_dataset
-from inference.load import ModelOptions, load_model
+from inference.load import load_model
 from models import BLOCKS, multiply_adds
 from reports.plots import MARKERS, figure_png
 from utils.cli import Parser, UserError, non_negative_int, run_program
-from utils.files import check_writable_folder, read_text, write_atomically, write_texts
+from utils.files import check_writable_folder, read_text, write_files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ORDERS = ("backwards", "shuffled")  # of the frames in the validation clips of the controls
@@ -63,14 +63,14 @@ def main() -> None:
     if file.exists() and read_text(file) != settings:
         raise UserError(f"--out {out}: has another comparison; use another folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_texts({file: settings})
+    write_files({file: settings})
 
     controls = CONTROLS if "GST" in args.types else {}
     if controls:
         for order in ORDERS:
             reorder(paths, order, out / "data" / order)
         names = [paths.categories[label] for pair in groups["mirrored pairs"] for label in pair]
-        write_texts({out / "unswapped.txt": "".join(f"{name}\t{name}\n" for name in names)})
+        write_files({out / "unswapped.txt": "".join(f"{name}\t{name}\n" for name in names)})
     for seed in args.seeds:
         for kind in [*args.types, *(["GST_unswapped"] if controls else [])]:
             train_and_score(kind, seed, args)
@@ -80,11 +80,11 @@ def main() -> None:
         scores = [np.load(out / "scores" / f"{template.format(seed)}.npz") for seed in args.seeds]
         accuracies[name] = np.array([accuracy(one["scores"], one["labels"], groups) for one in scores])
     for kind in args.types:
-        model = load_model(last_checkpoint(out, f"{kind}_seed{args.seeds[0]}"), ModelOptions()).model
+        model = load_model(last_checkpoint(out, f"{kind}_seed{args.seeds[0]}")).model
         costs[kind] = sum(parameter.numel() for parameter in model.parameters()), multiply_adds(model)
     text = table(accuracies, costs)
-    write_texts({out / "table.md": text})
-    write_atomically(out / "plot.png", figure_png(lambda: draw(accuracies, costs)))
+    plot = figure_png(lambda: draw(accuracies, costs))
+    write_files({out / "table.md": text, out / "plot.png": plot})
     print(text, end="")
 
 
@@ -111,7 +111,7 @@ def reorder(paths: DatasetPaths, order: str, root: Path) -> None:
             frame = (paths.root_data / record.path / paths.prefix.format(source)).resolve()
             (folder / files.template.format(new)).symlink_to(frame)
     shutil.copyfile(paths.val_list, root / order / "val_videofolder.txt")
-    write_texts({root / order / "category.txt": "".join(f"{name}\n" for name in paths.categories)})
+    write_files({root / order / "category.txt": "".join(f"{name}\n" for name in paths.categories)})
 
 
 def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:

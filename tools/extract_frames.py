@@ -28,7 +28,7 @@ from datasets_video import dataset_name, layout
 from frames.sources import find_videos
 from frames.video import FrameConverter, VideoError, decode, display_size
 from utils.cli import Parser, UserError, number_type, pluralize, printable, run_program
-from utils.files import read_text, write_texts
+from utils.files import read_text, write_files
 from utils.pool import cores, map_in_processes, progress_bar
 
 SETTINGS_FILE = ".extract_frames.json"
@@ -62,7 +62,6 @@ class Settings(NamedTuple):
 
     short_side: int | None
     native: bool
-    quality: int | None
     image_tmpl: str
 
 
@@ -70,7 +69,7 @@ def main() -> int:
     args = parse_args()
     names = layout(args.dataset)
     out = Path(args.root_path) / args.dataset / names.frames if args.dataset else Path(args.out)
-    settings = Settings(args.short_side, args.native, args.quality, names.template)
+    settings = Settings(args.short_side, args.native, names.template)
     source = Path(args.videos)
     if not source.exists():
         raise UserError(f"--videos {source}: no such file or folder")
@@ -99,7 +98,7 @@ def main() -> int:
         report = out / FAILURES_FILE
         if failures:
             lines = [f"{printable(name)}\t{failures[name]}\n" for name in sorted(failures)]
-            write_texts({report: "".join(lines)})
+            write_files({report: "".join(lines)})
         else:
             report.unlink(missing_ok=True)
     except OSError as error:  # of the output folder: errors of single videos are in the report
@@ -147,13 +146,6 @@ def parse_args() -> argparse.Namespace:
         "(default: 256 x 256, aspect not kept, as in the published recipe)",
     )
     size.add_argument("--native", action="store_true", help="keep the size at which players show the video")
-    frames.add_argument(
-        "--quality",
-        metavar="Q",
-        type=number_type(int, 1, 100),
-        help="JPEG quality, 1 to 100 (default: the tables of ffmpeg's -q:v 2, as in the published "
-        "recipe; close to 94, in smaller files)",
-    )
     parser.add_argument(
         "--workers",
         metavar="N",
@@ -179,7 +171,7 @@ def prepare_folder(out: Path, settings: Settings) -> None:
     if not file.exists():
         if any(path.is_dir() for path in out.glob("[!.]*")):
             raise UserError(f"{out}: contains folders from another program; use a new folder")
-        write_texts({file: json.dumps(now, indent=2) + "\n"})
+        write_files({file: json.dumps(now, indent=2) + "\n"})
         return
     before = json.loads(read_text(file))
     changes = [f"--{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
@@ -228,7 +220,6 @@ def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
     Raises:
         VideoError: the video cannot be decoded to its end.
     """
-    quality = {"quality": settings.quality} if settings.quality else {"qtables": [_FFMPEG_Q2, _FFMPEG_Q2]}
     to_image = None
     for frame in decode(video):
         if to_image is None:  # all frames get the size of the first one, even if the video's size changes
@@ -238,7 +229,7 @@ def read_jpegs(video: Path, settings: Settings) -> Iterator[bytes]:
             size = (round(width * scale), round(height * scale)) if keeps_aspect else (256, 256)
             to_image = FrameConverter(size)
         buffer = io.BytesIO()
-        to_image(frame).save(buffer, "JPEG", subsampling="4:2:0", **quality)
+        to_image(frame).save(buffer, "JPEG", subsampling="4:2:0", qtables=[_FFMPEG_Q2, _FFMPEG_Q2])
         yield buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from reports.plots import draw_curves, figure_png
 from utils.cli import Parser, UserError, printable, run_program
-from utils.files import check_new_file, read_text, write_atomically, writing
+from utils.files import check_new_file, read_text, write_files, writing
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_prec1", "val_loss", "val_prec1")
 
@@ -35,7 +35,7 @@ def main() -> None:
         raise UserError("no run has finished an epoch yet")
     picture = figure_png(lambda: draw_curves(runs))
     with writing("--out", args.out):
-        write_atomically(Path(args.out), picture)
+        write_files({Path(args.out): picture})
     print(f"plot: {args.out}")
 
 

@@ -71,7 +71,7 @@ from utils.cli import (
     printable,
     run_program,
 )
-from utils.files import check_writable_folder, write_texts, writing
+from utils.files import check_writable_folder, write_files, writing
 from utils.pool import cores, map_in_processes, progress_bar
 
 REPORT_FILE = "process_report.txt"
@@ -203,7 +203,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
     problems = [finding for finding in findings if finding.kind == "problem"]
     texts = {folder / REPORT_FILE: "".join(f"{finding}\n" for finding in findings)}
     if problems and not args.skip_missing:
-        write_texts(texts)
+        write_files(texts)
         raise UserError(
             f"{folder / REPORT_FILE}: {pluralize(len(problems), 'problem')}; the first: "
             f"{printable(problems[0].video)} ({problems[0].what}); no list was written; --skip_missing "
@@ -217,7 +217,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
         lines = [f"{path} {count}" + (f" {label}" if label >= 0 else "") for path, count, label in records]
         texts[folder / name] = "".join(f"{line}\n" for line in lines)
     with writing("", folder):
-        write_texts(texts)
+        write_files(texts)
 
     print(f"{source}: {place}")
     print(f"{folder / 'category.txt'}: {len(categories)} classes")

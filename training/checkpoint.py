@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from models import TemporalModel
 from training.describe import find_classifier
 from utils.cli import UserError, log, printable
-from utils.files import open_regular, staged, write_atomically
+from utils.files import open_regular, staged, write_files
 
 # Names under which training code stores state dicts, in order of preference.
 _STATE_DICTS = (
@@ -59,7 +59,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     # As CPU tensors, so that any program can open it on a machine without a GPU.
     torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, content), buffer)
     if best:
-        write_atomically(best, buffer.getvalue())
+        write_files({best: buffer.getvalue()})
     with staged({path: buffer.getvalue()}):
         names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep))]
         for newer, older in reversed([*zip(names, names[1:], strict=False)]):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from training.checkpoint import all_checkpoints
-from utils.files import write_atomically
+from utils.files import write_files
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_prec1", "train_prec5")
 COLUMNS += ("val_loss", "val_prec1", "val_prec5", "val_mean_class")
@@ -88,4 +88,4 @@ def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(content, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    write_atomically(path, content.getvalue().encode())
+    write_files({path: content.getvalue()})

@@ -26,7 +26,7 @@ from training.optim import learning_rate
 from training.state import Step, TrainState
 from utils.cli import OneLine, UserError, at_end, log, terminal
 from utils.distributed import World
-from utils.files import write_atomically
+from utils.files import write_files
 from utils.metrics import Result, averages, format_result
 
 # Options that must be the same in a checkpoint and the run that continues it.
@@ -198,7 +198,7 @@ class Run:
 
     def _write_picture(self, path: Path, draw: Callable[[], bytes]) -> None:
         try:
-            write_atomically(path, draw())
+            write_files({path: draw()})
         except OSError as error:
             log.warning(f"warning: {path}: cannot be written ({error.strerror}); training continues")
 

@@ -44,9 +44,9 @@ def read_text(path: str | Path, purpose: str = "") -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically: even after a power cut, it has either its old or its new content."""
-    with staged({path: content}):
+def write_files(contents: Mapping[Path, bytes | str]) -> None:
+    """Write files atomically, all or none of them, see `staged`; texts are written in UTF-8."""
+    with staged(contents):
         pass
 
 
@@ -79,25 +79,21 @@ def npz(**arrays: Any) -> bytes:
     return content.getvalue()
 
 
-def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write several text files in UTF-8, all or none of them; see `staged`."""
-    with staged({path: text.encode() for path, text in texts.items()}):
-        pass
-
-
 @contextmanager
-def staged(contents: Mapping[Path, bytes]) -> Iterator[None]:
+def staged(contents: Mapping[Path, bytes | str]) -> Iterator[None]:
     """Write files under hidden names, and rename them at the end of the `with` block.
 
-    All files are on the disk before the first one is renamed. Ctrl-C and SIGTERM wait until all are renamed.
-    After an error, existing files are unchanged.
+    All files are on the disk before the first one is renamed, so that after a power cut a file has either its
+    old or its new content. Ctrl-C and SIGTERM wait until all are renamed. After an error, existing files are
+    unchanged.
     """
     parts = {path: path.with_name(f".{path.name}.part") for path in contents}
     try:
         for path, part in parts.items():
             part.unlink(missing_ok=True)  # left by a killed process
+            content = contents[path]
             with part.open("xb") as file:
-                file.write(contents[path])
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         yield
