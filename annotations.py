@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from classes import check_name, read_categories
 from datasets_video import TRAIN_LISTS, VAL_LISTS, VideoRecord, check_folder
-from utils.cli import UserError, printable
+from utils.cli import UserError, first_ten, printable
 from utils.files import read_text
 
 TRAIN_LIST, VAL_LIST, TEST_LIST = TRAIN_LISTS[0], VAL_LISTS[0], "test_videofolder.txt"
@@ -370,7 +370,7 @@ def describe_split(data: OwnData, lists: Lists) -> list[str]:
         labels = {record.label for record in records}
         missing = [printable(name) for label, name in enumerate(data.categories) if label not in labels]
         if missing and labels:
-            notes.append(f"{list_name} has no clips of: {', '.join(missing[:10])}")
+            notes.append(f"{list_name} has no clips of: {first_ten(missing)}")
     if data.group_of:
         return notes
     # Names such as run_g01_c03 suggest several clips of recording g01.

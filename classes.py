@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import UserError, printable
+from utils.cli import UserError, first_ten, printable
 from utils.files import read_text
 
 # Class names: Something-Something's in the order of the released checkpoints, Diving48's in the order of its
 # vocabulary.
 CATEGORIES = Path(__file__).resolve().parent / "categories"
-MAX_NAME = 4096  # bytes; PATH_MAX of Linux
 # Whole words, also in names_joined_by_underscores. "right" in "pulling it right out" is not a direction.
 _DIRECTION = re.compile(
     r"(?<![^\W_])(?:(?a:left|right)(?! out\b)|(?a:(?:(?:counter|anti)[-_ ]?)?clockwise))(?![^\W_])",
@@ -26,7 +25,6 @@ _OPPOSITE = {
     "counterclockwise": "clockwise",
 }
 NEVER = -1  # mirrored label of a class whose clips are never mirrored
-_MAX_NAMED = 10  # pairs or classes per log line
 
 
 def read_categories(path: Path) -> list[str]:
@@ -90,8 +88,6 @@ def check_name(name: str) -> str:
     has_odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
     if not name or name != name.strip() or has_odd or name.startswith("\ufeff"):
         raise ValueError("the name is blank, begins or ends with a blank, or has a control character")
-    if len(name.encode()) > MAX_NAME:
-        raise ValueError(f"the name is longer than {MAX_NAME} bytes")
     return name
 
 
@@ -162,9 +158,9 @@ def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
     never = [names[label] for label, partner in enumerate(mirrored) if partner == NEVER]
     if len(never) == len(names):
         return ["horizontal flip: mirrors no class; --flip_pairs FILE can name those that may be mirrored"]
-    lines = [f"horizontal flip: swaps {_first(pairs)}" if pairs else "horizontal flip: swaps no classes"]
+    lines = [f"horizontal flip: swaps {first_ten(pairs)}" if pairs else "horizontal flip: swaps no classes"]
     if never:
-        lines.append(f"horizontal flip: never mirrors {_first(never)}")
+        lines.append(f"horizontal flip: never mirrors {first_ten(never)}")
     change = "--flip_pairs FILE or --no_flip changes this"
     return [*lines, f"horizontal flip: all other classes keep their labels; {change}"]
 
@@ -184,12 +180,7 @@ def describe_balance(categories: list[str], labels: np.ndarray, val_labels: np.n
     missing = [name for name, count in zip(names, counts, strict=True) if not count]
     if len(names) - len(missing) == 1:
         return line, f"warning: all training clips have the same class, {names[largest]}"
-    return line, f"warning: no training clips of {_first(missing)}" if missing else ""
-
-
-def _first(names: list[str]) -> str:
-    more = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f", and {more} more" if more > 0 else "")
+    return line, f"warning: no training clips of {first_ten(missing)}" if missing else ""
 
 
 def _with_directions(name: str, mirrored: bool = False) -> str:

@@ -18,7 +18,7 @@ from frames.images import SourceFrame
 from frames.resize import DecodedClips, Outline
 from frames.sources import FrameFolders, VideoFiles
 from transforms import Compose
-from utils.cli import UserError, log, pluralize, printable
+from utils.cli import UserError, first_ten, log, pluralize, printable
 from utils.files import read_text
 
 
@@ -353,7 +353,7 @@ def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> No
     excluded = np.concatenate([dataset.paths[dataset.is_excluded] for dataset in videos])
     unknown = sorted(set(names) - {path.decode() for path in excluded})
     if unknown:
-        names = _first_ten([printable(name) for name in unknown])
+        names = first_ten([printable(name) for name in unknown])
         log.warning(f"warning: --exclude: {pluralize(len(unknown), 'name')} not in any list: {names}")
 
 
@@ -368,15 +368,11 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     if not missing:
         return
     count = f"{dataset.list_file}: {len(missing)} of {pluralize(len(dataset), 'video')} missing or incomplete"
-    names = _first_ten([path for _, path in missing])
+    names = first_ten([path for _, path in missing])
     if not skip_missing or len(missing) == len(dataset):
         raise UserError(f"{count} (--skip_missing leaves such videos out): {names}")
     log.info(f"{count}, left out: {names}")
     dataset.keep(np.delete(np.arange(len(dataset)), [index for index, _ in missing]))
-
-
-def _first_ten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
 def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | Path, use: str) -> None:

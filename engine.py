@@ -4,7 +4,6 @@ import copy
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cache
 
 import torch
 from torch import nn
@@ -254,29 +253,14 @@ def evaluate(
 
 
 def to_devices(batch: Batch, world: World) -> Batch:
-    """Copy a batch (clips, perhaps labels) to the GPU while the GPU still computes the previous one.
+    """Copy a batch (clips, perhaps labels) to the GPU, without waiting for it.
 
     With several devices, DataParallel copies each device's share of the clips itself.
     """
-    if world.device.type != "cuda":
-        return batch
-    stream = _copy_stream(world.device)
     clips, *labels = batch
-    with torch.cuda.stream(stream):
-        tensors = [tensor.to(world.device, non_blocking=True) for tensor in labels]
-        if len(world.devices) == 1:
-            clips = clips.to(world.device, non_blocking=True)
-            tensors = [clips, *tensors]
-    current = torch.cuda.current_stream(world.device)
-    current.wait_stream(stream)
-    for tensor in tensors:
-        tensor.record_stream(current)
-    return [clips, *tensors[-len(labels) :]] if labels else [clips]
-
-
-@cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    if len(world.devices) == 1:
+        clips = clips.to(world.device, non_blocking=True)
+    return [clips, *(tensor.to(world.device, non_blocking=True) for tensor in labels)]
 
 
 def freeze_batch_norm(model: nn.Module, only_frozen: bool = False) -> None:

@@ -145,6 +145,7 @@ class ClipLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        _pin_errors.clear()
         # torch's iterator draws a random number, so it starts now and not with the first batch.
         with self._one_line_errors():
             batches = super().__iter__()
@@ -165,7 +166,6 @@ class ClipLoader(DataLoader):
     def _one_line_errors(self) -> Iterator[None]:
         """Replace torch's multi-line errors about dead workers, open files and shared memory."""
         threading.excepthook = _keep_pin_error
-        _pin_errors.clear()
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:

@@ -26,11 +26,6 @@ from utils.cli import (
 from utils.metrics import METRICS
 from utils.pool import cores
 
-TESTING_EXAMPLES = """\
-examples:
-  python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
-  torchrun --nproc_per_node=8 test_models.py --weights FILE --dataset somethingv2 --root_path DATA
-"""
 FROM_CHECKPOINT = "The model configuration is read from the checkpoint; a contradicting option is refused."
 
 # Backbones without ImageNet weights.
@@ -298,8 +293,7 @@ def testing_parser() -> argparse.ArgumentParser:
     """Make the parser of `test_models.py`."""
     parser = Parser(
         "Evaluate a checkpoint: one clip per video and one centre crop, or the mean over several views.\n"
-        f"{FROM_CHECKPOINT}",
-        TESTING_EXAMPLES,
+        f"{FROM_CHECKPOINT}"
     )
     _add_checkpoint_options(parser)
     _add_data_options(parser)

@@ -201,4 +201,6 @@ def describe_predictions(
 
 
 if __name__ == "__main__":
-    run_program(main, lambda: testing_parser().parse_args())
+    parser = testing_parser()
+    parser.epilog = "examples:\n" + __doc__.partition("\n\n")[2]
+    run_program(main, parser.parse_args)

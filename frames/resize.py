@@ -157,10 +157,6 @@ class DecodedClips(NamedTuple):
         """Copy the pixels to a device."""
         return self._replace(pixels=self.pixels.to(device, non_blocking=non_blocking))
 
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """See `torch.Tensor.record_stream`."""
-        self.pixels.record_stream(stream)
-
     def chunk(self, number: int) -> list["DecodedClips"]:
         """Split the videos into `number` parts or fewer, as `torch.Tensor.chunk` does."""
         size = -(-len(self.shapes) // number)

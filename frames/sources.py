@@ -25,9 +25,6 @@ from frames.video import (
 from utils.cli import UserError, log, pluralize, printable
 from utils.files import open_regular
 
-# A function of a video's name and number of frames that returns the missing file or None.
-Check = Callable[[str, int], str | None]
-
 
 class FrameFolders:
     """Videos that are folders of images.
@@ -63,8 +60,8 @@ class FrameFolders:
                 )
         return frames
 
-    def checker(self) -> Check:
-        """Return a function that checks for a video's folder, first and last frame."""
+    def checker(self) -> Callable[[str, int], str | None]:
+        """Return a function of a video's name and number of frames that returns the missing path or None."""
         return self._find_missing
 
     def _find_missing(self, name: str, num_frames: int) -> str | None:
@@ -132,8 +129,8 @@ class VideoFiles:
             raise UserError(f"{printable(path)}: has {count} frames, but the list says {num_frames or last}")
         return frames
 
-    def checker(self) -> Check:
-        """Make a function that checks for a video's file. It lists each folder only once."""
+    def checker(self) -> Callable[[str, int], str | None]:
+        """See `FrameFolders.checker`. Each folder is listed only once."""
         names_in = cache(_names_in)
 
         def exists(path: str) -> bool:

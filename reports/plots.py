@@ -65,10 +65,8 @@ def image_png(image: Image.Image) -> bytes:
 
 def font(size: int, is_bold: bool = False) -> ImageFont.FreeTypeFont:
     """Load matplotlib's font, which has more glyphs than Pillow's; `size` is in pixels."""
-    matplotlib = find_spec("matplotlib")  # not imported, because that takes half a second
-    if matplotlib is None:
-        return ImageFont.load_default(size)
-    file = Path(matplotlib.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
+    matplotlib = find_spec("matplotlib").origin  # not imported, because that takes half a second
+    file = Path(matplotlib).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
     if is_bold:
         file = file.with_stem("DejaVuSans-Bold")
     # BASIC gives the same layout with and without Raqm.

@@ -8,7 +8,6 @@ mistakes.png    frames of the most confident mistakes; missing if there are no m
 """
 
 import csv
-import importlib.util
 import io
 import re
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from classes import mirrored_labels
 from dataset import VideoDataSet
 from reports.plots import DPI, SheetRow, contact_sheet, figure_png, image_png
 from utils.cli import UserError, printable
-from utils.files import check_writable_folder, write_files
+from utils.files import check_writable_folder, write_files, writing
 from utils.metrics import Result
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -41,10 +40,8 @@ def check_report(folder: Path) -> None:
     """Check before the evaluation that a report can be written. Nothing is created.
 
     Raises:
-        UserError: the folder is not empty, it cannot be written, or matplotlib is not installed.
+        UserError: the folder is not empty, or it cannot be written.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--report: needs matplotlib; pip install -r requirements.txt")
     check_writable_folder(folder, "--report")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--report {folder}: is not empty; use a new or an empty folder")
@@ -86,11 +83,9 @@ def write_report(
     }
     if mistakes:
         contents["mistakes.png"] = image_png(contact_sheet(mistakes))
-    try:
+    with writing("--report", folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_files({folder / name: content for name, content in contents.items()})
-    except OSError as error:
-        raise UserError(f"--report {folder}: cannot be written ({error.strerror})") from None
 
 
 def summarise_classes(

@@ -95,5 +95,5 @@ def test_runs_without_an_epoch_are_skipped(logs, tmp_path):
     assert not out.exists()
     done = call("tools/plot_runs.py", new, *logs, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0].startswith("new: skipped")
+    assert done.stdout.splitlines()[0].startswith(f"{tmp_path / 'new'}: skipped")
     assert out.exists()

@@ -37,22 +37,16 @@ def main() -> None:
     for kind in BLOCKS:
         names = block_kwargs(kind)
         for values in itertools.product(*(SPLITS[name] for name in names)):
-            print(f"| {' | '.join(describe(kind, dict(zip(names, values, strict=True))))} |", flush=True)
-
-
-def describe(kind: str, split: dict[str, int]) -> list[str]:
-    """Make a row of the table for a type of block with its alpha and beta, if it has any."""
-    costs, published = [], []
-    with torch.device("meta"):
-        model = TemporalModel(NUM_CLASS, 8, kind, **split)
-    for frames in FRAMES:
-        model.num_segments = frames
-        costs.append(f"{multiply_adds(model) / 1e9:.1f} G")
-        accuracies = PUBLISHED.get((kind, split.get("alpha"), split.get("beta"), frames), ())
-        published.append(" / ".join(map(str, accuracies)))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    splits = [str(split.get(name, "")) for name in SPLITS]
-    return [kind, *splits, f"{parameters / 1e6:.2f} M", *costs, *published]
+            split = dict(zip(names, values, strict=True))
+            with torch.device("meta"):
+                models = [TemporalModel(NUM_CLASS, frames, kind, **split) for frames in FRAMES]
+            parameters = sum(parameter.numel() for parameter in models[0].parameters())
+            cells = [kind, *(split.get(name, "") for name in SPLITS), f"{parameters / 1e6:.2f} M"]
+            cells += [f"{multiply_adds(model) / 1e9:.1f} G" for model in models]
+            for frames in FRAMES:
+                key = (kind, split.get("alpha"), split.get("beta"), frames)
+                cells.append(" / ".join(map(str, PUBLISHED.get(key, ()))))
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Compare training runs: loss, top-1 accuracy and learning rate over the epochs, in one picture.
 
-    python tools/plot_runs.py runs/log/A.csv runs/log/B.csv
-    python tools/plot_runs.py seed*/log/*.csv --out seeds.png
-
-Runs are labelled with the names of their files, or with the paths if two files have the same name.
+python tools/plot_runs.py runs/log/A.csv runs/log/B.csv
+python tools/plot_runs.py seed*/log/*.csv --out seeds.png
 """
 
 import csv
 import io
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,7 +24,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs.png", metavar="FILE", help="the picture, a new .png file")
     args = parser.parse_args()
     check_new_file(args.out, "--out", ".png")
-    runs = {name: read_log(path) for name, path in zip(name_runs(args.logs), args.logs, strict=True)}
+    runs = {path.removesuffix(".csv"): read_log(path) for path in args.logs}
     for name in [name for name, rows in runs.items() if not rows]:
         print(f"{printable(name)}: skipped, no epoch has finished yet")
         del runs[name]
@@ -37,12 +34,6 @@ def main() -> None:
     with writing("--out", args.out):
         write_files({Path(args.out): picture})
     print(f"plot: {args.out}")
-
-
-def name_runs(paths: Sequence[str]) -> list[str]:
-    """Name each log by its file without the suffix, or by its path if two files have the same name."""
-    names = [Path(path).stem for path in paths]
-    return names if len(set(names)) == len(names) else list(paths)
 
 
 def read_log(path: str) -> list[dict[str, float]]:

@@ -37,6 +37,11 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def first_ten(names: Sequence[str]) -> str:
+    """Join the first ten names, and say how many more there are."""
+    return ", ".join(names[:10]) + (f", and {len(names) - 10} more" if len(names) > 10 else "")
+
+
 class OneLine(logging.Formatter):
     """Format a record as one line with control characters escaped, followed by the traceback, if any."""
 
