@@ -64,11 +64,12 @@ def authors_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("authors"), "somethingv2", "authors", seed=1)
 
 
-@pytest.fixture(scope="module")
-def without_curves() -> Iterator[None]:
-    """Do not draw the curves, which takes longer than an epoch of a few clips."""
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Training does not draw pictures, which takes longer than an epoch of a few clips."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: None)
+        if request.module.__name__ != "test_watch":
+            patch.setattr("training.run.Run._write_picture", lambda *args: None)
         yield
 
 

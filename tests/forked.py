@@ -157,11 +157,11 @@ def no_fsync(file: int) -> None:
     """Replaces `os.fsync`: a killed process loses nothing that it has written, and disks may be slow."""
 
 
-def without_curves() -> None:
-    """Do not draw the curves, which takes longer than an epoch of a few clips."""
-    import matplotlib.figure
+def without_pictures() -> None:
+    """Training does not draw pictures, which takes longer than an epoch of a few clips."""
+    from training.run import Run
 
-    matplotlib.figure.Figure.savefig = lambda figure, file, **_: None
+    Run._write_picture = lambda *args: None
 
 
 def _become(
@@ -188,6 +188,8 @@ def _become(
     if "OMP_NUM_THREADS" in env:  # which is read when torch is imported
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     os.fsync = no_fsync
+    if Path(script).name == "main.py":
+        without_pictures()
     if prepare:
         prepare()
     status: object = 0

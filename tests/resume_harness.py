@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forked import REPOSITORY, Program, start_ranks, start_torchrun, without_curves
+from forked import REPOSITORY, Program, start_ranks, start_torchrun
 from PIL import Image
 from synthetic import make_dataset
 from video_files import write_video
@@ -54,7 +54,7 @@ def start(
     processes: int = 1,
     nodes: int = 1,
     *more: object,
-    prepare: Callable[[], None] = without_curves,
+    prepare: Callable[[], None] | None = None,
 ) -> list[Program]:
     """Start a run with so many processes in all; nodes are agents of torchrun on this machine."""
     options = training_options(root, out, *more)

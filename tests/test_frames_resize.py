@@ -259,7 +259,7 @@ def test_damaged_frame_is_named(tmp_path, decode_only, share):
 
 
 @pytest.mark.slow
-def test_resume_with_other_resize_is_bit_exact(trn_root, tmp_path, without_curves):
+def test_resume_with_other_resize_is_bit_exact(trn_root, tmp_path):
     def weights(out: Path, epochs: int, place: str) -> dict[str, torch.Tensor]:
         _taps.cache_clear()
         more = ("--resume", "auto", "--epochs", epochs, "--resize", place)

@@ -266,7 +266,7 @@ TWO_EPOCHS = ("-b", 5, "--lr", 0.002, "--lr_steps", 1)
 
 
 @pytest.fixture(scope="module")
-def halves(trn_root, without_curves, tmp_path_factory):
+def halves(trn_root, tmp_path_factory):
     """A run of two epochs, whose rate falls after the first, and the same in two parts."""
     whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
     log = succeed(*small_run(trn_root, whole, *TWO_EPOCHS, "--epochs", 2))

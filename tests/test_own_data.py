@@ -47,9 +47,7 @@ def accuracy(done: CompletedProcess[str]) -> str:
 
 
 @pytest.mark.slow
-def test_readme_commands(
-    my_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_curves: None
-) -> None:
+def test_readme_commands(my_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_videos").symlink_to(my_videos)
     lists = tmp_path / "data/my_data"

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import resume_harness
 import torch
-from forked import Program, descendants, without_curves
+from forked import Program, descendants
 from helpers import REPOSITORY, assert_one_line_error, call, run, running
 from resume_harness import NAME, ONE_THREAD, checkpoint_of, differences, read_result, training_options
 
 from training.run import Interruption
 from utils.cli import terminal
 
-pytestmark = pytest.mark.usefixtures("without_curves")
+ONE_EPOCH = ("--epochs", 1)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The result of an uninterrupted run."""
-    return resume_harness.run_alone(root, tmp_path_factory.mktemp("alone"))[0]
+    return resume_harness.run_alone(root, tmp_path_factory.mktemp("alone"), more=ONE_EPOCH)[0]
 
 
 def start(root: Path, out: Path, *more: object, **kwargs: object) -> Program:
-    """Start a long run, and wait until it trains. Its first two epochs are those of `alone`."""
+    """Start a long run, and wait until it trains. Its first epoch is that of `alone`."""
     (program,) = resume_harness.start(root, out, 1, 1, "--epochs", 500, *more, **kwargs)
     program.wait_for("Epoch: [0][2/")
     return program
@@ -50,7 +50,7 @@ def resume(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[
 
 
 def assert_resumes_to(alone: dict[str, Any], root: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    process = resume(root, out)
+    process = resume(root, out, *ONE_EPOCH)
     assert process.returncode == 0, process.stderr
     assert "resumed " in process.stdout
     assert differences(alone, read_result(out)) == []
@@ -70,7 +70,6 @@ def test_killed_run_resumes_exactly(tmp_path):
 
 
 def ignore_hangup() -> None:
-    without_curves()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
@@ -132,14 +131,15 @@ def test_killed_worker_is_one_line(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_run_has_one_owner(root, tmp_path):
+def test_run_has_one_owner(root, tmp_path, monkeypatch):
     """A second start names the owner; a killed owner leaves the name free."""
+    monkeypatch.setattr("training.run.LOCK_SECONDS", 1)
     owner = start(root, tmp_path)
     refused = resume(root, tmp_path)
     assert_one_line_error(refused, NAME, f"{NAME}.log")
     assert refused.returncode == 75
     owner.kill()
-    resumed = resume(root, tmp_path)
+    resumed = resume(root, tmp_path, *ONE_EPOCH)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert "resumed " in resumed.stdout
 

@@ -36,6 +36,9 @@ RECIPE += ("lr", "lr_schedule", "lr_steps", "warmup_epochs", "lr_mult_new")
 RECIPE += ("consensus", "freeze", "label_smoothing", "mixup", "best")
 
 
+LOCK_SECONDS = 8  # loader processes of a killed run may hold its lock for some seconds
+
+
 class Run:
     """A training run with a name: finds its checkpoint, writes its files (main process), saves and stops."""
 
@@ -48,8 +51,7 @@ class Run:
         self.last_save = time.monotonic()
         self.has_failed_save = False
         self.has_shown_batch = False
-        # Loader processes of a killed run may hold its lock for some seconds.
-        self.lock = FileLock(self.files.lock, timeout=8, thread_local=False)
+        self.lock = FileLock(self.files.lock, timeout=LOCK_SECONDS, thread_local=False)
 
     def find_checkpoint(self) -> dict[str, Any] | None:
         """Lock the run, and load the checkpoint to continue from (None: start from scratch).
