@@ -1,4 +1,4 @@
-"""Draw the answers of a model on the video or below the input frames."""
+"""Draw the answers of a model below the video or above the input frames."""
 
 import itertools
 import os
@@ -85,7 +85,7 @@ def rendering(path: Path, option: str = "--rendered_output") -> Iterator[Path]:
 
 
 class _Captions:
-    """Draws on each frame of a video the answer of its time, and a strip that shows the progress.
+    """Draws the current answer below each frame, and a strip that shows the progress.
 
     Args:
         windows: the answers, in the order of time.

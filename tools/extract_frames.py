@@ -105,7 +105,7 @@ def main() -> int:
     except OSError as error:  # of the output folder: errors of single videos are in the report
         culprit = printable(error.filename or "writing")
         raise UserError(
-            f"{out}: stopped, {error.strerror}: {culprit}; the same command continues (one at a time)"
+            f"{out}: stopped, {error.strerror}: {culprit}; rerun to continue (only one run at a time)"
         ) from None
     for name in sorted(failures):
         print(f"{printable(name)}: {failures[name]}", file=sys.stderr)
@@ -143,8 +143,8 @@ def parse_args() -> argparse.Namespace:
         "--short_side",
         metavar="N",
         type=number_type(int, 1, 16384),
-        help="scale the shorter side to N pixels and keep the aspect "
-        "(default: 256 x 256, aspect not kept, as in the published recipe)",
+        help="scale the shorter side to N pixels and keep the aspect ratio "
+        "(default: 256 x 256, aspect ratio not kept, as in the published recipe)",
     )
     size.add_argument("--native", action="store_true", help="keep the size at which players show the video")
     frames.add_argument(
@@ -163,7 +163,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if bool(args.dataset) == bool(args.out) or bool(args.dataset) != bool(args.root_path):
-        raise UserError("give either --dataset and --root_path, or --out")
+        raise UserError("use either --dataset and --root_path, or --out")
     return args
 
 

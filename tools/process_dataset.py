@@ -8,7 +8,7 @@ Downloaded data sets (somethingv1, somethingv2, diving48, jester), after unpacki
 tools/extract_frames.py:
   python tools/process_dataset.py --dataset somethingv1 --root_path data --annotations .
 
-Before a long training, decode every frame, and list the videos to leave out:
+Before a long training run, decode every frame, and list the videos to leave out:
   python tools/process_dataset.py --dataset somethingv2 --root_path data --check --decode_all > check.txt
   grep '^problem' check.txt | cut -f3 | sort -u > exclude.txt
 
@@ -134,7 +134,7 @@ def parse_args() -> argparse.Namespace:
         "--group",
         metavar="REGEX",
         type=_regex,
-        help="take the group of a video from its name: the match of REGEX, or of its first (...)",
+        help="take the group of a video from its name: the match of REGEX, or of its first capture group",
     )
     data.add_argument(
         "--seed", metavar="N", type=non_negative_int, default=0, help="own data without a split: seed"
