@@ -104,7 +104,7 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         "--workers",
         type=number_type(int, 0, 256),
         default=min(16, max(1, cores() // processes)),
-        help="loader processes per torchrun process (default: its share of the cores, at most 16)",
+        help="loader processes per torchrun process; by default its share of the cores, at most 16",
     )
     group.add_argument(
         "--resize",
