@@ -48,12 +48,12 @@ _FFMPEG_Q2 = [
 ]
 
 _EPILOG = """\
-Something-Something v2 or Diving48, own data, and any other folder:
+Something-Something v2 or Diving48, your own data, and any other folder:
   python tools/extract_frames.py --videos 20bn-something-something-v2 --dataset somethingv2 --root_path data
   python tools/extract_frames.py --videos my_videos --dataset my_data --root_path data
   python tools/extract_frames.py --videos my_videos --out my_frames --short_side 256
 
-After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; the same command continues.
+After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; repeat the command to continue.
 """
 
 
