@@ -182,7 +182,7 @@ def read_class_folders(top: Path, is_clip: Callable[[Path], bool], category_file
         if not clips:
             raise UserError(
                 f"{printable(folder)}: has no videos (expected {top}/CLASS/VIDEO, without train or "
-                "val in between; for your own split, give --annotations FILE.csv)"
+                "val in between; for your own split, use --annotations FILE.csv)"
             )
         for path in clips:
             # Two files of one name become one row; counting its frames refuses it.
@@ -231,7 +231,7 @@ def _own_data(rows: list[tuple[str, dict[str, str]]], source: Path, category_fil
         name, label, split = row["video"], row["label"], row.get("split", "train")
         _check(check_folder, name, where)
         if name in list_of:
-            raise UserError(f"{where}: '{printable(name)}' is already in another line")
+            raise UserError(f"{where}: '{printable(name)}' is already on an earlier line")
         if split not in _SPLITS:
             raise UserError(f"{where}: '{printable(split)}' is not a split ({', '.join(_SPLITS)})")
         list_of[name] = _SPLITS[split]
@@ -381,6 +381,6 @@ def describe_split(data: OwnData, lists: Lists) -> list[str]:
         count = sum(name in shared for name in in_val)
         notes.append(
             f"{count} of {len(val)} validation clips have names that begin like those of training clips, for "
-            f"example '{printable(min(shared))}'; if clips are from the same recordings, give --group REGEX"
+            f"example '{printable(min(shared))}'; if clips are from the same recordings, use --group REGEX"
         )
     return notes

@@ -34,7 +34,7 @@ def read_categories(path: Path) -> list[str]:
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:
             what = f"'{printable(name)}' is repeated" if name else "blank"
-            raise UserError(f"{path}, line {number}: {what}; each line must be another class name")
+            raise UserError(f"{path}, line {number}: {what}; each line must be a different class name")
     return names
 
 
@@ -87,7 +87,7 @@ def check_name(name: str) -> str:
     """
     has_odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
     if not name or name != name.strip() or has_odd or name.startswith("\ufeff"):
-        raise ValueError("the name is blank, begins or ends with a blank, or has a control character")
+        raise ValueError("the name is blank, begins or ends with whitespace, or has a control character")
     return name
 
 
@@ -146,7 +146,7 @@ def read_flip_pairs(path: str | Path, categories: list[str]) -> dict[int, int]:
             raise UserError(f"{place}: '{printable(unknown[0])}' is not a class (a tab separates two names)")
         labels = [label_of[name] for name in names]
         if len(labels) > 2 or not pairs.keys().isdisjoint(labels):
-            raise UserError(f"{place}: has more than two names, or one of an earlier line")
+            raise UserError(f"{place}: has more than two names, or one from an earlier line")
         pairs |= {labels[0]: labels[1], labels[1]: labels[0]} if len(labels) == 2 else {labels[0]: NEVER}
     return pairs
 
@@ -157,7 +157,7 @@ def describe_flips(categories: list[str], mirrored: list[int]) -> list[str]:
     pairs = [f"{names[a]} <-> {names[b]}" for a, b in enumerate(mirrored) if a < b]
     never = [names[label] for label, partner in enumerate(mirrored) if partner == NEVER]
     if len(never) == len(names):
-        return ["horizontal flip: mirrors no class; --flip_pairs FILE can name those that may be mirrored"]
+        return ["horizontal flip: off for all classes; --flip_pairs FILE can enable it"]
     lines = [f"horizontal flip: swaps {first_ten(pairs)}" if pairs else "horizontal flip: swaps no classes"]
     if never:
         lines.append(f"horizontal flip: never mirrors {first_ten(never)}")

@@ -90,7 +90,7 @@ class VideoDataSet(Dataset):
         transform: converts frames to a clip; see `transforms`.
         random_shift: sample a random position in each segment (training) instead of the middle.
         test_mode: sample like the published test program. It differs from validation for videos with at most
-            `num_segments` frames, whose frames are spread over the clip.
+            `num_segments` frames: the segments are spread over the video.
         num_class: number of classes; labels must be smaller.
         seed: seed of all random numbers.
         may_lack_labels: see `read_list`.
@@ -179,7 +179,7 @@ class VideoDataSet(Dataset):
             raise UserError(f"{self.list_file}: all of its {len(self)} videos are excluded (--exclude)")
 
     def sample_indices(self, num_frames: int, rng: np.random.Generator, fraction: float = 0.5) -> np.ndarray:
-        """Sample the first frame number (from 1) of each segment (paper, section 4.2; TSN-pytorch).
+        """Sample a position in each segment: the number of its first frame, from 1 (paper, section 4.2; TSN).
 
         `fraction` is the position in each segment without `random_shift`, from 0 to 1.
         """
@@ -361,7 +361,7 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     """Check that every listed video exists. With `skip_missing`, missing ones are removed."""
     if dataset.num_short:
         short = pluralize(dataset.num_short, "video")
-        log.info(f"{dataset.list_file}: left out {short} with under {MIN_FRAMES} frames")
+        log.info(f"{dataset.list_file}: left out {short} with fewer than {MIN_FRAMES} frames")
     if len(dataset) > 5000:  # takes some seconds
         log.info(f"{dataset.list_file}: looking for {len(dataset)} videos")
     missing = dataset.find_missing()
@@ -387,6 +387,6 @@ def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | 
 def remap_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Replace labels by `numbers[label]`, the order of the classes in a checkpoint; -1 does not change.
 
-    Changing the labels instead of the model keeps the scores of the model bit by bit.
+    Changing the labels instead of the model keeps the scores of the model bit for bit.
     """
     return np.where(labels < 0, labels, numbers[labels])

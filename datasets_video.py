@@ -141,7 +141,7 @@ def dataset_name(text: str) -> str:
     """Check the name of a data set, for argparse: a folder name, which is also part of a run's name."""
     try:
         if "/" in check_folder(text) or text.startswith(".") or len(text.encode()) > 100:
-            raise ValueError("it is not a short name")
+            raise ValueError("no '/', no leading '.', at most 100 bytes")
     except ValueError as error:
         raise ArgumentTypeError(f"'{printable(text)}' must be a folder's name ({error})") from None
     return text
@@ -173,16 +173,16 @@ def link_videos(videos: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         link.symlink_to(videos.resolve())
     if link.resolve() != videos.resolve():
-        raise UserError(f"{link}: is not {videos}; move it away, or leave out --videos")
+        raise UserError(f"{link}: is not a link to {videos}; move it, or omit --videos")
 
 
 def check_folder(name: str) -> str:
-    """Check that a list can contain the name of a video, and that it leads to a place inside the data set.
+    """Check that a list can contain the name of a video, and that it is a path inside the data set's folder.
 
     If not, a ValueError has the reason.
     """
     if any(part in ("", ".", "..") for part in check_name(name).split("/")):
-        raise ValueError("the name leads out of the data set's folder, or has an empty part")
+        raise ValueError("the name points outside the data set's folder, or has an empty component")
     return name
 
 
@@ -190,9 +190,7 @@ def check_template(template: str) -> str:
     """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`."""
     # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
     if not re.fullmatch(r"(?!\.)[^/{}]*\{(:(0[1-9])?d?)?\}[^/{}]*", template):
-        raise UserError(
-            f"--image_tmpl {template}: must be a file name with one number, such as '{{:05d}}.jpg'"
-        )
+        raise UserError(f"--image_tmpl {template}: must be a file name with one number, such as {{:05d}}.jpg")
     return template
 
 
@@ -200,7 +198,8 @@ def _find_list(folder: Path, names: tuple[str, ...], option: str, path: str | No
     if path:
         return Path(path)
     existing = [folder / name for name in names if (folder / name).is_file()]
-    if len(existing) != 1:
-        has = "has both" if existing else "must have one of"
-        raise UserError(f"{folder}: {has} {' and '.join(names)}; choose one with {option} FILE")
+    if not existing:
+        raise UserError(f"{folder}: has neither {' nor '.join(names)}; use {option} FILE")
+    if len(existing) > 1:
+        raise UserError(f"{folder}: has both {' and '.join(names)}; choose one with {option} FILE")
     return existing[0]

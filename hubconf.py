@@ -92,7 +92,7 @@ def temporal_model(
         `categories` are the class names.
 
     Raises:
-        ValueError: an argument is impossible or contradicts the checkpoint, which may not be loadable.
+        ValueError: an argument is invalid or contradicts the checkpoint, or the file cannot be loaded.
     """
     arguments = {"type": type, "arch": arch, "alpha": alpha, "beta": beta}
     arguments |= {"num_segments": num_segments, "input_size": input_size, "num_class": num_class}

@@ -70,7 +70,7 @@ class TemporalModel(nn.Module):
         consensus: a key of `CONSENSUS`.
 
     Raises:
-        ValueError: an argument is not possible. The message has the name of its option.
+        ValueError: an argument is invalid. The message names the option.
     """
 
     input_mean = (0.485, 0.456, 0.406)
@@ -98,7 +98,7 @@ class TemporalModel(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout {dropout} is not a probability below 1")
         if input_size < 32:
-            raise ValueError(f"input_size {input_size} is too small: the network divides it by 32")
+            raise ValueError(f"input_size {input_size} is too small: the network downsamples by 32")
         if consensus not in CONSENSUS:
             raise ValueError(f"consensus {consensus} is not one of {', '.join(CONSENSUS)}")
         self.num_segments = num_segments

@@ -26,7 +26,7 @@ from utils.cli import (
 from utils.metrics import METRICS
 from utils.pool import cores
 
-FROM_CHECKPOINT = "The model configuration is read from the checkpoint; a contradicting option is refused."
+FROM_CHECKPOINT = "The model configuration is read from the checkpoint; conflicting options are rejected."
 
 # Backbones without ImageNet weights.
 ARCHS_WITHOUT_WEIGHTS = ("resnet14", "resnet26")
@@ -44,7 +44,7 @@ RECIPE_OPTIONS += ("momentum", "weight_decay", "clip_gradient", "dropout")
 TYPE: dict[str, Any] = {
     "type": lambda name: PUBLISHED_NAMES.get(name, name),
     "choices": BLOCKS,
-    "help": "type of block: GST, or a baseline: C2D (frame by frame, as TSN), C3D (3x3x3; also named R3D), "
+    "help": "type of block: GST, or a baseline: C2D (frame by frame, as in TSN), C3D (3x3x3; also R3D), "
     "S3D (1x3x3, then 3x1x1), TSM (C2D with channels shifted in time)",
 }
 ARCH: dict[str, Any] = {"choices": DEPTHS, "help": "backbone; resnet14 and resnet26 are for small machines"}
@@ -64,7 +64,7 @@ EVALUATION_BATCH: dict[str, Any] = {
     "help": "clips per batch of each process (default: as in validation, the checkpoint's training batch, "
     f"but at most {PUBLISHED_BATCH_SIZE} per GPU)",
 }
-COMPILE = "with torch.compile; the first batch takes up to minutes, and a C++ compiler is needed"
+COMPILE = "with torch.compile; the first batch may take minutes; needs a C++ compiler"
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -99,7 +99,7 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
         "--workers",
         type=number_type(int, 0, 256),
         default=min(16, max(1, cores() // processes)),
-        help="loader processes of each process of torchrun; by default the number of cores, at most 16",
+        help="loader processes per torchrun process; by default its share of the cores, at most 16",
     )
     group.add_argument(
         "--resize",
@@ -159,7 +159,7 @@ recipe.add_argument(
     type=positive_int,
     default=PUBLISHED_BATCH_SIZE,
     help="training clips per batch, over all GPUs and processes; validation uses at most "
-    f"{PUBLISHED_BATCH_SIZE} on each",
+    f"{PUBLISHED_BATCH_SIZE} per GPU",
 )
 recipe.add_argument(
     "--accumulate", type=positive_int, default=1, help="batches per optimizer step; batch norm uses one batch"
@@ -194,7 +194,7 @@ recipe.add_argument("--weight_decay", "--wd", type=non_negative_float, default=3
 recipe.add_argument(
     "--clip-gradient", "--gd", type=positive_float, default=20.0, help="largest gradient norm"
 )
-recipe.add_argument("--label_smoothing", type=FRACTION, default=0.0, help="share spread over the classes")
+recipe.add_argument("--label_smoothing", type=FRACTION, default=0.0, help="label smoothing factor")
 recipe.add_argument("--mixup", type=non_negative_float, default=0.0, help="alpha of mixup; 0 disables it")
 recipe.add_argument(
     "--class_weights", metavar="balanced|FILE", help="weights of the loss; FILE has lines of 'class weight'"
@@ -247,7 +247,7 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
         if name in block_kwargs(args.type):
             setattr(args, name, value or parser.get_default(name))
         elif value is not None:
-            raise UserError(f"--{name} {value}: type {args.type} has no {name}; leave it out")
+            raise UserError(f"--{name} {value}: type {args.type} has no {name}; omit it")
     has_weights = args.arch not in ARCHS_WITHOUT_WEIGHTS
     if args.pretrained is None:
         args.pretrained = "imagenet" if has_weights else "none"
@@ -268,8 +268,8 @@ def describe_recipe(args: argparse.Namespace) -> list[str]:
     line = f"{clips} clips per step, learning rate {args.lr:g}"
     if clips != published["batch_size"]:
         linear = published["lr"] * clips / published["batch_size"]
-        line += f"; published for {published['batch_size']}: {published['lr']:g}, "
-        line += f"from which the linear rule would give --lr {linear:g}"
+        line += f"; published: {published['lr']:g} for {published['batch_size']} clips; "
+        line += f"the linear scaling rule gives --lr {linear:g}"
     if args.dataset not in RECIPES:
         steps = f", with --lr_steps {_format(args.lr_steps)}" if args.lr_schedule == "step" else ""
         return [f"{args.dataset}: no published recipe; the defaults are Something-Something's{steps}", line]
@@ -311,7 +311,7 @@ def testing_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--save_features",
         metavar="FILE.npz",
-        help="save the classifier's input (videos x 2048, mean over frames and views), labels and names",
+        help="save the classifier's input (videos x 2048, combined over frames like logits), labels, names",
     )
     output.add_argument(
         "--submission", metavar="FILE.csv", help="save lines 'id;a;b;c;d;e': the five best labels per video"
@@ -319,8 +319,8 @@ def testing_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--report",
         metavar="DIR",
-        help="save a report to this new or empty folder: accuracy per class, confusion matrix, hardest and "
-        "mirrored pairs of classes, frames of the most confident mistakes; needs labels",
+        help="save a report to this new or empty folder: accuracy per class, worst classes, mirrored pairs, "
+        "confusion matrix, most confident mistakes; needs labels",
     )
     return parser
 
@@ -370,7 +370,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argume
 
 def add_unstored_options(group: argparse._ActionsContainer, default_frames: str = "8") -> None:
     """Add the options for values that a checkpoint may lack to a parser that has `--weights`."""
-    ambiguous = "; needed if the file's tensors fit several types"
+    ambiguous = "; use it if the file's tensors fit several types"
     group.add_argument("--type", **TYPE | {"help": TYPE["help"] + ambiguous})
     group.add_argument(
         "--num_segments", help=f"frames per clip; {default_frames} if not in the checkpoint", **NUM_SEGMENTS
@@ -398,7 +398,7 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
         help="clips per video: the middle of each segment, then its start, then evenly in between",
     )
     views.add_argument(
-        "--full_res", action="store_true", help="crop the scaled frame's whole short side (256 for input 224)"
+        "--full_res", action="store_true", help="square crops of the scaled short side (256 for input 224)"
     )
 
 

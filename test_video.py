@@ -79,7 +79,7 @@ def main(args: Namespace) -> int:
     sources = args.videos
     live = [source for source in sources if args.camera or is_live(source)]
     if not sources or (live and len(sources) > 1):
-        raise UserError("needs a video or a folder, or a single stream")
+        raise UserError("expected videos or folders, or a single stream")
     check_answer_options(args, bool(live))
     paths: list[Path] = []
     errors: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def main(args: Namespace) -> int:
     loaded, precision = load_fused(args.weights, args, world, amp)
     model = loaded.model
     if args.cam and loaded.spec.consensus != "mean":
-        raise UserError("--cam: needs a model with the mean as its consensus")
+        raise UserError("--cam: needs a model with --consensus mean")
     names, names_source = find_names(loaded, args)
     if warning := emulation_warning(precision, world.device):
         log.warning(warning)
@@ -162,7 +162,7 @@ def find_names(loaded: LoadedModel, args: Namespace) -> tuple[list[str], str]:
         return names, args.categories
     if names := class_names(loaded.checkpoint, args.weights):
         return names, "from the checkpoint" if "categories" in loaded.checkpoint else SOMETHING
-    return [f"class {label}" for label in range(num_class)], "unknown (give them by --categories FILE)"
+    return [f"class {label}" for label in range(num_class)], "unknown (use --categories FILE)"
 
 
 def classify(

@@ -98,7 +98,7 @@ def _decode(path: str, data: bytes) -> Image.Image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError:
-        reason = f"is none of {', '.join(FORMATS)}"
+        reason = f"is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     except Exception as error:  # Pillow raises many kinds of errors for damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise _unreadable(path, reason)

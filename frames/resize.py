@@ -185,7 +185,7 @@ def resize_clips(clips: DecodedClips) -> torch.Tensor:
 
     Returns:
         uint8, videos x (views x) frames x height x width x 3. The pixels are those of the transforms with
-        Pillow, bit by bit. All clips of the first crop come before those of the next.
+        Pillow, bit for bit. All clips of the first crop come before those of the next.
     """
     # The taps of each view of each video, and the start of each row of its frames in `pixels`.
     all_columns: list[_Taps] = []

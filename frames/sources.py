@@ -92,8 +92,9 @@ class VideoFiles:
         suffixes = [suffix for suffix in FILE_SUFFIXES if exists(f"{self.root}/{name}{suffix}")]
         if len({suffix.lower() for suffix in suffixes}) == 1:  # macOS ignores capitals
             return f"{self.root}/{name}{suffixes[0]}"
-        reason = f"ambiguous: {' and '.join(suffixes)}" if suffixes else ", ".join(VIDEO_SUFFIXES)
-        raise UserError(f"{self.root}/{printable(name)}: no such video ({reason})")
+        missing = f"no such video ({', '.join(VIDEO_SUFFIXES)})"
+        reason = f"ambiguous, found {' and '.join(suffixes)}" if suffixes else missing
+        raise UserError(f"{self.root}/{printable(name)}: {reason}")
 
     def read(
         self, name: str, numbers: Collection[int], num_frames: int | None = None
@@ -103,8 +104,8 @@ class VideoFiles:
         Args:
             name: name of the video.
             numbers: frame numbers in display order, from 1. Decoding stops after the last one.
-            num_frames: frames of the video in the list; None does not check it. A wrong number would change
-                the sampled frames without a word. The check decodes the rest of the video.
+            num_frames: frames of the video in the list; None does not check it. A wrong number would
+                silently change the sampled frames. The check decodes the rest of the video.
 
         Raises:
             UserError: the video is missing, cannot be decoded, has fewer frames, or not `num_frames`.
@@ -125,8 +126,9 @@ class VideoFiles:
         except VideoError as error:
             raise UserError(f"{printable(path)}: {error}") from None
         if number < last or (num_frames and number != num_frames):
-            count = f"only {number}" if number < (num_frames or last) else "more"
-            raise UserError(f"{printable(path)}: has {count} frames, but the list says {num_frames or last}")
+            count = f"only {number} of" if number < (num_frames or last) else "more than"
+            listed = num_frames or f"{last}+"  # the list may have more frames than were asked for
+            raise UserError(f"{printable(path)}: has {count} the {listed} frames in the list")
         return frames
 
     def checker(self) -> Callable[[str, int], str | None]:
@@ -210,7 +212,7 @@ class FrameFolder(Video):
         except OSError as error:
             raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
         if len({match.group(1, 3) for match in matches}) != 1:
-            raise UserError(f"{printable(path)}: must hold images of one name and suffix, such as 00001.jpg")
+            raise UserError(f"{printable(path)}: must contain images that differ only in their number")
         first = min(matches, key=lambda match: int(match[2]))
         prefix = first[1].replace("{", "{{").replace("}", "}}")
         self.template = f"{prefix}{{:0{len(first[2])}d}}{first[3]}"

@@ -130,7 +130,7 @@ class LiveStream:
         self._container.close()
         with self._changed:
             if not self.num_frames:
-                self.error = self.error or "no frame in it"
+                self.error = self.error or "contains no frames"
             self._has_ended = True
             self._changed.notify_all()
 

@@ -106,7 +106,7 @@ def decode(video: Path) -> Iterator[av.VideoFrame]:
     except Exception as error:
         raise _reason(error, count) from None
     if not count:
-        raise VideoError("no frame in it")
+        raise VideoError("contains no frames")
 
 
 def index_frames(video: Path) -> FrameIndex:
@@ -136,7 +136,7 @@ def index_frames(video: Path) -> FrameIndex:
     except Exception as error:
         raise _reason(error, len(packets) if first else 0) from None
     if not first:
-        raise VideoError("no frame in it")
+        raise VideoError("contains no frames")
     metadata = (display_size(first), time_base, rate)
     times = [time for time, _ in packets]
     # The fields of an interlaced frame can have a packet each.

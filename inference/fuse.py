@@ -194,7 +194,7 @@ def _fuse(model: TemporalModel, device: torch.device, dtype: torch.dtype, plain:
 
 @torch.inference_mode()
 def _is_finite(model: TemporalModel) -> bool:
-    """Whether a diverged model does not overflow. oneDNN's ReLU turns NaN into 0, which would hide that."""
+    """Whether the model's logits are finite. oneDNN's ReLU turns NaN into 0, which would hide divergence."""
     clip = torch.ones(1, model.num_segments, 3, 32, 32, device=next(model.parameters()).device)
     return bool(model(clip).isfinite().all())
 

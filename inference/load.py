@@ -53,7 +53,7 @@ class LoadedModel(NamedTuple):
             line += f"; {self.checkpoint['origin']}"
         if self.is_type_guessed:
             types = " or ".join(possible_types(self.checkpoint, self.path))
-            line += f"; its tensors fit {types}: taken for {self.spec.type}, --type decides"
+            line += f"; its tensors fit {types}; using {self.spec.type} (override with --type)"
         return line
 
 

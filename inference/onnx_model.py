@@ -38,7 +38,7 @@ def choose_devices(args: Namespace, world: World) -> World:
     for name in ("amp", "compile", "fast", "gpus", "save_features", "cam"):
         if getattr(args, name, None) not in (None, False, "off"):
             raise UserError(
-                f"--{name}: is not possible with {args.weights}, which computes in float32 on the CPU; "
+                f"--{name}: is not supported with {args.weights}, which computes in float32 on the CPU; "
                 "use the checkpoint"
             )
     return replace(world, devices=[torch.device("cpu")])

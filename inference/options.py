@@ -38,7 +38,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--topk", metavar="N", type=positive_int, default=5, help="classes per answer")
     output.add_argument(
-        "--json", metavar="FILE|-", help="write the answers as JSON; - writes nothing else to stdout"
+        "--json", metavar="FILE|-", help="write the answers as JSON; - writes only the JSON to stdout"
     )
     output.add_argument("--csv", metavar="FILE.csv", help="write video, start, end, class, probability")
     output.add_argument(
@@ -50,9 +50,8 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--rendered_output",
         metavar="FILE|DIR/",
-        help="the video with its best class (.mp4), or the frames that the model saw (.png; with "
-        "--window, a plot of classes over time); for several videos, a folder of .mp4 files; a stream is "
-        "recorded",
+        help="the video with its best class (.mp4; this records a stream), or the frames that the model saw "
+        "(.png; with --window, a plot of classes over time); for several videos, a folder of .mp4 files",
     )
     output.add_argument(
         "--cam",
@@ -74,7 +73,7 @@ def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
     if is_live:
         for name in ("cam", "save_scores", "save_features"):
             if getattr(args, name):
-                raise UserError(f"--{name}: is not possible for a stream; record it, and use the file")
+                raise UserError(f"--{name}: is not supported for streams; record the stream and use the file")
         args.window = args.window or DEFAULT_LIVE_WINDOW
     elif args.reconnect:
         raise UserError("--reconnect: needs a stream")
@@ -83,9 +82,9 @@ def check_answer_options(args: argparse.Namespace, is_live: bool) -> None:
     elif args.stride or args.threshold is not None:
         raise UserError("--stride and --threshold need --window SECONDS")
     if is_live and args.stride > args.window:
-        raise UserError(f"--stride {args.stride:g}: a stream needs at most --window {args.window:g}")
+        raise UserError(f"--stride {args.stride:g}: must be at most --window {args.window:g} for a stream")
     if args.cam and (args.window or args.test_crops * args.num_clips > 1):
-        raise UserError("--cam: needs a single view; leave out --window, --test_crops and --num_clips")
+        raise UserError("--cam: needs a single view; omit --window, --test_crops and --num_clips")
     check_new_files(args, FILES)
     if args.cam:
         _check_suffix("--cam", args.cam, PICTURES)

@@ -1,4 +1,4 @@
-"""Draw the answers of a model on the video or below the input frames."""
+"""Draw the answers of a model below the video or above the input frames."""
 
 import itertools
 import os

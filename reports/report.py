@@ -203,7 +203,7 @@ def report_text(
         f"## Classes, worst first (at most {NUM_CLASSES})",
         _class_table(classes),
         "## Mirrored pairs",
-        "By their names, these classes mirror each other. Confusion is the share of their clips "
+        "According to their names, these classes mirror each other. Confusion is the share of their clips "
         "that are predicted as the other class; accuracy is the share that are predicted correctly. If the "
         "confusion is higher, the labels were probably swapped, in training or in the list.",
         _pair_table(mirrored, confusions, categories) or "There are none.",

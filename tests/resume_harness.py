@@ -6,7 +6,7 @@
     python tests/resume_harness.py --kills 30 --videos --fine_tune
 
 The runs are killed while they save. After each kill, an intact checkpoint must exist; after every third, the
-newest checkpoint is damaged, too. The results are compared bit by bit: weights, optimizer state, best
+newest checkpoint is damaged, too. The results are compared bit for bit: weights, optimizer state, best
 checkpoint, CSV log.
 """
 

@@ -95,7 +95,7 @@ def break_video(folder: Path, kind: str) -> str:
     if kind == "truncated":
         cut(path, 0.6)
         return "a.mp4: truncated"
-    return "a.mp4: has only 12 frames"
+    return "a.mp4: has only 12 of the 30 frames in the list"
 
 
 @pytest.mark.parametrize("kind", ["empty", "named pipe", "missing", "truncated", "shorter"])

@@ -58,7 +58,7 @@ def relative(value, expected):
 
 
 def has_state(model, state_dict):
-    """Whether a model's state dict equals another bit by bit: names, order, shapes and values."""
+    """Whether a model's state dict equals another bit for bit: names, order, shapes and values."""
     own = model.state_dict()
     return list(own) == list(state_dict) and all(torch.equal(own[name], state_dict[name]) for name in own)
 

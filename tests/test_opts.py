@@ -162,7 +162,7 @@ def test_log_names_deviations_from_the_recipe(dataset, words, recipe, linear):
         assert first[0].startswith("mine: no published recipe")
     else:
         assert first == ([f"{dataset}: its published recipe has {recipe}"] if recipe else [])
-    assert batch.partition("linear rule would give ")[2] == linear
+    assert batch.partition("linear scaling rule gives ")[2] == linear
 
 
 def test_data_tools_import_no_torch():

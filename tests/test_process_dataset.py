@@ -151,7 +151,7 @@ def test_problems_prevent_lists_unless_skipped(tmp_path: Path) -> None:
         ("problem", "late"): "begins with 00002.jpg, not with 00001.jpg",
         ("problem", "cut"): "00004.jpg: cannot be read as an image",
         ("problem", "blank"): "00001.jpg: cannot be read as an image",
-        ("problem", "empty"): "must hold images",
+        ("problem", "empty"): "must contain images",
         ("problem", "pipe"): "is a named pipe",
     }
     done = process(tmp_path, "somethingv1", *words)
@@ -305,7 +305,7 @@ def test_unusable_videos_are_named(tmp_path: Path) -> None:
             ("problem", "up/cut"): "truncated",
             ("problem", "up/empty"): "empty file",
             ("problem", "up/text"): "not a video",
-            ("problem", "up/twice"): "ambiguous: .mp4 and .mkv",
+            ("problem", "up/twice"): "ambiguous, found .mp4 and .mkv",
             ("problem", "down/song"): "no video stream",
             ("problem", "down/pipe"): "is a named pipe",
             ("problem", "down/old"): "no such video (.webm, .mp4",

@@ -141,7 +141,7 @@ def noisy_images(count: int) -> list[np.ndarray]:
 
 
 def assert_same_frames(path: Path) -> None:
-    """Check that single frames equal those of decoding in sequence, bit by bit."""
+    """Check that single frames equal those of decoding in sequence, bit for bit."""
     in_sequence = [frame.to_ndarray() for frame in decode(path)]
     index = index_frames(path)
     last = len(in_sequence)

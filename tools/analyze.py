@@ -4,9 +4,9 @@
 
 The contribution of a channel is its absolute scale in bn2 times the norm of its kernel in conv3. The share of
 a block is the sum of the contributions of the temporal channels, divided by the sum of all contributions. The
-weight is this share divided by 1/alpha, the share of the channels: above 1, the block prefers the temporal
-path. The paper finds (section on visualisation) that low layers use static cues and high layers use dynamic
-cues. The control is an untrained model of the same form, whose weights are close to 1.
+relative share is this share divided by 1/alpha, the share of the channels: above 1, the block prefers the
+temporal path. The paper finds (section on visualisation) that low layers use static cues and high layers use
+dynamic cues. The control is an untrained model of the same form, whose relative shares are close to 1.
 """
 
 import sys
@@ -33,11 +33,11 @@ def main() -> None:
     control = temporal_shares(TemporalModel(1, 1, spec.type, spec.arch, spec.alpha, spec.beta))
     shares = temporal_shares(model)
 
-    print("| block | temporal share, % | weight | weight, untrained |")
+    print("| block | temporal share, % | relative share | relative share, untrained |")
     print("|---|---|---|---|")
     for name, share in shares.items():
-        weights = f"{spec.alpha * share:.2f} | {spec.alpha * control[name]:.2f}"
-        print(f"| {name} | {100 * share:.1f} | {weights} |")
+        relative = f"{spec.alpha * share:.2f} | {spec.alpha * control[name]:.2f}"
+        print(f"| {name} | {100 * share:.1f} | {relative} |")
 
 
 def temporal_shares(model: TemporalModel) -> dict[str, float]:

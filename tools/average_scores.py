@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import Parser, UserError, non_negative_float, printable, run_program
+from utils.cli import Parser, UserError, non_negative_float, pluralize, printable, run_program
 from utils.files import check_new_file, npz, write_new, writing
 from utils.metrics import summarise
 
@@ -45,7 +45,7 @@ def main() -> None:
     if args.save_scores:
         check_new_file(args.save_scores, "--save_scores", ".npz")
     if args.weights and len(args.weights) != len(args.files):
-        raise UserError(f"--weights: has {len(args.weights)} numbers for {len(args.files)} files")
+        raise UserError(f"--weights: needs {pluralize(len(args.files), 'number')}, not {len(args.weights)}")
 
     first = read_scores(args.files[0])
     files = [reorder_videos(read_scores(path), first, path, args.files[0]) for path in args.files]
@@ -75,7 +75,7 @@ def read_scores(path: str) -> Scores:
 def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> Scores:
     """Reorder the videos of a file as in the first file; videos, classes and labels must be the same."""
     if file.classes.tolist() != first.classes.tolist():
-        raise UserError(f"{path}: its classes are not those of {first_path}, or have another order")
+        raise UserError(f"{path}: its classes are not those of {first_path}, or are in a different order")
     rows = {video: row for row, video in enumerate(file.videos.tolist())}
     differences = rows.keys() ^ set(first.videos.tolist())
     if differences:
@@ -85,7 +85,7 @@ def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> S
     labels = file.labels[order]
     if (labels != first.labels).any():
         video = printable(first.videos[np.argmax(labels != first.labels)])
-        raise UserError(f"{path}: video '{video}' has another label in {first_path}")
+        raise UserError(f"{path}: video '{video}' has a different label in {first_path}")
     return first._replace(scores=file.scores[order])
 
 

@@ -7,7 +7,7 @@ The results are Markdown tables. The published model is float32, eager, NCTHW, w
 convolutions on GPUs). The published loader is that of TSN-pytorch: it resizes whole PIL images, stacks them
 to an array, converts the array to a float tensor, and normalises it.
 
-The variants (column "form") run in turns in one process: each runs once per round, in alternating order. The
+The variants (column "form") take turns in one process: each runs once per round, in alternating order. The
 speed-up is the published time divided by the variant's time, for the fastest calls and as the median over the
 rounds. Multiply-adds are those of convolutions and classifier, times three in training. The matmul rate is
 measured with square matrices in the same precision and the same rounds. bf16 is measured if the device has
@@ -46,7 +46,7 @@ from inference.fuse import float32_convolutions, fuse, to_channels_last
 from loader import ClipLoader
 from models import TemporalModel, multiply_adds
 from resnet_gst import DEPTHS
-from utils.cli import Parser, positive_int, run_program
+from utils.cli import Parser, pluralize, positive_int, run_program
 from utils.distributed import keep_freed_memory
 from utils.precision import DTYPES, has_instructions
 
@@ -83,7 +83,8 @@ def main() -> None:
         name = torch.cuda.get_device_name()
     else:
         keep_freed_memory()
-        name = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        threads = pluralize(torch.get_num_threads(), "thread")
+        name = f"CPU, {threads}, {torch.backends.cpu.get_cpu_capability()}"
     print(f"{name}, {' and '.join(precisions())}, torch {torch.__version__}")
     for section in args.only:
         print()
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def compare(title: str, forms: list[Form], clips: int, rounds: int, macs: float = 0) -> None:
-    """Measure variants in turns, and print a row of the table for each.
+    """Measure variants, which take turns, and print a row of the table for each.
 
     Args:
         title: name of the computation.

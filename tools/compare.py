@@ -5,7 +5,7 @@
         --arch resnet14 --input_size 48 --epochs 10 -b 8 --lr 0.008 --lr_schedule cosine
 
 The options after `--` are options of main.py, the same for all models. test_models.py evaluates the
-checkpoint of the last epoch, not that of the best one. The program writes DIR/table.md and DIR/plot.png.
+checkpoint of the last epoch, not the best checkpoint. The program writes DIR/table.md and DIR/plot.png.
 After an interruption, the same command continues. With several GPUs, set CUDA_VISIBLE_DEVICES to one.
 
 The controls are GST on validation clips that are played backwards or have shuffled frames, and GST trained
@@ -51,7 +51,7 @@ def main() -> None:
     add("--dataset", type=dataset_name, required=True, metavar="NAME", help="from make_motion_dataset.py")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for runs, table and plot")
     add("--types", choices=tuple(BLOCKS), nargs="+", default=list(BLOCKS), help="types of block")
-    add("--seeds", type=non_negative_int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    add("--seeds", type=non_negative_int, nargs="+", default=[0, 1, 2], help="seeds of the training runs")
     add("options", nargs="*", metavar="OPTION", help="options of main.py, after --")
     args = parser.parse_args()
     out = args.out
@@ -61,7 +61,7 @@ def main() -> None:
     settings = json.dumps({"data": str(paths.root_data.resolve()), "options": args.options}) + "\n"
     file = out / "settings.json"
     if file.exists() and read_text(file) != settings:
-        raise UserError(f"--out {out}: has another comparison; use another folder")
+        raise UserError(f"--out {out}: contains a different comparison; use another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_files({file: settings})
 
@@ -137,7 +137,7 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def run(name: str, program: str, *words: object) -> None:
-    """Run a program of the repository. Ctrl-C reaches it, too: a training saves, and continues from there."""
+    """Run a program of the repository. Ctrl-C reaches it, too: a run saves, and continues from there."""
     print(f"{name}: {program}", flush=True)
     command = [sys.executable, str(REPOSITORY / program), *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:

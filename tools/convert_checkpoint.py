@@ -85,7 +85,7 @@ def round_kernels(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, 
     for name, value in state_dict.items():
         rounded[name] = value.to(DTYPES[dtype]) if value.ndim > 1 else value
         if not rounded[name].isfinite().all():
-            raise UserError(f"--dtype {dtype}: too small for the values of '{name}'; try bf16")
+            raise UserError(f"--dtype {dtype}: cannot represent the values of '{name}'; try bf16")
     return rounded
 
 

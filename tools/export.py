@@ -55,7 +55,7 @@ def main() -> None:
     content = save(exported, make_metadata(loaded, args))
     log.info(f"comparing the scores of the file ({len(content) / 1e6:.1f} MB) with the checkpoint's")
     difference = check(loaded.model, exported, load(content), args.weights)
-    log.info(f"checked: same best classes; scores differ by at most {difference:.1g} of the largest score")
+    log.info(f"checked: same top classes; scores differ by at most {difference:.1g} of the largest score")
     with writing("--out", out):
         write_new(out, content)
     log.info(f"exported: {out}; docs/DEPLOYMENT.md shows how to run it")
@@ -114,7 +114,7 @@ def check(
         The largest difference between scores, relative to the largest score.
 
     Raises:
-        UserError: scores differ by more than `TOLERANCE` or are not finite, or best classes differ.
+        UserError: scores differ by more than `TOLERANCE` or are not finite, or top classes differ.
     """
     generator = torch.Generator().manual_seed(0)
     size = model.input_size
@@ -132,7 +132,7 @@ def check(
         if not difference <= TOLERANCE or not torch.equal(scores.argmax(dim=1), expected.argmax(dim=1)):
             raise UserError(
                 f"{path}: not exported, because the scores of the exported model are not finite or differ "
-                f"from the checkpoint's (by {100 * difference:.2g} % of the largest, or in the best class)"
+                f"from the checkpoint's (by {100 * difference:.2g} % of the largest, or in the top class)"
             )
         largest = max(largest, difference)
     return largest

@@ -48,12 +48,12 @@ _FFMPEG_Q2 = [
 ]
 
 _EPILOG = """\
-Something-Something v2 or Diving48, own data, and any other folder:
+Something-Something v2 or Diving48, your own data, and any other folder:
   python tools/extract_frames.py --videos 20bn-something-something-v2 --dataset somethingv2 --root_path data
   python tools/extract_frames.py --videos my_videos --dataset my_data --root_path data
   python tools/extract_frames.py --videos my_videos --out my_frames --short_side 256
 
-After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; the same command continues.
+After that, tools/process_dataset.py makes the lists. Press Ctrl-C to stop; repeat the command to continue.
 """
 
 
@@ -104,7 +104,7 @@ def main() -> int:
     except OSError as error:  # of the output folder: errors of single videos are in the report
         culprit = printable(error.filename or "writing")
         raise UserError(
-            f"{out}: stopped, {error.strerror}: {culprit}; the same command continues (one at a time)"
+            f"{out}: stopped, {error.strerror}: {culprit}; rerun to continue (only one run at a time)"
         ) from None
     for name in sorted(failures):
         print(f"{printable(name)}: {failures[name]}", file=sys.stderr)
@@ -142,8 +142,8 @@ def parse_args() -> argparse.Namespace:
         "--short_side",
         metavar="N",
         type=number_type(int, 1, 16384),
-        help="scale the shorter side to N pixels and keep the aspect "
-        "(default: 256 x 256, aspect not kept, as in the published recipe)",
+        help="scale the shorter side to N pixels and keep the aspect ratio "
+        "(default: 256 x 256, aspect ratio not kept, as in the published recipe)",
     )
     size.add_argument("--native", action="store_true", help="keep the size at which players show the video")
     parser.add_argument(
@@ -155,7 +155,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if bool(args.dataset) == bool(args.out) or bool(args.dataset) != bool(args.root_path):
-        raise UserError("give either --dataset and --root_path, or --out")
+        raise UserError("use either --dataset and --root_path, or --out")
     return args
 
 

@@ -5,13 +5,12 @@
     python main.py --root_path DIR --dataset motion3 ...
 
 In the demo, a textured shape moves left, right, up, down, nearer or farther in front of a random background.
-The levels 1 to 3 add shapes that enter and leave at the sides, other shapes, a moving camera, changing light
+Levels 1 to 3 add shapes that enter and leave at the sides, other shapes, a moving camera, changing light
 and uneven speed. Noise and compression grow with the level.
 
 Clips of one class are drawn like those of its partner, then played backwards. A single frame cannot
-distinguish the two: a model must use the order of the frames. In the levels, some classes are mirror images
-of each other, and two classes need no motion: a single frame shows a cross or a ring. motion_dataset.json,
-next to the lists, lists the pairs of classes.
+distinguish the two: a model must use the order of the frames. At levels 1 to 3, some classes are mirror
+images of each other, and two (a cross and a ring) need no motion. motion_dataset.json lists the pairs.
 
 The same seed gives the same pixels as long as NumPy's random numbers stay the same.
 """
@@ -69,7 +68,7 @@ class Level(NamedTuple):
     contrast: int  # of the background's texture, in grey levels
     noise: int  # of the camera, in grey levels
     quality: int  # of the JPEG files
-    # Of the cross and the ring, if not random. Under much noise, a short training learns only a colour.
+    # Of the cross and the ring, if not random. Under much noise, a short training run learns only a colour.
     colours: Mapping[str, tuple[int, int, int]]
 
 
@@ -270,7 +269,7 @@ def main() -> int:
     if os.path.lexists(target):
         settings = target / MOTION_SETTINGS
         if not settings.is_file() or json.loads(read_text(settings)) != make_settings(args):
-            raise UserError(f"{target}: already exists, with other settings; choose another --dataset")
+            raise UserError(f"{target}: already exists, with different settings; choose another --dataset")
         print(f"{target}: already exists, with these settings")
         return 0
     # Renamed at the end, so that an interrupted run leaves no folder that looks complete.

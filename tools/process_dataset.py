@@ -1,6 +1,6 @@
 """Make the lists that `main.py` reads, from a data set's annotations and its frames or videos.
 
-Own data, one folder per class (my_videos/CLASS/VIDEO) or a CSV:
+Your own data, one folder per class (my_videos/CLASS/VIDEO) or a CSV:
   python tools/process_dataset.py --dataset my_data --root_path data --videos my_videos
   python tools/process_dataset.py --dataset my_data --root_path data --videos my_videos --annotations my.csv
 
@@ -8,7 +8,7 @@ Downloaded data sets (somethingv1, somethingv2, diving48, jester), after unpacki
 tools/extract_frames.py:
   python tools/process_dataset.py --dataset somethingv1 --root_path data --annotations .
 
-Before a long training, decode every frame, and list the videos to leave out:
+Before a long training run, decode every frame, and list the videos to leave out:
   python tools/process_dataset.py --dataset somethingv2 --root_path data --check --decode_all > check.txt
   grep '^problem' check.txt | cut -f3 | sort -u > exclude.txt
 
@@ -105,7 +105,7 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME",
         type=dataset_name,
         required=True,
-        help=f"as for main.py: {', '.join(sorted(LAYOUTS))}, or any other name for own data",
+        help=f"as for main.py: {', '.join(sorted(LAYOUTS))}, or any other name for your own data",
     )
     data.add_argument("--root_path", metavar="DIR", required=True, help="the folder of all data sets")
     data.add_argument(
@@ -114,8 +114,8 @@ def parse_args() -> argparse.Namespace:
     data.add_argument(
         "--annotations",
         metavar="DIR|FILE",
-        help="the folder of the downloaded annotation files; for own data, a CSV with the columns video, "
-        "label and, optionally, split (train, val or test) and group",
+        help="the folder of the downloaded annotation files; for your own data, a CSV with the columns video "
+        "and label and, optionally, split (train, val or test) and group",
     )
     data.add_argument(
         "--source", choices=SOURCES, help="use frames or videos (default: frames if both exist)"
@@ -125,7 +125,7 @@ def parse_args() -> argparse.Namespace:
         metavar="F",
         type=number_type(float, 0, 1, above=True, below=True),
         default=0.2,
-        help="own data without a split: share of each class to draw for validation",
+        help="your own data without a split: share of each class to draw for validation",
     )
     data.add_argument(
         "--group_column", metavar="NAME", help="CSV: videos of one group share a list (default: group)"
@@ -134,10 +134,10 @@ def parse_args() -> argparse.Namespace:
         "--group",
         metavar="REGEX",
         type=_regex,
-        help="take the group of a video from its name: the match of REGEX, or of its first (...)",
+        help="take the group of a video from its name: the match of REGEX, or of its first capture group",
     )
     data.add_argument(
-        "--seed", metavar="N", type=non_negative_int, default=0, help="own data without a split: seed"
+        "--seed", metavar="N", type=non_negative_int, default=0, help="your own data without a split: seed"
     )
     run = parser.add_argument_group("run")
     run.add_argument(

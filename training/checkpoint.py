@@ -249,7 +249,7 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
         model.load_state_dict(state_dict)
     except RuntimeError as error:
         reason = printable(str(error).splitlines()[1].strip())
-        raise UserError(f"{path}: its tensors are not those of the model: {reason}") from None
+        raise UserError(f"{path}: its tensors do not match the model: {reason}") from None
 
 
 def load_start(

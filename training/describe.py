@@ -137,7 +137,7 @@ def describe_labels(labels: np.ndarray, path: str | Path) -> str:
     if same == len(labels):
         return ""
     return (
-        f"category.txt has the classes of {path} in another order "
+        f"category.txt has the classes of {path} in a different order "
         f"({same} of {len(labels)} in the same place): labels are mapped by name"
     )
 
@@ -146,4 +146,4 @@ def check_categories(checkpoint: dict[str, Any], categories: list[str], path: st
     """Check that a checkpoint has the data set's classes in the same order, so that training can continue."""
     labels = find_labels(checkpoint, categories, path)
     if labels.tolist() != sorted(labels) or checkpoint.get("categories", categories) != categories:
-        raise UserError(f"{path}: its classes have another order or spelling than those of category.txt")
+        raise UserError(f"{path}: its classes differ from category.txt in order or spelling")

@@ -25,7 +25,7 @@ COLUMNS += ("val_loss", "val_prec1", "val_prec5", "val_mean_class")
 
 
 class RunFiles:
-    """The files of a run below `--checkpoint_dir`. Its name follows from model and data set."""
+    """The files of a run in `--checkpoint_dir`. Its name follows from model and data set."""
 
     def __init__(self, args: Namespace) -> None:
         split = [f"{name}{value}" for name in ("alpha", "beta") if (value := getattr(args, name)) is not None]

@@ -39,7 +39,7 @@ class TrainingLoss(nn.Module):
     def mix(
         self, clips: torch.Tensor | DecodedClips, labels: torch.Tensor
     ) -> tuple[torch.Tensor | DecodedClips, Targets]:
-        """Mix each clip of a batch with the previous one, by the same random share (mixup, as in timm).
+        """Mix each clip with the previous one, with one random share per batch (mixup, as in torchvision).
 
         The clips are uint8, clips x frames x height x width x channel. Decoded clips are resized first.
         """

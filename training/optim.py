@@ -61,7 +61,7 @@ def load_optimizer(
     groups = optimizer.state_dict()["param_groups"]
     loaded = checkpoint["optimizer"]
     if [group["params"] for group in groups] != [group["params"] for group in loaded["param_groups"]]:
-        raise UserError(f"{path}: its optimizer has other groups of parameters")
+        raise UserError(f"{path}: its optimizer has different parameter groups")
     optimizer.load_state_dict({"state": loaded["state"], "param_groups": groups})
     scaler.load_state_dict(checkpoint.get("scaler", scaler.state_dict()))
     for parameter, state in optimizer.state.items():

@@ -32,7 +32,7 @@ def load_initial_weights(
         load_weights(model, checkpoint["state_dict"], args.resume)
         return checkpoint.get("new_classifier", False)
     if args.pretrained == "none":
-        log.info("weights: random start")
+        log.info("weights: random initialisation")
         if args.freeze:
             log.warning("warning: --freeze: the frozen weights are random")
         return True
@@ -51,14 +51,14 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
                 f"{source} {error}: it must be a 2D {args.arch}'s state dict or a checkpoint of this code"
             ) from None
         new = [*_count_tensors(name for name in other_names if name.startswith("layer")), "the classifier"]
-        log.info(f"{source}: {len(loaded_names)} tensors loaded, not {' and '.join(new)}")
+        log.info(f"{source}: {len(loaded_names)} tensors loaded; new: {', '.join(new)}")
         return True
     spec = describe_model(start, source, args.type)
     names = ("arch", "alpha", "beta") if spec.type == args.type else ("arch",)
     differences = [name for name in names if getattr(spec, name) not in (None, getattr(args, name))]
     if differences:
         options = " ".join(f"--{name} {getattr(spec, name)}" for name in differences)
-        raise UserError(f"--pretrained {source} is another model: give {options}")
+        raise UserError(f"--pretrained {source} is a different model: use {options}")
     if spec.type != args.type:
         start["state_dict"], line = fit_backbone(model, start["state_dict"])
         log.info(f"{source}: type {spec.type}, not {args.type}; {line}")
@@ -69,7 +69,7 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
         reason = "its classes differ from category.txt" if names else "the file has no class names"
         log.info(f"{source}: backbone loaded; the classifier starts from scratch ({reason})")
     else:
-        order = "" if permutation == sorted(permutation) else ", in another order"
+        order = "" if permutation == sorted(permutation) else ", in a different order"
         log.info(f"{source}: backbone and classifier loaded, the classes are the same{order}")
     return permutation is None
 

@@ -89,7 +89,7 @@ class Run:
         except Timeout:
             error = UserError(
                 f"run {self.files.name} is being trained by another process, see {self.files.log}; wait for "
-                "its end, or choose another name (--store_name)"
+                "it to finish, or choose another name (--store_name)"
             )
             error.status = 75  # EX_TEMPFAIL of sysexits.h: a later attempt may succeed
             raise error from None
@@ -113,10 +113,10 @@ class Run:
         check_categories(checkpoint, data.categories, path)
         if checkpoint.get("mirrored", data.mirrored) != data.mirrored:
             raise UserError(
-                f"{path} was trained with other mirrored classes: give the same --flip_pairs or --no_flip"
+                f"{path} was trained with different mirrored classes: use the same --flip_pairs or --no_flip"
             )
         if checkpoint.get("class_weights", class_weights) != class_weights:
-            raise UserError(f"{path} was trained with other class weights: give the same --class_weights")
+            raise UserError(f"{path} was trained with different class weights: use the same --class_weights")
         check_same_list(data.train, checkpoint.get("data"), path, "trained")
         check_same_list(data.val, checkpoint.get("val_data"), path, "validated")
         # Allowed changes that make the run differ from an uninterrupted one.
@@ -142,7 +142,7 @@ class Run:
             self.curves = Curves(self.files.tensorboard, state.epoch * sampler.num_steps + state.step)
         if not self.files.best.exists():
             state.best = 0.0  # the checkpoint had the best accuracy of another run
-        log.info(f"run {self.files.name}, written below {self.args.checkpoint_dir}")
+        log.info(f"run {self.files.name}, written to {self.args.checkpoint_dir}")
         if state.epoch >= self.args.epochs:
             log.info(f"finished: {state.epoch} of {self.args.epochs} epochs")
         self.last_save = self.last_end = time.monotonic()
@@ -292,7 +292,7 @@ def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> Non
     changed = [name for name, value in expected.items() if getattr(args, name) != value]
     if changed:
         values = ", ".join(f"{name} {expected[name]} (now {getattr(args, name)})" for name in changed)
-        raise UserError(f"{path} was trained with {values}: give the same options to continue it")
+        raise UserError(f"{path} was trained with {values}: use the same options to continue it")
 
 
 class Interruption:

@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError, log
+from utils.cli import UserError, log, pluralize
 from utils.pool import cores
 
 # Parameters of glibc's mallopt(3).
@@ -142,7 +142,7 @@ class World:
     def describe(self, batch_size: int) -> str:
         """Describe the devices and the clips of a batch on each of them, in one line for the log."""
         if self.device.type == "cpu":
-            device = f"CPU, {torch.get_num_threads()} threads"
+            device = f"CPU, {pluralize(torch.get_num_threads(), 'thread')}"
         else:
             device = torch.cuda.get_device_name(self.device)
         if self.size > 1:
@@ -193,7 +193,7 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
     )
     if available and local >= available:
-        raise UserError(f"--nproc_per_node is more than this machine's {available} visible GPUs")
+        raise UserError(f"--nproc_per_node is more than this machine's {pluralize(available, 'visible GPU')}")
     device = torch.device("cuda", local) if available else torch.device("cpu")
     if available:
         torch.cuda.set_device(device)
@@ -226,7 +226,7 @@ def share_cores(processes: int) -> None:
 def _single_process(gpus: list[int] | None, available: int, sync_bn: bool, compiled: bool) -> World:
     for gpu in gpus or []:
         if gpu >= available:
-            raise UserError(f"--gpus {gpu}: this machine has {available} visible GPUs, numbered from 0")
+            raise UserError(f"--gpus {gpu}: only {pluralize(available, 'visible GPU')}, numbered from 0")
         if gpus.count(gpu) > 1:
             raise UserError(f"--gpus: {gpu} appears twice")
     numbers = gpus or range(available)

@@ -120,7 +120,7 @@ def check_new_file(file: str | Path, option: str, suffix: str = "") -> None:
 
 
 def check_new_files(args: Namespace, suffixes: dict[str, str]) -> None:
-    """Refuse the output files of several options, see `check_new_file`, or a file of two of them.
+    """Refuse the output files of several options, see `check_new_file`, or a file used by two of them.
 
     Args:
         args: the options; their values may be None, or '-' for stdout.
@@ -152,4 +152,4 @@ def check_writable_folder(folder: str | Path, option: str = "") -> None:
         while not existing.exists():
             existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is not a folder that can be written to")
+        raise UserError(f"{f'{option} {folder}'.strip()}: {existing} is not a writable folder")

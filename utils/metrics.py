@@ -83,7 +83,7 @@ class ProgressLog:
         self.waited += time.perf_counter() - start
 
     def update(self, num_clips: int) -> None:
-        """End a step with so many clips over all processes."""
+        """End a step of `num_clips` clips over all processes."""
         now = time.perf_counter()
         self.batch_time.update(now - self.end)
         self.data_time.update(self.waited)
@@ -154,7 +154,7 @@ def batch_sums(loss_sum: torch.Tensor, logits: torch.Tensor, labels: torch.Tenso
 def average_views(logits: torch.Tensor, mirrored: Sequence[int] | None = None) -> torch.Tensor:
     """Average the logits of a video (videos x views x classes) over its views (TSM's test program).
 
-    `mirrored` has the class of each class in a mirrored clip, or -1; None if no view is mirrored. The second
+    `mirrored` maps each class to its class in a mirrored clip, or -1; None if no view is mirrored. The second
     half of the views mirror the first half. In a mirrored view, a class gets the score of its mirrored class.
     A class without one gets the score of the unmirrored view.
     """

@@ -80,7 +80,7 @@ def evaluation_precision(option: str | None, training_amp: str, device: torch.de
     if option is not None:
         return Precision(option, f"--amp {option}")
     if has_instructions(device, training_amp):
-        return Precision(training_amp, "as it was trained" if training_amp != "off" else "as published")
+        return Precision(training_amp, "as in training" if training_amp != "off" else "as published")
     return Precision("off", f"trained in {training_amp}, which {_name(device)} has no instructions for")
 
 
