@@ -64,6 +64,28 @@ def authors_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("authors"), "somethingv2", "authors", seed=1)
 
 
+@pytest.fixture(scope="module")
+def two_blocks() -> Iterator[None]:
+    """Build resnet14 without layer2 and layer3, and with their strides in layer4, for slow work on each block."""
+    from torch import nn
+
+    from resnet_gst import DEPTHS, ResNet
+
+    make_layer = ResNet._make_layer
+
+    def make(self, block, planes, blocks, stride):
+        return (
+            make_layer(self, block, planes, blocks, 8 if planes == 512 else stride)
+            if blocks
+            else nn.Sequential()
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEPTHS, "resnet14", (1, 0, 0, 1))
+        patch.setattr(ResNet, "_make_layer", make)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Training does not draw pictures, which takes longer than an epoch of a few clips."""

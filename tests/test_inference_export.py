@@ -20,6 +20,8 @@ from models import TemporalModel
 from tools.export import TOLERANCE, check
 from utils.cli import UserError
 
+pytestmark = pytest.mark.usefixtures("two_blocks")
+
 PAGE = (REPOSITORY / "docs" / "DEPLOYMENT.md").read_text(encoding="utf-8")
 # The checkpoint below has the form of the released ones, and tensors that fit C2D and TSM.
 RELEASED = ["--type", "TSM", "--num_segments", 4, "--input_size", 48]
@@ -59,7 +61,7 @@ def succeed(process: CompletedProcess[str]) -> CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, authors_root: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, authors_root: Path, two_blocks: None) -> Path:
     """A working folder with the files in the page's commands: FILE of a run, DATA and clip.webm."""
     home = tmp_path_factory.mktemp("export")
     (home / "DATA").symlink_to(authors_root)
@@ -83,7 +85,7 @@ def exported(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released(tmp_path_factory: pytest.TempPathFactory, two_blocks: None) -> Path:
     home = tmp_path_factory.mktemp("released")
     tensors = make_model("TSM", 174).state_dict()
     content = {"epoch": 1, "arch": "resnet14", "best_prec1": torch.tensor(50.0)}
