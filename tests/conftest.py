@@ -66,7 +66,7 @@ def authors_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_blocks() -> Iterator[None]:
-    """Build resnet14 without layer2 and layer3, and with their strides in layer4, for slow work on each block."""
+    """Build resnet14 without layer2 and layer3, for slow work on each block. layer4 has their strides."""
     from torch import nn
 
     from resnet_gst import DEPTHS, ResNet
@@ -74,11 +74,9 @@ def two_blocks() -> Iterator[None]:
     make_layer = ResNet._make_layer
 
     def make(self, block, planes, blocks, stride):
-        return (
-            make_layer(self, block, planes, blocks, 8 if planes == 512 else stride)
-            if blocks
-            else nn.Sequential()
-        )
+        if not blocks:
+            return nn.Sequential()
+        return make_layer(self, block, planes, blocks, 8 if planes == 512 else stride)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DEPTHS, "resnet14", (1, 0, 0, 1))
