@@ -27,7 +27,6 @@ from training.pretrained import load_pretrained
 from training.run import check_recipe
 from utils.cli import UserError
 
-pytestmark = pytest.mark.usefixtures("without_curves")
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
 TRAIN_LINE = re.compile(
