@@ -85,11 +85,14 @@ def two_blocks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Training does not draw pictures, which takes longer than an epoch of a few clips."""
+def faster_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave out what takes longer than an epoch or an evaluation of a few clips, and has its own tests."""
+    module = request.module.__name__
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ != "test_watch":
+        if module != "test_watch":
             patch.setattr("training.run.Run._write_picture", lambda *args: None)
+        if module not in ("test_inference_fuse", "test_baselines", "test_ideas"):
+            patch.setattr("inference.fuse._check_fusable_norms", lambda *args: None)
         yield
 
 

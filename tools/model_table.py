@@ -3,8 +3,8 @@
     python tools/model_table.py
 
 The models are ResNet-50 with 174 classes and clips of 224 x 224. Multiply-adds are those of the convolutions
-and the classifier for one clip. The paper's accuracies are top-1 in percent on Something-v1 and v2, with one
-clip and one centre crop.
+and the classifier for one clip; each frame costs the same. The paper's accuracies are top-1 in percent on
+Something-v1 and v2, with one clip and one centre crop.
 """
 
 import itertools
@@ -39,10 +39,10 @@ def main() -> None:
         for values in itertools.product(*(SPLITS[name] for name in names)):
             split = dict(zip(names, values, strict=True))
             with torch.device("meta"):
-                models = [TemporalModel(NUM_CLASS, frames, kind, **split) for frames in FRAMES]
-            parameters = sum(parameter.numel() for parameter in models[0].parameters())
+                model = TemporalModel(NUM_CLASS, 1, kind, **split)
+            parameters, macs = sum(p.numel() for p in model.parameters()), multiply_adds(model)
             cells = [kind, *(split.get(name, "") for name in SPLITS), f"{parameters / 1e6:.2f} M"]
-            cells += [f"{multiply_adds(model) / 1e9:.1f} G" for model in models]
+            cells += [f"{frames * macs / 1e9:.1f} G" for frames in FRAMES]
             for frames in FRAMES:
                 key = (kind, split.get("alpha"), split.get("beta"), frames)
                 cells.append(" / ".join(map(str, PUBLISHED.get(key, ()))))
