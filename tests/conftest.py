@@ -74,7 +74,11 @@ def two_blocks() -> Iterator[None]:
     make_layer = ResNet._make_layer
 
     def make(self, block, planes, blocks, stride):
-        return make_layer(self, block, planes, blocks, 8 if planes == 512 else stride) if blocks else nn.Sequential()
+        return (
+            make_layer(self, block, planes, blocks, 8 if planes == 512 else stride)
+            if blocks
+            else nn.Sequential()
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DEPTHS, "resnet14", (1, 0, 0, 1))
