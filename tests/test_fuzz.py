@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from synthetic import CATEGORIES, FRAMES, make_dataset
 from video_model import save_model
+
+import inference.load
 
 pytestmark = pytest.mark.slow
 
@@ -215,8 +217,21 @@ def check_checkpoint(world: World, folder: Path, drawn: tuple[str, Damage]) -> N
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("fuzz"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The programs load its undamaged released checkpoint once, which is most of their time."""
+    world = World(tmp_path_factory.mktemp("fuzz"))
+    load, loaded = inference.load.load_fused, []
+
+    def load_once(path: str, *options: object, **more: object) -> object:
+        if path != str(world.released):
+            return load(path, *options, **more)
+        if not loaded:
+            loaded.append(load(path, *options, **more))
+        return loaded[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference.load, "load_fused", load_once)
+        yield world
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from engine import PixelModel
 from gst import GSTBottleneck
 from inference.fuse import PointwiseConv3d, fuse, to_channels_last, use_2d_kernels
 from models import TemporalModel
+from resnet_gst import DEPTHS
 from training.checkpoint import save_checkpoint
 from utils.cli import UserError
 from utils.precision import has_instructions
@@ -458,10 +459,13 @@ def test_compiled_step_is_the_eager_step(compiler):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # compiles
-def test_precision_and_compilation_of_an_evaluation(compiler, tmp_path):
+def test_precision_and_compilation_of_an_evaluation(compiler, tmp_path, monkeypatch):
+    monkeypatch.setitem(DEPTHS, "resnet14", (0, 0, 0, 1))  # compiles one block
     root = make_dataset(tmp_path / "data", train=2, val=2, frames=6)
     weights = tmp_path / "model.pth.tar"
-    save_checkpoint(weights, {"state_dict": make_model(8, 4, input_size=64).state_dict()})
+    options = {"type": "GST", "arch": "resnet14", "alpha": 4, "beta": 2}
+    state_dict = make_model(8, 4, input_size=64).state_dict()
+    save_checkpoint(weights, {"state_dict": state_dict, "options": options})
 
     def evaluate(*more):
         """Scores, and precision from the log."""
