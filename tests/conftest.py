@@ -6,7 +6,7 @@ from pathlib import Path
 
 import helpers
 import pytest
-from synthetic import make_dataset
+from synthetic import CATEGORIES, make_dataset
 
 # The test processes share the cores; more threads than cores would mostly wait for each other. Set before
 # torch is imported; the programs inherit it.
@@ -62,6 +62,15 @@ def trn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def authors_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small somethingv2 with the GST authors' list names and tabs. Read only: it is shared."""
     return make_dataset(tmp_path_factory.mktemp("authors"), "somethingv2", "authors", seed=1)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small model for the classes of `synthetic`. Read only: it is shared."""
+    from video_model import save_model  # imports torch, which must not be early
+
+    path = tmp_path_factory.mktemp("weights") / "own.pth.tar"
+    return save_model(path, len(CATEGORIES), categories=list(CATEGORIES))
 
 
 @pytest.fixture(scope="module")

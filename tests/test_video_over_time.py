@@ -14,7 +14,6 @@ from helpers import assert_one_line_error, call
 from PIL import Image
 from synthetic import CATEGORIES
 from video_files import damage, numbered_image, write_video
-from video_model import save_model
 
 from engine import PixelModel
 from frames.sources import open_video
@@ -30,12 +29,6 @@ from transforms import evaluation_transform
 
 BILINEAR = Image.Resampling.BILINEAR
 FORMAT = ClipFormat(8, 1, evaluation_transform(32))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "own.pth.tar"
-    return save_model(path, len(CATEGORIES), categories=list(CATEGORIES))
 
 
 @pytest.fixture(scope="module")

@@ -31,13 +31,6 @@ LONG = "Putting something that cannot actually stand upright upright on the tabl
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """An own checkpoint of the classes of `synthetic`. Read only: it is shared."""
-    path = tmp_path_factory.mktemp("weights") / "own.pth.tar"
-    return save_model(path, len(CATEGORIES), categories=list(CATEGORIES))
-
-
-@pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
     """A folder with two video files, a folder of frames, and other files. Read only: it is shared."""
     folder = tmp_path_factory.mktemp("clips")

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 from forked import REPOSITORY
 from helpers import ON_CPU, assert_one_line_error, call, files_limited_to, running
-from synthetic import CATEGORIES
 from video_files import write_video
-from video_model import save_model
 
 from frames.sources import open_video
 from frames.stream import LiveStream, is_live
@@ -27,12 +25,6 @@ from transforms import evaluation_transform
 from utils.cli import UserError
 
 FORMAT = ClipFormat(8, 1, evaluation_transform(32))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "own.pth.tar"
-    return save_model(path, len(CATEGORIES), categories=list(CATEGORIES))
 
 
 @pytest.fixture(scope="module")
