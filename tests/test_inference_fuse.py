@@ -152,8 +152,7 @@ def test_plain_form_without_the_operators(monkeypatch):
 # Folded norms
 
 
-@pytest.mark.parametrize("dropout", [0, 0.3])
-@pytest.mark.parametrize(("alpha", "beta"), [(4, 2), (4, 1), (8, 2)])
+@pytest.mark.parametrize(("alpha", "beta", "dropout"), [(4, 2, 0.3), (4, 1, 0), (8, 2, 0.3)])
 @torch.no_grad()
 def test_fused_logits(alpha, beta, dropout):
     model, clips = make_model(alpha=alpha, beta=beta, dropout=dropout).eval(), torch.randn(2, 3, 3, 32, 32)
