@@ -75,18 +75,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_blocks() -> Iterator[None]:
-    """Build resnet14 without layer2 and layer3, for slow work on each block. layer4 has their strides."""
+    """Leave layer2 and layer3 out of resnet14, and give their strides to layer4: each block takes seconds."""
     from torch import nn
 
     from resnet_gst import DEPTHS, ResNet
 
+    def make(model: ResNet, block: type, planes: int, blocks: int, stride: int) -> nn.Sequential:
+        stride = 8 if planes == 512 else stride
+        return make_layer(model, block, planes, blocks, stride) if blocks else nn.Sequential()
+
     make_layer = ResNet._make_layer
-
-    def make(self, block, planes, blocks, stride):
-        if not blocks:
-            return nn.Sequential()
-        return make_layer(self, block, planes, blocks, 8 if planes == 512 else stride)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DEPTHS, "resnet14", (1, 0, 0, 1))
         patch.setattr(ResNet, "_make_layer", make)

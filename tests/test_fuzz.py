@@ -220,14 +220,11 @@ def check_checkpoint(world: World, folder: Path, drawn: tuple[str, Damage]) -> N
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The programs load its undamaged released checkpoint once, which is most of their time."""
     world = World(tmp_path_factory.mktemp("fuzz"))
-    load, loaded = inference.load.load_fused, []
+    load, loaded = inference.load.load_fused, {}
 
     def load_once(path: str, *options: object, **more: object) -> object:
-        if path != str(world.released):
-            return load(path, *options, **more)
-        if not loaded:
-            loaded.append(load(path, *options, **more))
-        return loaded[0]
+        keep = loaded.setdefault if path == str(world.released) else (lambda path, model: model)
+        return loaded.get(path) or keep(path, load(path, *options, **more))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference.load, "load_fused", load_once)

@@ -3,7 +3,6 @@
 import shutil
 import sys
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -13,74 +12,23 @@ from helpers import call, finish
 from models import TemporalModel
 from training.checkpoint import save_checkpoint
 
-SMALL = {"arch": "resnet14", "num_segments": 2, "input_size": 32}
 CLASSES = ["a", "b", "c"]
 
 # The program imports its own modules before it loads a model, and still has them after that.
-BEFORE = """
+PROGRAM = """
 import copy, io, pickle, sys
 import models, utils, utils.cli
 import torch
 
-def load(clone, *args, **kwargs):
-    return torch.hub.load(clone, *args, source="local", **kwargs)
-
-clone, other, weights = sys.argv[1:]
-small = {"arch": "resnet14", "num_segments": 2, "input_size": 32}
-path = list(sys.path)
-"""
-AFTER = """
-assert sys.path == path
-import dataset, training.checkpoint
-for module in (models, utils, utils.cli, training.checkpoint, dataset):
-    assert module.MINE and sys.modules[module.__name__] is module
-assert not {"gst", "opts", "resnet_gst", "hubconf"} & sys.modules.keys()
-print("ok")
-"""
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A checkpoint of a small GST with random weights and three classes."""
-    torch.manual_seed(0)
-    model = TemporalModel(3, 2, backbone="resnet14", alpha=8, beta=1, input_size=32)
-    options = {"type": "GST", "alpha": 8, "beta": 1} | SMALL
-    path = tmp_path / "weights.pth.tar"
-    save_checkpoint(path, {"state_dict": model.state_dict(), "options": options, "categories": CLASSES})
-    return path
-
-
-def run_with_own_modules(folder: Path, code: str, weights: Path) -> CompletedProcess[str]:
-    """Run code in a program whose modules have the names of ours.
-
-    Args:
-        folder: for the program, and for a second clone.
-        code: runs between `BEFORE` and `AFTER`.
-        weights: a checkpoint.
-    """
-    clone, home = folder / "clone", folder / "program"
-    clone.mkdir()
-    for path in [*REPOSITORY.glob("*.py"), REPOSITORY / "categories", *REPOSITORY.glob("*/__init__.py")]:
-        if path.name == "__init__.py":
-            shutil.copytree(path.parent, clone / path.parent.name)
-        else:
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, clone / path.name)
-    for name in ("models", "dataset", "utils/__init__", "utils/cli", "training/checkpoint"):
-        file = home / f"{name}.py"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("MINE = True\n")
-    (home / "program.py").write_text(BEFORE + code + AFTER)
-    return finish([sys.executable, home / "program.py", REPOSITORY, clone, weights], cwd=home)
-
-
-@pytest.mark.slow
-def test_program_keeps_its_modules(tmp_path, weights):
-    """Also with a second clone, and with imports within functions."""
-    code = """
 for name in ("torchvision", "PIL", "matplotlib", "tensorboardX", "filelock", "av"):
     sys.modules[name] = None  # only hubconf's dependencies are needed
-first = load(clone, "temporal_model", **small)
-second = load(clone, "temporal_model", weights=weights)
+clone, other, weights = sys.argv[1:]
+path = list(sys.path)
+def load(clone, **kwargs):
+    return torch.hub.load(clone, "temporal_model", source="local", **kwargs)
+small = {"arch": "resnet14", "num_segments": 2, "input_size": 32}
+first = load(clone, **small)
+second = load(clone, weights=weights)
 assert type(first) is type(second)
 assert second.categories == ["a", "b", "c"]
 clips = torch.randn(1, 2, 3, 32, 32)
@@ -98,14 +46,47 @@ def lazily():
     from utils import distributed
     return utils.cli.UserError, files.staged, distributed.init_distributed
 ''')
-third = load(other, "temporal_model", **small)
+third = load(other, **small)
 assert type(third) is not type(second)
 found = sys.modules[type(third).__module__].lazily()
 home = type(third).__module__.partition(".")[0]
 names = [f"{home}.utils.{name}" for name in ("cli", "files", "distributed")]
 assert [each.__module__ for each in found] == names
+
+assert sys.path == path
+import dataset, training.checkpoint
+for module in (models, utils, utils.cli, training.checkpoint, dataset):
+    assert module.MINE and sys.modules[module.__name__] is module
+assert not {"gst", "opts", "resnet_gst", "hubconf"} & sys.modules.keys()
+print("ok")
 """
-    done = run_with_own_modules(tmp_path, code, weights)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A checkpoint of a small GST with random weights and three classes."""
+    torch.manual_seed(0)
+    model = TemporalModel(3, 2, backbone="resnet14", alpha=8, beta=1, input_size=32)
+    options = {"type": "GST", "arch": "resnet14", "alpha": 8, "beta": 1, "num_segments": 2, "input_size": 32}
+    path = tmp_path / "weights.pth.tar"
+    save_checkpoint(path, {"state_dict": model.state_dict(), "options": options, "categories": CLASSES})
+    return path
+
+
+@pytest.mark.slow
+def test_program_keeps_its_modules(tmp_path, weights):
+    """Also with a second clone, and with imports within functions."""
+    clone, home = tmp_path / "clone", tmp_path / "program"
+    clone.mkdir()
+    packages = [file.parent for file in REPOSITORY.glob("*/__init__.py")]
+    for path in [*REPOSITORY.glob("*.py"), REPOSITORY / "categories", *packages]:
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, clone / path.name)
+    for name in ("models", "dataset", "utils/__init__", "utils/cli", "training/checkpoint"):
+        file = home / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("MINE = True\n")
+    (home / "program.py").write_text(PROGRAM)
+    done = finish([sys.executable, home / "program.py", REPOSITORY, clone, weights], cwd=home)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 
@@ -171,11 +152,7 @@ def test_features(dropout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "culprit"),
-    [
-        ({"type": "R9D"}, "type R9D"),
-        ({"arch": "resnet7"}, "arch resnet7"),
-    ],
+    ("arguments", "culprit"), [({"type": "R9D"}, "type R9D"), ({"arch": "resnet7"}, "arch resnet7")]
 )
 def test_wrong_argument_is_refused(arguments, culprit):
     with pytest.raises(ValueError, match=f"^{culprit}"):
