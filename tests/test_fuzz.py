@@ -233,7 +233,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.mark.parametrize(
     ("check", "inputs", "number"),
-    [(check_list, LISTS, 12), (check_frame, IMAGES, 6), (check_checkpoint, CHECKPOINTS, 6)],
+    [(check_list, LISTS, 30), (check_frame, IMAGES, 12), (check_checkpoint, CHECKPOINTS, 12)],
 )
 def test_input_is_handled_or_refused_in_one_line(world, check, inputs, number):
     more = os.environ.get("FUZZ_INPUTS")
