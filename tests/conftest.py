@@ -18,16 +18,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 os.environ.update(helpers.ON_CPU)
 
-# The longest files begin first, so that both test processes end at about the same time.
+# The longest files begin first, so that the test processes end at about the same time.
 HEAVY = (
-    "test_inference_fuse",
+    "test_video_over_time",
     "test_inference_export",
+    "test_inference_fuse",
     "test_resume",
     "test_distributed",
-    "test_video_over_time",
-    "test_main",
     "test_reference",
+    "test_main",
+    "test_models_program",
+    "test_baselines",
     "test_own_data_page",
+    "test_video_stream",
+    "test_precision",
+    "test_video_program",
+    "test_ideas",
+    "test_extract_frames",
 )
 
 

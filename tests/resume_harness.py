@@ -128,7 +128,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 def make_data(folder: Path, videos: bool = False) -> Path:
     """Make data for runs of a few seconds, as frames or as VP9 and H.264 videos; the last batch is short."""
-    root = make_dataset(folder, train=14, val=6, frames=6)
+    root = make_dataset(folder, train=10, val=6, frames=6)
     frames = root / "somethingv1" / "20bn-something-something-v1"
     if videos:
         (root / "somethingv1" / "videos").mkdir()

@@ -18,8 +18,6 @@ from resume_harness import NAME, ONE_THREAD, checkpoint_of, differences, read_re
 from training.run import Interruption
 from utils.cli import terminal
 
-ONE_EPOCH = ("--epochs", 1)
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,13 +27,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The result of an uninterrupted run."""
-    return resume_harness.run_alone(root, tmp_path_factory.mktemp("alone"), more=ONE_EPOCH)[0]
+    return resume_harness.run_alone(root, tmp_path_factory.mktemp("alone"))[0]
 
 
 def start(root: Path, out: Path, *more: object, **kwargs: object) -> Program:
-    """Start a long run, and wait until it trains. Its first epoch is that of `alone`."""
+    """Start a long run, and wait until it trains. Its first two epochs are those of `alone`."""
     (program,) = resume_harness.start(root, out, 1, 1, "--epochs", 500, *more, **kwargs)
-    program.wait_for("Epoch: [0][2/")
+    program.wait_for("Epoch: [0][1/")
     return program
 
 
@@ -50,7 +48,7 @@ def resume(root: Path, out: Path, *more: object) -> subprocess.CompletedProcess[
 
 
 def assert_resumes_to(alone: dict[str, Any], root: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    process = resume(root, out, *ONE_EPOCH)
+    process = resume(root, out)
     assert process.returncode == 0, process.stderr
     assert "resumed " in process.stdout
     assert differences(alone, read_result(out)) == []
@@ -77,7 +75,7 @@ def ignore_hangup() -> None:
 def test_signal_saves_and_stops(root, alone, tmp_path):
     program = start(root, tmp_path, prepare=ignore_hangup)
     program.send_signal(signal.SIGHUP)  # as under nohup
-    program.wait_for("Epoch: [0][3/")
+    program.wait_for("Epoch: [0][2/")
     program.send_signal(signal.SIGTERM)
     process = program.finish()
     assert (process.returncode, process.stderr) == (128 + signal.SIGTERM, "")
@@ -139,7 +137,7 @@ def test_run_has_one_owner(root, tmp_path, monkeypatch):
     assert_one_line_error(refused, NAME, f"{NAME}.log")
     assert refused.returncode == 75
     owner.kill()
-    resumed = resume(root, tmp_path, *ONE_EPOCH)
+    resumed = resume(root, tmp_path)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert "resumed " in resumed.stdout
 
