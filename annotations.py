@@ -185,7 +185,7 @@ def read_class_folders(top: Path, is_clip: Callable[[Path], bool], category_file
                 "val in between; for your own split, use --annotations FILE.csv)"
             )
         for path in clips:
-            # Two files of one name become one row; counting its frames refuses it.
+            # Two files of one name become one row, which `VideoFiles.path` refuses.
             name = f"{folder.name}/{path.name if path.is_dir() else path.stem}"
             rows[name] = printable(path), {"video": name, "label": folder.name}
     return _own_data(list(rows.values()), top, category_file)
@@ -224,7 +224,7 @@ def read_csv(
 
 
 def _own_data(rows: list[tuple[str, dict[str, str]]], source: Path, category_file: Path) -> OwnData:
-    """Check rows: the place for messages, and the columns `video` and `label` (`split`, `group`)."""
+    """Check rows of a place for messages and columns: `video`, `label`, optionally `split` and `group`."""
     categories = _order_classes({row["label"] for _, row in rows} - {""}, category_file, source)
     records, list_of, group_of = [], {}, {}
     for where, row in rows:
@@ -251,7 +251,7 @@ def _check(check: Callable[[str], str], name: str, where: object) -> None:
 
 
 def _read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Read the rows of a CSV: the line for messages, and `{column in lower case: value}`."""
+    """Read the rows of a CSV as pairs of a place for messages and `{column in lower case: value}`."""
     text = _read(path)
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), restval="")

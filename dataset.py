@@ -154,7 +154,7 @@ class VideoDataSet(Dataset):
         return np.flatnonzero(~self.is_excluded)
 
     def coverage(self) -> str:
-        """The number of videos that are used, for the log; empty if it is all videos of the list."""
+        """The number of videos that are used, for the log; empty if all are used."""
         count = len(self.included)
         return f" ({count} of {self.num_listed} videos)" if count < self.num_listed else ""
 

@@ -37,7 +37,7 @@ MAX_INPUT_SIZE = 1024
 
 
 def block_kwargs(kind: str) -> tuple[str, ...]:
-    """Those of the options alpha and beta that the constructor of a type of block takes, also by **kwargs."""
+    """Which of alpha and beta the constructor of a type of block takes, directly or through **kwargs."""
     arguments: dict[str, inspect.Parameter] = {}
     for block in BLOCKS[kind].__mro__:
         own = inspect.signature(block.__init__).parameters

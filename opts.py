@@ -227,7 +227,7 @@ start.add_argument(
 )
 start.add_argument("--overwrite", action="store_true", help="delete an existing run of the same name first")
 run.add_argument(
-    "--start-epoch", type=non_negative_int, help="first epoch (default: the one after the checkpoint's, or 0)"
+    "--start-epoch", type=non_negative_int, help="first epoch, if the checkpoint stores none (default: 0)"
 )
 run.add_argument("-e", "--evaluate", action="store_true", help="only evaluate the checkpoint of --resume")
 run.add_argument("--save-freq", type=positive_int, help="steps between additional saves")
@@ -369,7 +369,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argume
 
 
 def add_unstored_options(group: argparse._ActionsContainer, default_frames: str = "8") -> None:
-    """Add the options for values that a checkpoint may lack to a parser that has `--weights`."""
+    """Add to a parser with `--weights` the options for values that a checkpoint may lack."""
     ambiguous = "; use it if the file's tensors fit several types"
     group.add_argument("--type", **TYPE | {"help": TYPE["help"] + ambiguous})
     group.add_argument(
@@ -398,7 +398,7 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
         help="clips per video: the middle of each segment, then its start, then evenly in between",
     )
     views.add_argument(
-        "--full_res", action="store_true", help="square crops of the scaled short side (256 for input 224)"
+        "--full_res", action="store_true", help="crops as large as the scaled short side (256 for input 224)"
     )
 
 

@@ -1,6 +1,6 @@
 """Transforms of clips: functions of frames, label and random generator that return frames and label.
 
-Transforms have the label because mirroring a clip can change its class. All random numbers come from the
+Transforms get the label because mirroring a clip can change its class. All random numbers come from the
 caller's generator.
 
 The frames are Pillow images, or a single `frames.resize.Outline`, which records the transforms so that the

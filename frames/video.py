@@ -77,7 +77,7 @@ class FrameIndex(NamedTuple):
     keys: np.ndarray = np.array([], dtype=int)
 
     def seconds(self) -> np.ndarray:
-        """Times of all frames after the first one, in seconds."""
+        """Times of all frames since the first one, in seconds."""
         if self.times is None:
             return np.arange(self.count) / float(self.rate)
         return (self.times - self.times[0]) * float(self.time_base)

@@ -83,7 +83,7 @@ class ClipFormat:
         return self.transform([image], -1, None)[0]
 
     def stack(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Stack the crops of the frames to the pixels of a `Clip`."""
+        """Stack the crops of the frames as the pixels of a `Clip`."""
         views = np.stack(crops, axis=1)
         return views.reshape(-1, self.num_segments, *views.shape[2:])
 

@@ -17,7 +17,7 @@ class FusedConv3d(nn.Module):
     """A convolution and the operations that follow it: relu(conv(x) + other).
 
     Input: x, channels last, see `torch.nn.Conv3d`; optionally `other`, which is overwritten by the output if
-        it has its shape.
+        the shapes match.
 
     Args:
         weight: its weight.
@@ -103,7 +103,7 @@ def _rewrite(block: nn.Module) -> nn.Module:
     return traced
 
 
-# The steps. Each changes the graph of a block at one node, or does not.
+# The steps. Each may change the graph of a block at one node.
 
 
 def _replace_modules(traced: fx.GraphModule, node: fx.Node) -> None:

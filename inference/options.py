@@ -23,7 +23,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         "streams)",
     )
     time.add_argument(
-        "--stride", metavar="SECONDS", type=positive_float, help="time between windows (default: half of one)"
+        "--stride", metavar="SECONDS", type=positive_float, help="window interval (default: half a window)"
     )
     time.add_argument(
         "--threshold",

@@ -124,7 +124,7 @@ def compare(confusions: np.ndarray, first: int, second: int) -> tuple[float, flo
     """Compute confusion and accuracy of a pair of classes.
 
     Returns:
-        The share of their clips that are predicted as the other class, and the share that are predicted
+        The share of their clips that are predicted as the other class, and the share that is predicted
         correctly, both in percent; nan without clips.
     """
     (a, b), (c, d) = confusions[np.ix_((first, second), (first, second))]
@@ -204,7 +204,7 @@ def report_text(
         _class_table(classes),
         "## Mirrored pairs",
         "According to their names, these classes mirror each other. Confusion is the share of their clips "
-        "that are predicted as the other class; accuracy is the share that are predicted correctly. If the "
+        "that are predicted as the other class; accuracy is the share that is predicted correctly. If the "
         "confusion is higher, the labels were probably swapped, in training or in the list.",
         _pair_table(mirrored, confusions, categories) or "There are none.",
         "## Confusion matrix",

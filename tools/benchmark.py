@@ -5,7 +5,7 @@
 
 The results are Markdown tables. The published model is float32, eager, NCTHW, with PyTorch's defaults (TF32
 convolutions on GPUs). The published loader is that of TSN-pytorch: it resizes whole PIL images, stacks them
-to an array, converts the array to a float tensor, and normalises it.
+in an array, converts the array to a float tensor, and normalises it.
 
 The variants (column "form") take turns in one process: each runs once per round, in alternating order. The
 speed-up is the published time divided by the variant's time, for the fastest calls and as the median over the

@@ -128,7 +128,7 @@ def parse_args() -> argparse.Namespace:
         help="your own data without a split: share of each class to draw for validation",
     )
     data.add_argument(
-        "--group_column", metavar="NAME", help="CSV: videos of one group share a list (default: group)"
+        "--group_column", metavar="NAME", help="CSV: column of groups, each in one list (default: group)"
     )
     data.add_argument(
         "--group",

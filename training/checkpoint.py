@@ -52,8 +52,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
         path: the file.
         content: what `load_checkpoint` returns.
         keep: number of files to keep; older ones become `path`.1, `path`.2 and so on.
-        best: also save the checkpoint under this name. This file is written first, because a run that is
-            killed between the two writes it again when it resumes.
+        best: also save the checkpoint under this name. This file is written first: a run that is
+            killed before the other one is written saves both again after it resumes.
     """
     buffer = io.BytesIO()
     # As CPU tensors, so that any program can open it on a machine without a GPU.
@@ -258,7 +258,7 @@ def load_start(
     """Initialise a model from a checkpoint: its backbone, and its classifier if the classes are the same.
 
     `class_permutation` has for each class of the model its index in the checkpoint's classifier; None keeps
-    the model's classifier. Only one of the two may have dropout.
+    the model's classifier. The two may differ in dropout.
     """
     head = f"{find_classifier(checkpoint['state_dict'], path)[0]}."
     own_head = "base_model.fc." if model.new_fc is None else "new_fc."
