@@ -5,7 +5,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets_video import LAYOUTS, SOURCES, dataset_name
@@ -16,7 +16,6 @@ from resnet_gst import DEPTHS
 from utils.cli import (
     Parser,
     UserError,
-    comma_separated,
     non_negative_float,
     non_negative_int,
     number_type,
@@ -65,6 +64,18 @@ EVALUATION_BATCH: dict[str, Any] = {
     f"but at most {PUBLISHED_BATCH_SIZE} per GPU)",
 }
 COMPILE = "with torch.compile; the first batch may take minutes; needs a C++ compiler"
+
+
+def _comma_separated(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Make an argparse type for a list of choices, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        words = text.split(",")
+        if unknown := [word for word in words if word not in choices]:
+            raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not one of {', '.join(choices)}")
+        return words
+
+    return parse
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -148,7 +159,7 @@ model.add_argument(
     "or none for resnet14 and resnet26, which have no ImageNet weights)",
 )
 model.add_argument(
-    "--freeze", type=comma_separated(PARTS), metavar="PARTS", help=f"do not train: {', '.join(PARTS)}"
+    "--freeze", type=_comma_separated(PARTS), metavar="PARTS", help=f"do not train: {', '.join(PARTS)}"
 )
 
 recipe = parser.add_argument_group("recipe (the defaults are the paper's)")

@@ -177,18 +177,6 @@ def number_type(
     return parse
 
 
-def comma_separated(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    """Make an argparse type for a list of choices, separated by commas."""
-
-    def parse(text: str) -> list[str]:
-        words = text.split(",")
-        if unknown := [word for word in words if word not in choices]:
-            raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not one of {', '.join(choices)}")
-        return words
-
-    return parse
-
-
 positive_int = number_type(int, 1, 10**9)
 non_negative_int = number_type(int, 0, 10**9)
 positive_float = number_type(float, 0, above=True)
