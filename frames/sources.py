@@ -212,7 +212,7 @@ class FrameFolder(Video):
         except OSError as error:
             raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
         if len({match.group(1, 3) for match in matches}) != 1:
-            raise UserError(f"{printable(path)}: needs images whose names differ only in their number")
+            raise UserError(f"{printable(path)}: must contain images of one name, such as img_00001.jpg")
         first = min(matches, key=lambda match: int(match[2]))
         prefix = first[1].replace("{", "{{").replace("}", "}}")
         self.template = f"{prefix}{{:0{len(first[2])}d}}{first[3]}"

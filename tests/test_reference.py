@@ -77,6 +77,7 @@ def train(dtype: torch.dtype) -> tuple[list[float], list[float], dict[str, float
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two threads wait for each other if other tests use the cores
 @pytest.mark.usefixtures("two_threads")
 def test_training_steps():
     """Four steps amplify rounding: the order of float32 sums, which depends on the number of threads and the
