@@ -88,6 +88,7 @@ def test_shift():
     assert shifted == [[2, 3, 0]] * 2 + [[0, 1, 2]] * 2 + [[1, 2, 3]] * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BASELINES)
 @torch.no_grad()
 def test_fused_and_2d_kernels(kind):
@@ -232,6 +233,7 @@ def test_type_option_decides_between_c2d_and_tsm(tsm, trn_root, tmp_path):
     lines_of(call("main.py", *run, "--pretrained", tsm["bare"]))
 
 
+@pytest.mark.slow
 def test_block_of_readme_trains(start, trn_root, tmp_path, monkeypatch):
     page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     section = page.partition("## Change the model\n")[2].partition("\n## ")[0]

@@ -11,6 +11,8 @@ from models import TemporalModel
 from tools import benchmark
 from transforms import GroupCenterCrop, GroupScale, evaluation_transform
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--arch", "resnet14", "--input_size", 32, "--frames", 2, "-b", 1, "--rounds", 1)
 
 

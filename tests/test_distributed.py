@@ -80,6 +80,7 @@ def test_two_processes_train_like_one(root, initial_weights, one_process, tmp_pa
             assert torch.equal(checkpoint["state_dict"][name], value), name
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_like_one(root, one_process, tmp_path):
     out, _ = one_process
     weights = out / "checkpoint" / f"{NAME}_best.pth.tar"
@@ -115,6 +116,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return resume_harness.make_data(tmp_path_factory.mktemp("small"))
 
 
+@pytest.mark.slow
 def test_failure_of_one_process_ends_the_other(tmp_path):
     """In the middle of training: a frame that only one process reads."""
     root = make_dataset(tmp_path / "data", train=8, val=2, frames=4)
@@ -205,6 +207,7 @@ print(torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 def test_processes_share_the_cores():
     """torchrun sets OMP_NUM_THREADS=1 in the processes that it starts, unless the user has set it."""
     torchrun = "import os, subprocess, sys; os.environ['OMP_NUM_THREADS'] = '1';"

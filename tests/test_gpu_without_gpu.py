@@ -256,6 +256,7 @@ run_program(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "culprit"), [("files", "Too many open files"), ("kill", "was killed")])
 def test_error_in_the_thread_that_pins_is_one_line(word, culprit, tmp_path):
     """torch would print its traceback, too."""

@@ -20,7 +20,7 @@ from models import TemporalModel
 from tools.export import TOLERANCE, check
 from utils.cli import UserError
 
-pytestmark = pytest.mark.usefixtures("two_blocks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_blocks")]
 
 PAGE = (REPOSITORY / "docs" / "DEPLOYMENT.md").read_text(encoding="utf-8")
 # The checkpoint below has the form of the released ones, and tensors that fit C2D and TSM.

@@ -293,6 +293,7 @@ def logits_and_gradients(model, clips):
 
 
 # The edges in time: no neighbour, one, both.
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 2, 3])
 @pytest.mark.parametrize("beta", [1, 2])
 def test_2d_kernels_gradients(frames, beta):
@@ -400,6 +401,7 @@ for keep in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     if platform.libc_ver()[0] != "glibc" or not Path("/proc/self/statm").exists():
         pytest.skip("needs glibc and /proc")

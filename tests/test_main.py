@@ -277,6 +277,7 @@ def halves(trn_root, tmp_path_factory):
     return Namespace(root=trn_root, whole=whole, parts=parts, half=half, log=log, resumed=resumed)
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact(halves):
     for name in ("checkpoint", "best"):
         files = [out / "checkpoint" / f"{NAME}_{name}.pth.tar" for out in (halves.whole, halves.parts)]

@@ -151,6 +151,7 @@ torch.save(content, sys.argv[2], _use_new_zipfile_serialization=False)
 """
 
 
+@pytest.mark.slow
 def test_released_checkpoint(tmp_path):
     """Old format, `module.` keys, tensors of a GPU, the best accuracy as a tensor; in one command."""
     categories = [f"Doing thing {number}" for number in range(174)]
@@ -302,6 +303,7 @@ def reorder_classes(root: Path, names: Sequence[str], order: Sequence[int]) -> N
     (home / "val_videofolder.txt").write_text("".join(lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["released", "own"])
 def test_class_order_does_not_change_results(evaluate, tmp_path, form):
     names = released_categories()

@@ -53,6 +53,7 @@ def ask(weights) -> Callable:
     return ask
 
 
+@pytest.mark.slow
 def test_released_checkpoint_and_three_videos(tmp_path):
     weights = save_model(tmp_path / "released.pth.tar", 174, own=False)
     videos = [tmp_path / f"{number}.webm" for number in range(3)]

@@ -24,6 +24,8 @@ from inference.live import live_clips
 from transforms import evaluation_transform
 from utils.cli import UserError
 
+pytestmark = pytest.mark.slow
+
 FORMAT = ClipFormat(8, 1, evaluation_transform(32))
 
 

@@ -210,6 +210,7 @@ def test_views_of_an_item(tmp_path, monkeypatch):
 # Scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_crops", "num_clips", "full_res"),
     [(3, 4, False), (5, 1, True), (10, 2, False)],
