@@ -181,8 +181,7 @@ class Predictor:
         if with_features:
             self.num_class = model.classifier.out_features
             model = copy.deepcopy(model)
-            owner, name = (model.base_model, "fc") if model.new_fc is None else (model, "new_fc")
-            setattr(owner, name, _WithInput(model.classifier))
+            model.replace_classifier(_WithInput(model.classifier))
         self.model = world.wrap(PixelModel(model, max_clips=max_clips, compiled=compiled).eval())
         self.mirrored = mirrored
 

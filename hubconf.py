@@ -99,8 +99,7 @@ def temporal_model(
     options = {name: value for name, value in arguments.items() if value is not None}
     model = _build(options) if weights is None else _load(options, weights)
     if features:
-        owner, name = (model.base_model, "fc") if model.new_fc is None else (model, "new_fc")
-        setattr(owner, name, nn.Identity())
+        model.replace_classifier(nn.Identity())
     return model
 
 

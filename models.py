@@ -127,6 +127,11 @@ class TemporalModel(nn.Module):
         """The layer that computes the logits of a frame: `new_fc` or `base_model.fc`."""
         return self.base_model.fc if self.new_fc is None else self.new_fc
 
+    def replace_classifier(self, module: nn.Module) -> None:
+        """Put another module in the place of the classifier."""
+        owner, name = (self.base_model, "fc") if self.new_fc is None else (self, "new_fc")
+        setattr(owner, name, module)
+
     @property
     def crop_size(self) -> int:
         """Side of the square that the network sees, in pixels (TSN-pytorch's name for it)."""
