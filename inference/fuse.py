@@ -28,12 +28,12 @@ def float32_convolutions() -> Iterator[None]:
     By default, cuDNN rounds their inputs to TF32 (10 bits) on GPUs since Ampere. Use this as a context or as
     the decorator of a function, but not of a generator.
     """
-    before = torch.backends.cudnn.allow_tf32
+    previous = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = previous
 
 
 def to_channels_last(model: TemporalModel, device: torch.device, for_training: bool = False) -> None:
@@ -68,7 +68,7 @@ def use_2d_kernels(model: nn.Module) -> None:
 def _replace_convolutions(
     model: nn.Module, condition: Callable[[nn.Module], bool], kind: type[nn.Conv3d]
 ) -> None:
-    """Replace modules that fulfil a condition by convolutions of class `kind` with the same parameters."""
+    """Replace modules that meet a condition with convolutions of class `kind` and the same parameters."""
     for parent in list(model.modules()):
         for name, module in parent.named_children():
             if condition(module):
@@ -89,11 +89,14 @@ class PointwiseConv3d(nn.Conv3d):
     def can_replace(module: nn.Module) -> bool:
         """Whether a module can be replaced by this class."""
         is_plain = type(module) is nn.Conv3d and module.groups == 1
-        return is_plain and module.kernel_size == module.stride == (1, 1, 1) and module.padding == (0, 0, 0)
+        return is_plain and module.kernel_size == (1, 1, 1) and module.padding == (0, 0, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = functional.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
-        return out.permute(0, 4, 1, 2, 3)
+        x = x.permute(0, 2, 3, 4, 1)
+        if self.stride != (1, 1, 1):
+            frames, height, width = self.stride
+            x = x[:, ::frames, ::height, ::width]
+        return functional.linear(x, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
 
 
 class FrameConv3d(nn.Conv3d):
@@ -227,7 +230,7 @@ def _check_fusable_norms(model: TemporalModel, device: torch.device, plain: bool
 
 
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Change every parameter and running statistic by a random factor and a small random summand."""
+    """Perturb every parameter and running statistic at random, in proportion to its scale."""
 
     def noise(tensor: torch.Tensor) -> torch.Tensor:
         return torch.rand(tensor.shape, generator=generator, device=tensor.device) - 0.5

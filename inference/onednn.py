@@ -20,7 +20,6 @@ class FusedConv3d(nn.Module):
         the shapes match.
 
     Args:
-        weight: its weight.
         bias: its bias, or None.
         geometry: padding, stride, dilation and number of groups.
         relu: whether a ReLU follows.
@@ -111,14 +110,20 @@ def _replace_modules(traced: fx.GraphModule, node: fx.Node) -> None:
     module = traced.get_submodule(node.target) if node.op == "call_module" else None
     if node.op == "call_module" and node.kwargs:  # such as conv(input=x)
         return
-    if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        with traced.graph.inserting_before(node):
-            node.replace_all_uses_with(_call(traced, _fused(module), node.args[0]))
-    elif isinstance(module, nn.Identity):
-        node.replace_all_uses_with(node.args[0])
-    elif isinstance(module, nn.ReLU) and (not module.inplace or len(node.args[0].users) == 1):
-        with traced.graph.inserting_before(node):
-            node.replace_all_uses_with(traced.graph.call_function(functional.relu, node.args))
+    is_conv = type(module) is nn.Conv3d and module.padding_mode == "zeros"
+    with traced.graph.inserting_before(node):
+        if is_conv and not isinstance(module.padding, str):
+            name = f"fused_{node.name}"  # a module may be called several times
+            traced.add_submodule(name, _fused(module))
+            other = traced.graph.call_module(name, node.args)
+        elif isinstance(module, nn.Identity):
+            other = node.args[0]
+        elif isinstance(module, nn.ReLU) and (not module.inplace or len(node.args[0].users) == 1):
+            other = traced.graph.call_function(functional.relu, node.args)
+        else:
+            return
+    node.replace_all_uses_with(other)
+    traced.graph.erase_node(node)  # no longer a user of its input
 
 
 def _move_relu(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -141,13 +146,8 @@ def _merge(traced: fx.GraphModule, node: fx.Node) -> None:
     if len(last.users) == 1 and (user := next(iter(last.users))).target is functional.relu:
         last, conv.relu = user, True
     with traced.graph.inserting_before(last):
-        last.replace_all_uses_with(_call(traced, conv, node.args[0], *([other] if other else [])))
-
-
-def _call(traced: fx.GraphModule, module: nn.Module, *inputs: fx.Node) -> fx.Node:
-    name = f"fused{len(traced.graph.nodes)}"
-    traced.add_submodule(name, module)
-    return traced.graph.call_module(name, inputs)
+        inputs = (*node.args, other) if other else node.args
+        last.replace_all_uses_with(traced.graph.call_module(node.target, inputs))
 
 
 def _conv(traced: fx.GraphModule, node: fx.Node) -> FusedConv3d | None:
@@ -165,7 +165,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _is_last_use(traced: fx.GraphModule, tensor: fx.Node, user: fx.Node) -> bool:
-    """Whether a tensor, which must not be a view of another one, is not used after `user`."""
+    """Whether `user` is a tensor's last use; False if it may be a view of another tensor."""
     order = {node: number for number, node in enumerate(traced.graph.nodes)}
     is_own = tensor.op == "placeholder" or _conv(traced, tensor) is not None
     return is_own and all(order[other] <= order[user] for other in tensor.users)
