@@ -29,7 +29,6 @@ def read_list(list_file: str | Path, num_class: int, may_lack_labels: bool = Fal
     its suffix. It may contain spaces.
 
     Args:
-        list_file: the file.
         num_class: number of classes; labels must be smaller.
         may_lack_labels: also accept a list of lines `name  frames`. The labels are then -1.
     """
@@ -257,9 +256,9 @@ class VideoDataSet(Dataset):
         else:
             pixels.resize_(end)
         for (record, frames), (start, count, height, width) in zip(videos, shapes, strict=True):
-            room = pixels[start : start + count * height * width * 3].view(count, height, width, 3).numpy()
+            target = pixels[start : start + count * height * width * 3].view(count, height, width, 3).numpy()
             with _advice(record):
-                for array, frame in zip(room, frames.values(), strict=True):
+                for array, frame in zip(target, frames.values(), strict=True):
                     frame.write(array)
         length = self.num_segments * self.new_length
         arrays = map(np.array, (shapes, orders, views))
@@ -273,7 +272,7 @@ class VideoDataSet(Dataset):
         return self.transform.has_mirrored
 
     def find_missing(self) -> list[tuple[int, str]]:
-        """Find videos without file, folder, first or last frame: their numbers and the missing paths."""
+        """Find videos that lack a file, folder, first or last frame: their numbers and the missing paths."""
         check = self.source.checker()
 
         def check_all(indices: np.ndarray) -> list[tuple[int, str]]:
@@ -314,7 +313,7 @@ def open_videos(
 
     Args:
         paths: where the list and the videos are.
-        num_segments: see `VideoDataSet`, like `transform`.
+        num_segments, transform: see `VideoDataSet`.
         is_training: open the training list, with random frames.
         skip_missing: leave out videos that are missing or incomplete.
         max_num: maximum number of clips; the first ones are kept.
@@ -367,9 +366,10 @@ def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
     missing = dataset.find_missing()
     if not missing:
         return
-    count = f"{dataset.list_file}: {len(missing)} of {pluralize(len(dataset), 'video')} missing or incomplete"
+    videos = pluralize(len(dataset.included), "video")
+    count = f"{dataset.list_file}: {len(missing)} of {videos} missing or incomplete"
     names = first_ten([path for _, path in missing])
-    if not skip_missing or len(missing) == len(dataset):
+    if not skip_missing or len(missing) == len(dataset.included):
         raise UserError(f"{count} (--skip_missing leaves such videos out): {names}")
     log.info(f"{count}, left out: {names}")
     dataset.keep(np.delete(np.arange(len(dataset)), [index for index, _ in missing]))
@@ -384,9 +384,9 @@ def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | 
         )
 
 
-def remap_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Replace labels by `numbers[label]`, the order of the classes in a checkpoint; -1 does not change.
+def remap_labels(labels: np.ndarray, permutation: np.ndarray) -> np.ndarray:
+    """Map each label to `permutation[label]`, for example a checkpoint's class order; -1 does not change.
 
     Changing the labels instead of the model keeps the scores of the model bit for bit.
     """
-    return np.where(labels < 0, labels, numbers[labels])
+    return np.where(labels < 0, labels, permutation[labels])

@@ -121,7 +121,6 @@ class ClipLoader(DataLoader):
         batches: the clip numbers of each batch.
         workers: number of processes that load clips; 0 for none.
         decode_only: resize on the device, not in the workers.
-        for_gpu: pin the memory of the batches if there is a GPU.
     """
 
     def __init__(
@@ -130,7 +129,6 @@ class ClipLoader(DataLoader):
         batches: ClipSampler | list[list[int]],
         workers: int,
         decode_only: bool = False,
-        for_gpu: bool = True,
     ) -> None:
         if workers and len(tempfile.gettempdir()) > 70:  # torch hangs if a socket's name has over 108 bytes
             raise UserError(f"TMPDIR {tempfile.gettempdir()}: the path is too long for --workers")
@@ -139,14 +137,14 @@ class ClipLoader(DataLoader):
             batch_sampler=batches,
             collate_fn=_keep_batch,
             num_workers=workers,
-            pin_memory=for_gpu and torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         _pin_errors.clear()
-        # torch's iterator draws a random number, so it starts now and not with the first batch.
+        # torch's iterator draws a random number: create it now, not at the first batch.
         with self._one_line_errors():
             batches = super().__iter__()
         if self.num_workers:
@@ -216,7 +214,7 @@ class _BatchDataset(Dataset):
                 clips, labels = default_collate([self.dataset[key] for key in keys])
         except UserError as error:
             return error
-        if get_worker_info():  # without room, this fails here; the thread that sends batches would drop one
+        if get_worker_info():  # fails here if memory is full; the sending thread would drop the batch
             labels.share_memory_()
         return [clips, labels]
 
@@ -310,8 +308,8 @@ def make_loaders(
 ) -> tuple[ClipLoader, ClipLoader]:
     """Make the loaders of this process's training and validation batches."""
     train_set, decode_only = data.train, decodes_only(args.resize, world.device)
-    is_movable = not (decode_only and needs_pixels(train_set.transform))
-    if not is_movable:
+    can_decode_only = not (decode_only and needs_pixels(train_set.transform))
+    if not can_decode_only:
         message = "the training transforms change colours"
         if args.resize:
             raise UserError(f"--resize {args.resize}: {message}; use --resize workers")
@@ -329,6 +327,6 @@ def make_loaders(
         raise UserError(f"{train_set.list_file}: no batch has a clip for each of the {world.size} processes")
     batches = evaluation_batches(data.val.included, val_batch_size, world.rank, world.size)
     return (
-        ClipLoader(train_set, sampler, args.workers, decode_only and is_movable),
+        ClipLoader(train_set, sampler, args.workers, decode_only and can_decode_only),
         ClipLoader(data.val, batches, args.workers, decode_only),
     )

@@ -23,15 +23,15 @@ from argparse import Namespace
 import torch
 
 from classes import describe_balance, describe_flips
-from dataset import remap_labels
 from engine import PixelModel, Predictor, evaluate, train_one_epoch
 from frames.resize import decodes_only
 from inference.fuse import fuse, to_channels_last
 from inference.load import load_fused
+from inference.onnx_model import choose_devices
 from loader import ClipLoader, evaluation_batches, make_loaders, open_datasets, open_evaluation
 from models import TemporalModel, multiply_adds
 from opts import describe_recipe, evaluation_batch_size, parse_training_options, parser
-from training.describe import describe_labels, find_labels
+from training.describe import map_labels
 from training.loss import TrainingLoss, find_class_weights
 from training.optim import make_optimizer
 from training.pretrained import load_initial_weights
@@ -41,7 +41,7 @@ from transforms import evaluation_transform
 from utils.cli import log, pluralize, run_program
 from utils.distributed import World, init_distributed, leave, use_deterministic_kernels
 from utils.metrics import check_result
-from utils.precision import DTYPES, emulation_warning, evaluation_precision, training_precision
+from utils.precision import DTYPES, evaluation_precision, training_precision, warn_if_emulated
 
 
 def main(args: Namespace) -> None:
@@ -55,8 +55,7 @@ def main(args: Namespace) -> None:
     checkpoint_args = checkpoint.get("options", {})
     precision = training_precision(args.amp, checkpoint_args.get("amp"), world.device)
     val_precision = evaluation_precision(None, precision.amp, world.device)
-    if warning := emulation_warning(precision, world.device):
-        log.warning(warning)
+    warn_if_emulated(precision, world.device)
 
     # Data: lists and videos are checked first, because later steps are slow
     data = open_datasets(args, checkpoint)
@@ -144,20 +143,17 @@ def main(args: Namespace) -> None:
 def evaluate_checkpoint(args: Namespace, world: World) -> None:
     """Evaluate the checkpoint of `--resume` on the validation list, like the validation during training."""
     # Model
+    world = choose_devices(args.resume, args, world)
     loaded, precision = load_fused(args.resume, args, world, args.amp, plain=args.compile)
     checkpoint, path = loaded.checkpoint, loaded.path
-    if warning := emulation_warning(precision, world.device):
-        log.warning(warning)
+    warn_if_emulated(precision, world.device)
     log.info(loaded.describe())
 
     # Data
     preferred = loaded.options.get("source", "frames")
     transform = evaluation_transform(loaded.model.input_size)
     paths, val_set = open_evaluation(args, loaded.model.num_segments, transform, preferred)
-    class_permutation = find_labels(checkpoint, paths.categories, path)
-    if line := describe_labels(class_permutation, path):
-        log.info(line)
-    val_set.labels = remap_labels(val_set.labels, class_permutation)
+    map_labels(val_set, checkpoint, paths.categories, path)
     clips = pluralize(len(val_set.included), "validation clip")
     log.info(f"{args.dataset}: {clips} from {paths.source}, {len(paths.categories)} classes")
     batch_size = evaluation_batch_size(

@@ -128,14 +128,9 @@ class TemporalModel(nn.Module):
         return self.base_model.fc if self.new_fc is None else self.new_fc
 
     def replace_classifier(self, module: nn.Module) -> None:
-        """Put another module in the place of the classifier."""
+        """Replace the classifier with another module."""
         owner, name = (self.base_model, "fc") if self.new_fc is None else (self, "new_fc")
         setattr(owner, name, module)
-
-    @property
-    def crop_size(self) -> int:
-        """Side of the square that the network sees, in pixels (TSN-pytorch's name for it)."""
-        return self.input_size
 
     @property
     def scale_size(self) -> int:
@@ -148,7 +143,7 @@ class TemporalModel(nn.Module):
         logits = self.base_model(clips.to(dtype, memory_format=self.memory_format))
         if self.new_fc is not None:
             logits = self.new_fc(logits)
-        # In float32, also where the logits are bf16 or fp16.
+        # In float32, even if the logits are bf16 or fp16.
         return CONSENSUS[self.consensus](logits.view(-1, self.num_segments, logits.shape[-1]).float())
 
     def freeze(self, parts: Sequence[str]) -> None:

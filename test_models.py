@@ -4,8 +4,6 @@ python test_models.py --weights FILE --dataset somethingv2 --root_path DATA
 torchrun --nproc_per_node=8 test_models.py --weights FILE --dataset somethingv2 --root_path DATA
 """
 
-import csv
-import io
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -23,17 +21,17 @@ from loader import ClipLoader, evaluation_batches, open_evaluation
 from models import TemporalModel
 from opts import evaluation_batch_size, testing_parser
 from reports.report import check_report, write_report
-from training.describe import describe_labels, find_labels, find_mirrored
+from training.describe import find_mirrored, map_labels
 from transforms import evaluation_transform
 from utils.cli import UserError, log, pluralize, printable, run_program
 from utils.distributed import init_distributed
-from utils.files import check_new_files, npz, write_new, writing
+from utils.files import check_new_files, npz, to_csv, write_new, writing
 from utils.metrics import Result, check_result
-from utils.precision import emulation_warning
+from utils.precision import warn_if_emulated
 
 # Options that name a file to write, and its suffix.
 OUTPUTS = {"save_scores": ".npz", "save_features": ".npz", "submission": ".csv"}
-# Videos without labels whose predictions are logged.
+# Number of predictions to log if the list has no labels.
 MAX_PREDICTIONS = 10
 
 
@@ -46,15 +44,14 @@ def main(args: Namespace) -> None:
     Raises:
         UserError: the checkpoint, the data or an option cannot be used.
     """
-    world = choose_devices(args, init_distributed(args.gpus, compiled=args.compile))
+    world = choose_devices(args.weights, args, init_distributed(args.gpus, compiled=args.compile))
     check_outputs(args)
 
     # Model: its configuration, its precision and the batch size are read from the checkpoint
     amp = args.amp or ("auto" if args.fast else None)
     loaded, precision = load_fused(args.weights, args, world, amp, plain=args.compile)
     model, checkpoint = loaded.model, loaded.checkpoint
-    if world.is_main and (warning := emulation_warning(precision, world.device)):
-        log.warning(warning)
+    warn_if_emulated(precision, world.device)
     log.info(loaded.describe())
     batch_size = evaluation_batch_size(args.batch_size, loaded.options.get("batch_size"), len(world.devices))
     log.info(f"{world.describe(batch_size * world.size)}; {precision}{', compiled' if args.compile else ''}")
@@ -70,12 +67,9 @@ def main(args: Namespace) -> None:
         may_lack_labels=True,
         num_clips=args.num_clips,
     )
-    class_permutation = find_labels(checkpoint, paths.categories, args.weights)
-    if line := describe_labels(class_permutation, args.weights):
-        log.info(line)
+    class_permutation = map_labels(dataset, checkpoint, paths.categories, args.weights)
     if args.report and (dataset.labels < 0).any():
         raise UserError(f"--report: needs labels, and {paths.val_list} has none")
-    dataset.labels = remap_labels(dataset.labels, class_permutation)
     videos = [dataset.record(number).path for number in dataset.included]
     num_views = args.test_crops * args.num_clips
     unit = "clip" if num_views == 1 else "video"
@@ -91,33 +85,33 @@ def main(args: Namespace) -> None:
         )
     batches = evaluation_batches(dataset.included, max(1, batch_size // num_views), world.rank, world.size)
     decode_only = decodes_only(args.resize, world.device)
-    loader = ClipLoader(dataset, batches, args.workers, decode_only, world.device.type == "cuda")
+    loader = ClipLoader(dataset, batches, args.workers, decode_only)
 
     # Evaluation
     predictor = Predictor(model, world, args.compile, mirrored, batch_size, bool(args.save_features))
-    began = time.perf_counter()
+    start = time.perf_counter()
     result = evaluate(loader, predictor, world, args.print_freq)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
 
     # Results, with the classes in the order of category.txt
-    own_result = result._replace(
+    ordered = result._replace(
         scores=result.scores[:, class_permutation],
         labels=remap_labels(result.labels, np.argsort(class_permutation)),
     )
     try:
         if world.is_main:
-            write_outputs(args, own_result, videos, paths.categories)
-    finally:  # a full disk costs the files, not the accuracy
+            write_outputs(args, ordered, videos, paths.categories)
+    finally:  # the accuracy is logged even if the disk is full
         if result.has_labels:
             log.info(f"Mean class accuracy {result.mean_class:.3f}")
         else:
-            for line in describe_predictions(own_result.scores, videos, paths.categories):
+            for line in describe_predictions(ordered.scores, videos, paths.categories):
                 log.info(line)
         log.info(f"{pluralize(len(videos), unit)}, {len(videos) / seconds:.1f} {unit}s/s")
         log.info(f"{result}{dataset.coverage()}")
     check_result(result, args.weights)
     if args.report and world.is_main:
-        write_report(Path(args.report), own_result, paths.categories, dataset, loaded.describe())
+        write_report(Path(args.report), ordered, paths.categories, dataset, loaded.describe())
         log.info(f"report: {Path(args.report) / 'report.md'}")
 
 
@@ -175,11 +169,9 @@ def submission(scores: np.ndarray, videos: Sequence[str]) -> bytes:
         scores: videos x classes.
         videos: names of the videos, whose last part is the id.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=";", lineterminator="\n")
-    for video, video_scores in zip(videos, scores, strict=True):
-        writer.writerow([Path(video).name, *np.argsort(-video_scores, kind="stable")[:5]])
-    return text.getvalue().encode()
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    rows = ([Path(video).name, *labels] for video, labels in zip(videos, best, strict=True))
+    return to_csv(rows, delimiter=";")
 
 
 def describe_predictions(

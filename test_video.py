@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-# torch reads this when it is imported. Otherwise OpenMP's threads would spin while they wait for each other,
+# OpenMP reads this when torch is imported. Otherwise its threads would spin while they wait for each other,
 # and an answer would take four times as long if other programs use the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -49,7 +49,7 @@ from transforms import evaluation_transform
 from utils.cli import UserError, log, printable, run_program
 from utils.distributed import World, init_distributed
 from utils.files import write_new, writing
-from utils.precision import DTYPES, emulation_warning
+from utils.precision import DTYPES, warn_if_emulated
 
 # Source of the class names of a checkpoint of 174 classes without names.
 SOMETHING = f"{CATEGORIES.name}/something.txt"
@@ -67,7 +67,7 @@ def main(args: Namespace) -> int:
     Raises:
         UserError: the checkpoint or an option cannot be used.
     """
-    world = choose_devices(args, init_distributed(args.gpus))
+    world = choose_devices(args.weights, args, init_distributed(args.gpus))
     if world.size > 1:
         raise UserError("test_video.py uses all GPUs in one process; start it without torchrun")
     if args.json == "-":
@@ -101,8 +101,7 @@ def main(args: Namespace) -> int:
     if args.cam and loaded.spec.consensus != "mean":
         raise UserError("--cam: needs a model with --consensus mean")
     names, names_source = find_names(loaded, args)
-    if warning := emulation_warning(precision, world.device):
-        log.warning(warning)
+    warn_if_emulated(precision, world.device)
     log.info(loaded.describe())
     log.info(f"class names: {names_source}; {precision}")
     mirrored = find_mirrored(loaded.checkpoint, names, args.weights) if args.test_crops == 10 else None
@@ -197,10 +196,7 @@ def answer_video(
 
     Args:
         args: options of test_video.py.
-        path: the video.
         group: its clips with their outputs, see `classify`.
-        loaded: the model.
-        world: its devices.
         names: class names.
         rendered: file of `--rendered_output`.
 

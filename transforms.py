@@ -17,7 +17,6 @@ from classes import NEVER
 from frames.resize import Frame, NeedsPixelsError, Outline, resize
 
 Frames = list[Frame]
-Transform = Callable[[Frames, int, np.random.Generator], tuple[Frames, int]]
 
 
 def scaled_size(frame: Frame, short: int) -> tuple[int, int]:
@@ -206,7 +205,7 @@ def evaluation_transform(input_size: int, num_crops: int = 1, full_res: bool = F
     return Compose(GroupScale(scale_size), GroupOverSample(crop_size, num_crops), Stack())
 
 
-def needs_pixels(transform: Transform) -> bool:
+def needs_pixels(transform: Compose) -> bool:
     """Whether a transform fails on outlines. It is called 200 times because it may be random."""
     outline = Outline.of(320, 240)
     try:

@@ -1,7 +1,5 @@
-"""The answers of `test_video.py`: their content, segments, and the files that have them."""
+"""The answers of `test_video.py`: their content, their segments, and the files that contain them."""
 
-import csv
-import io
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 from frames.sources import Video, duration
 from inference.clips import Clip
 from utils.cli import UserError, log, printable
-from utils.files import npz
+from utils.files import npz, to_csv
 
 # A clip may miss an action if its frames are farther apart than this, in seconds.
 MAX_GAP = 3.0
@@ -25,8 +23,6 @@ def make_answer(
     """Make the answer for a clip: its best classes, in the format of the JSON output.
 
     Args:
-        clip: the clip.
-        logits: its logits.
         names: class names.
         topk: number of classes.
         weights: the checkpoint, for the message.
@@ -88,16 +84,14 @@ def csv_rows(videos: Sequence[dict[str, Any]]) -> bytes:
     Args:
         videos: the videos of the JSON output. Videos without an answer have no row.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows: list[Sequence[object]] = [CSV_COLUMNS]
     for video in videos:
         whole = [{"start": 0.0, "end": video["duration"], **video}] if "top" in video else []
         for part in video.get("segments", video.get("windows", whole)):
             best = part["top"][0] if "top" in part else part
             times = (f"{part['start']:.3f}", f"{part['end']:.3f}")
-            writer.writerow([video["video"], *times, best["class"], f"{best['probability']:.6f}"])
-    return text.getvalue().encode()
+            rows.append([video["video"], *times, best["class"], f"{best['probability']:.6f}"])
+    return to_csv(rows)
 
 
 def answers_npz(
@@ -107,7 +101,7 @@ def answers_npz(
 
     Args:
         rows: scores and optionally features of each clip.
-        clips: video, start and end of each clip, which are saved, too.
+        clips: video, start and end of each clip, which are also saved.
         names: class names.
     """
     videos, starts, ends = zip(*clips, strict=True)

@@ -23,22 +23,23 @@ METADATA = "metadata"
 SEAL = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 
-def choose_devices(args: Namespace, world: World) -> World:
-    """Restrict a program to the CPU if its `--weights` is an ONNX file.
+def choose_devices(path: str | Path, args: Namespace, world: World) -> World:
+    """Restrict a program to the CPU if its model is an ONNX file.
 
     Args:
+        path: the file of the model.
         args: options of the program.
         world: the devices of this process.
 
     Raises:
         UserError: an option that an ONNX file does not support.
     """
-    if Path(args.weights).suffix.lower() != ".onnx":
+    if Path(path).suffix.lower() != ".onnx":
         return world
     for name in ("amp", "compile", "fast", "gpus", "save_features", "cam"):
         if getattr(args, name, None) not in (None, False, "off"):
             raise UserError(
-                f"--{name}: is not supported with {args.weights}, which computes in float32 on the CPU; "
+                f"--{name}: is not supported with {path}, which computes in float32 on the CPU; "
                 "use the checkpoint"
             )
     return replace(world, devices=[torch.device("cpu")])
@@ -49,9 +50,6 @@ class OnnxModel(nn.Module):
 
     Input:  batch x num_segments x 3 x height x width, float32, normalised by `input_mean` and `input_std`
     Output: batch x num_class logits. For a file with softmax: the logarithms of its probabilities.
-
-    Args:
-        path: the file.
 
     Raises:
         UserError: the file was not written by tools/export.py, or onnxruntime is missing.
@@ -70,7 +68,7 @@ class OnnxModel(nn.Module):
         options = metadata["options"]
         self.num_segments, self.input_size = options["num_segments"], options["input_size"]
         self.description = f"{metadata['description']}, ONNX"
-        # The values of a checkpoint of this model. Its only tensor is the classifier, without values.
+        # What a checkpoint of this model would contain. Its only tensor is the classifier's, without data.
         self.checkpoint = {
             name: metadata[name] for name in ("options", "categories", "mirrored") if name in metadata
         }
@@ -114,7 +112,7 @@ def run_session(session: Any, clips: torch.Tensor) -> torch.Tensor:
 
 
 def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """Open a file of tools/export.py, and read its metadata."""
+    """Open a file from tools/export.py, and read its metadata."""
     content = Path(path).read_bytes()
     if content != seal(content[: -len(SEAL) - 64]):
         raise UserError(f"{path}: was not written by tools/export.py, or is damaged (no valid checksum)")

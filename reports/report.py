@@ -7,8 +7,6 @@ confusion.png   the confusion matrix
 mistakes.png    frames of the most confident mistakes; missing if there are no mistakes
 """
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from classes import mirrored_labels
 from dataset import VideoDataSet
 from reports.plots import DPI, SheetRow, contact_sheet, figure_png, image_png
 from utils.cli import UserError, printable
-from utils.files import check_writable_folder, write_files, writing
+from utils.files import check_writable_folder, to_csv, write_files, writing
 from utils.metrics import Result
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -103,11 +101,8 @@ def summarise_classes(
         clips, others = counts.sum(), np.where(np.arange(len(counts)) == label, 0, counts)
         top1_share, top5_share = percent(counts[label], clips), percent(top5[label], clips)
         row = {"label": label, "class": categories[label], "clips": clips}
-        row |= (
-            {"top-1": f"{top1_share:.3f}", "top-5": f"{top5_share:.3f}"}
-            if clips
-            else {"top-1": "", "top-5": ""}
-        )
+        for name, share in (("top-1", top1_share), ("top-5", top5_share)):
+            row[name] = f"{share:.3f}" if clips else ""
         confused_with, num_confused = "", ""
         if others.any():
             confused_with, num_confused = categories[others.argmax()], others.max()
@@ -170,7 +165,7 @@ def find_mistakes(
     mistakes = []
     for clip in wrong[np.argsort(-confidence, kind="stable")[:NUM_MISTAKES]]:
         record = videos.record(videos.included[clip])
-        sampled = videos.sample_indices(record.num_frames, np.random.default_rng(0))  # not random in tests
+        sampled = videos.sample_indices(record.num_frames, np.random.default_rng(0))  # unused here
         numbers = [int(number) for number in sampled[: videos.num_segments]]  # of the first clip
         frames = videos.source.read(record.path, list(dict.fromkeys(numbers)))
         classes = (("predicted", predictions[clip]), ("true", labels[clip]))
@@ -237,11 +232,7 @@ def _pair_table(pairs: Sequence[tuple[int, int]], confusions: np.ndarray, catego
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return to_csv([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

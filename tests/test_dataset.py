@@ -238,8 +238,10 @@ def test_skip_missing(damaged_root, capsys):
     assert "3 of 6 videos" in capsys.readouterr().out
     assert dataset[1][1] == 3  # with its own label
     shutil.rmtree(frames)
-    with pytest.raises(UserError, match="3 of 3 videos"):
-        check_videos(dataset, skip_missing=True)
+    for total, excluded in ((3, []), (2, [dataset.paths[0].decode()])):
+        dataset.exclude(excluded)
+        with pytest.raises(UserError, match=f"{total} of {total} videos"):
+            check_videos(dataset, skip_missing=True)
 
 
 def test_open_videos(tmp_path):

@@ -222,6 +222,8 @@ def test_options_without_onnx_support(exported, folder, monkeypatch):
         (["--num_segments", 8], "--num_segments 8"),
     ):
         assert_one_line_error(call("test_models.py", *commands("test_models.py")[0], *options), culprit)
+    process = call("main.py", "--root_path", "data", "-e", "--resume", exported, "--compile")
+    assert_one_line_error(process, "--compile", exported)
 
 
 def test_other_onnx_files(exported, folder, tmp_path):

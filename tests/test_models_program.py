@@ -60,7 +60,7 @@ def direct_scores(
     clips = []
     for folder, numbers in zip(folders, frames, strict=True):
         images = [Image.open(folder / template.format(number)).convert("RGB") for number in numbers]
-        images = [center_crop(resize(image, model.scale_size), model.crop_size) for image in images]
+        images = [center_crop(resize(image, model.scale_size), model.input_size) for image in images]
         clips.append(torch.stack([(pil_to_tensor(image) / 255 - MEAN) / STD for image in images]))
     return torch.cat([model(clip[None]) for clip in clips]).numpy()
 

@@ -1,6 +1,7 @@
 """Determine from a checkpoint its model configuration and the order of its classes."""
 
 import itertools
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ import numpy as np
 import torch
 
 from classes import match_categories, mirrored_labels, released_categories, without_brackets
+from dataset import VideoDataSet, remap_labels
 from gst import ALPHAS, BETAS
 from models import BLOCKS, PUBLISHED_NAMES, block_kwargs
 from resnet_gst import DEPTHS
 from utils.cli import UserError, printable
+
+log = logging.getLogger(__name__)
 
 
 class ModelSpec(NamedTuple):
@@ -119,27 +123,31 @@ def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | P
         own_names = {without_brackets(name) for name in categories}
         unknown = [name for name in names if without_brackets(name) not in own_names]
         raise UserError(f"{path} has the class '{printable((unknown or names)[0])}', unlike category.txt")
-    # The 174 classes of a checkpoint without names may also be others than Something-Something's.
+    # A checkpoint without names may have 174 classes other than Something-Something's.
     return np.array(range(num_class) if permutation is None else permutation)
+
+
+def map_labels(
+    dataset: VideoDataSet, checkpoint: dict[str, Any], categories: list[str], path: str | Path
+) -> np.ndarray:
+    """Change the labels of a data set to those of a checkpoint, and return `find_labels`."""
+    permutation = find_labels(checkpoint, categories, path)
+    same = int((permutation == np.arange(len(permutation))).sum())
+    if same < len(permutation):
+        log.info(
+            f"category.txt has the classes of {path} in a different order "
+            f"({same} of {len(permutation)} in the same place): labels are mapped by name"
+        )
+    dataset.labels = remap_labels(dataset.labels, permutation)
+    return permutation
 
 
 def find_mirrored(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> list[int]:
     """The label that each of a checkpoint's classes has when a clip is mirrored, or `classes.NEVER`.
 
-    If the checkpoint does not have them, its class names decide, or else those of the data set.
+    If the checkpoint lacks them, they follow from its class names, or else from the data set's.
     """
     return checkpoint.get("mirrored") or mirrored_labels(class_names(checkpoint, path) or categories)
-
-
-def describe_labels(labels: np.ndarray, path: str | Path) -> str:
-    """A line for the log if the order of classes differs (see `find_labels`); empty otherwise."""
-    same = int((labels == np.arange(len(labels))).sum())
-    if same == len(labels):
-        return ""
-    return (
-        f"category.txt has the classes of {path} in a different order "
-        f"({same} of {len(labels)} in the same place): labels are mapped by name"
-    )
 
 
 def check_categories(checkpoint: dict[str, Any], categories: list[str], path: str | Path) -> None:

@@ -1,7 +1,5 @@
 """The files of a run: their names, the record of its starts, and the table of its epochs."""
 
-import csv
-import io
 import os
 import platform
 import shlex
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 
 from training.checkpoint import all_checkpoints
-from utils.files import write_files
+from utils.files import to_csv, write_files
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_prec1", "train_prec5")
 COLUMNS += ("val_loss", "val_prec1", "val_prec5", "val_mean_class")
@@ -84,8 +82,5 @@ def find_commit() -> str:
 
 def write_csv(path: Path, history: list[dict[str, Any]]) -> None:
     """Write a row for each epoch. Cells of values that were not measured are empty."""
-    content = io.StringIO()
-    writer = csv.DictWriter(content, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_files({path: content.getvalue()})
+    rows = ([epoch.get(column) for column in COLUMNS] for epoch in history)
+    write_files({path: to_csv([COLUMNS, *rows])})

@@ -1,11 +1,12 @@
 """Read only regular files, and write files atomically."""
 
+import csv
 import errno
 import io
 import os
 import stat
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,6 +49,13 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
     """Write files atomically, all or none of them, see `staged`; texts are written in UTF-8."""
     with staged(contents):
         pass
+
+
+def to_csv(rows: Iterable[Sequence[object]], delimiter: str = ",") -> bytes:
+    """Format rows of cells as the content of a CSV file. None becomes an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -1,10 +1,13 @@
 """The floating-point precision of a run, from the options, the checkpoint and the hardware."""
 
+import logging
 import os
 import platform
 from typing import NamedTuple
 
 import torch
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,7 +53,7 @@ def has_instructions(device: torch.device, amp: str) -> bool:
 
 
 def has_avx2_at_most() -> bool:
-    """Whether this is an x86 CPU without AVX-512, or PyTorch or oneDNN is limited to AVX2."""
+    """Whether PyTorch uses AVX2 on this CPU, or oneDNN is limited to AVX2 or less."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISAS_WITHOUT_AVX512:
         return True
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
@@ -84,14 +87,13 @@ def evaluation_precision(option: str | None, training_amp: str, device: torch.de
     return Precision("off", f"trained in {training_amp}, which {_name(device)} has no instructions for")
 
 
-def emulation_warning(precision: Precision, device: torch.device) -> str | None:
-    """A warning if the device would emulate a precision; None if it has instructions for it."""
-    if has_instructions(device, precision.amp):
-        return None
-    return (
-        f"warning: {_name(device)} has no instructions for {precision.amp}; it is emulated and many times "
-        "slower than float32; use --amp auto or --amp off"
-    )
+def warn_if_emulated(precision: Precision, device: torch.device) -> None:
+    """Warn if a device has no instructions for a precision."""
+    if not has_instructions(device, precision.amp):
+        log.warning(
+            f"warning: {_name(device)} has no instructions for {precision.amp}; it is emulated and many "
+            "times slower than float32; use --amp auto or --amp off"
+        )
 
 
 def _name(device: torch.device) -> str:
