@@ -1,4 +1,4 @@
-# Python 3.10 or newer is enough. `make venv` installs the requirements of the other targets.
+# Needs Python 3.10 or newer. `make venv` installs the requirements of the other targets.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,7 +18,7 @@ venv: .venv/installed
 	@echo "downloads), from one minute to a quarter of an hour, depending on the network."
 	$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --retries 1 tqdm >.venv/pip.log 2>&1 || { \
-	echo "error: pip cannot install from its package index; is there a network? Its messages: .venv/pip.log" >&2; exit 1; }
+	echo "error: pip cannot install from its package index; check the network. Its messages: .venv/pip.log" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -1,7 +1,7 @@
-"""Read annotations: the official files of a data set, or class folders or a CSV for own data.
+"""Read annotations: the official files of a data set, or class folders or a CSV for custom data.
 
 Every reader returns class names in the order of their labels, and the videos as `VideoRecord`s. Only the
-annotations of Diving48 have numbers of frames.
+annotations of Diving48 contain frame counts.
 """
 
 import csv
@@ -33,7 +33,7 @@ _SPLITS = {
 
 
 def read_annotations(dataset: str, folder: Path) -> tuple[list[str], Lists]:
-    """Read the annotation files of a data set, under the names of its download page.
+    """Read a data set's annotation files, named as on its download page.
 
     Args:
         dataset: a key of `datasets_video.LAYOUTS`.
@@ -64,7 +64,7 @@ def _read_v1(folder: Path, prefix: str) -> tuple[list[str], Lists]:
 
 
 def _read_v2(folder: Path) -> tuple[list[str], Lists]:
-    """Read Something-Something v2, whose files have been released under two kinds of names."""
+    """Read Something-Something v2, whose files exist under three name patterns."""
 
     def parse(entry: dict[str, Any]) -> tuple[str, str, int]:
         return str(entry["id"]), entry.get("template", "").replace("[", "").replace("]", ""), 0
@@ -73,7 +73,7 @@ def _read_v2(folder: Path) -> tuple[list[str], Lists]:
     pattern = next((name for name in names if (folder / name.format("labels")).exists()), None)
     if pattern is None:
         missing = " nor ".join(name.format("labels") for name in names)
-        raise UserError(f"--annotations {folder}: has no {missing}")
+        raise UserError(f"--annotations {folder}: has neither {missing}")
     labels = folder / pattern.format("labels")
     with _damage(labels):
         label_of = {name: int(label) for name, label in json.loads(_read(labels)).items()}
@@ -111,7 +111,7 @@ def _read_lists(
         pattern: path of the JSON or text files. The test list has no labels, and may be missing.
         categories: class names.
         parse: turns a row into a video's name, the name of its class and its number of frames (0 if unknown).
-        parts: list name -> what its file name has for `{}`.
+        parts: list name -> what replaces `{}` in its file name.
     """
     label_of = {name: label for label, name in enumerate(categories)}
     lists: Lists = {}
@@ -143,11 +143,11 @@ def _damage(where: object) -> Iterator[None]:
 
 
 def _read(path: Path) -> str:
-    return read_text(path, "it is part of the annotations")
+    return read_text(path, "expected an annotation file")
 
 
 class OwnData(NamedTuple):
-    """The videos of own data.
+    """The videos of custom data.
 
     Attributes:
         categories: class names in the order of their labels.
@@ -185,7 +185,7 @@ def read_class_folders(top: Path, is_clip: Callable[[Path], bool], category_file
                 "val in between; for your own split, use --annotations FILE.csv)"
             )
         for path in clips:
-            # Two files of one name become one row, which `VideoFiles.path` refuses.
+            # Two files with the same name become one row; `VideoFiles.path` refuses them.
             name = f"{folder.name}/{path.name if path.is_dir() else path.stem}"
             rows[name] = printable(path), {"video": name, "label": folder.name}
     return _own_data(list(rows.values()), top, category_file)
@@ -202,7 +202,7 @@ def read_csv(
 
     Args:
         path: the CSV. Commas, semicolons or tabs separate its columns.
-        top: the folder of the videos, which may precede their names.
+        top: the folder of the videos; the CSV's paths may begin with it.
         suffixes: suffixes of video files, which are removed from the names.
         category_file: see `read_class_folders`.
         group_column: the column of the groups (default: `group`, if it exists).
@@ -224,7 +224,7 @@ def read_csv(
 
 
 def _own_data(rows: list[tuple[str, dict[str, str]]], source: Path, category_file: Path) -> OwnData:
-    """Check rows of a place for messages and columns: `video`, `label`, optionally `split` and `group`."""
+    """Check rows of (where, columns): `video`, `label`, optionally `split` and `group`."""
     categories = _order_classes({row["label"] for _, row in rows} - {""}, category_file, source)
     records, list_of, group_of = [], {}, {}
     for where, row in rows:
@@ -251,7 +251,7 @@ def _check(check: Callable[[str], str], name: str, where: object) -> None:
 
 
 def _read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Read the rows of a CSV as pairs of a place for messages and `{column in lower case: value}`."""
+    """Read a CSV as pairs: location (for messages) and `{lower-case column: value}`."""
     text = _read(path)
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), restval="")
@@ -290,7 +290,7 @@ def group_by_name(records: Iterable[VideoRecord], pattern: re.Pattern[str]) -> d
 
 
 def _order_classes(names: set[str], file: Path, source: Path) -> list[str]:
-    """Order the classes of own data as in `file` if it exists; otherwise sort them."""
+    """Order custom classes as in `file` if it exists; otherwise sort them."""
     for name in names:
         _check(check_name, name, source)
     if names and not file.exists():
@@ -298,14 +298,14 @@ def _order_classes(names: set[str], file: Path, source: Path) -> list[str]:
     categories = read_categories(file)
     if unknown := sorted(names.difference(categories)):
         raise UserError(
-            f"{source}: the class '{printable(unknown[0])}' is not in {file}, whose order is kept; "
+            f"{source}: the class '{printable(unknown[0])}' is not in {file}, which sets the order; "
             "add it there, or move that file away"
         )
     return categories
 
 
 def make_lists(data: OwnData, val_fraction: float, seed: int) -> Lists:
-    """Distribute own data to lists.
+    """Split custom data into lists.
 
     Args:
         data: the videos.
@@ -329,7 +329,7 @@ def make_lists(data: OwnData, val_fraction: float, seed: int) -> Lists:
 
 
 def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
-    """Draw groups for validation until each class has its share. A video without a group is a group."""
+    """Draw groups for validation until each class has its share. A video without a group counts as one."""
     names = [data.group_of.get(record.path, record.path) for record in data.records]
     groups = {name: Counter() for name in names}  # group -> clips of each class
     for name, record in zip(names, data.records, strict=True):
@@ -353,7 +353,7 @@ def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
         distance_after = sum(abs(goal[label] - val[label] - n) for label, n in groups[name].items())
         if distance_after < distance and leaves_training_clips(name):
             draw(name)
-    # A class of a few large groups has no validation clips yet: draw the smallest one.
+    # A class with few, large groups may have no validation clips yet: draw its smallest group.
     for label in sorted(total):
         choices = [name for name in order if groups[name][label] and leaves_training_clips(name)]
         if not val[label] and choices:
@@ -363,7 +363,7 @@ def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
 
 
 def describe_split(data: OwnData, lists: Lists) -> list[str]:
-    """Make the warnings for own data: classes without clips, and videos of one recording in both lists."""
+    """Make the warnings for custom data: no clips of a class, and videos of one recording in both lists."""
     notes = ["there is only one class"] if len(data.categories) == 1 else []
     train, val = (lists.get(name, []) for name in (TRAIN_LIST, VAL_LIST))
     for list_name, records in ((TRAIN_LIST, train), (VAL_LIST, val)):

@@ -1,6 +1,6 @@
 """The baselines of the paper's comparison, and TSM: bottlenecks that model time in other ways than GST.
 
-They differ in one convolution. Input, output and arguments are those of `gst.GSTBottleneck`, without alpha
+The others change one step of C2D. Input, output and arguments are those of `gst.GSTBottleneck`, without alpha
 and beta.
 """
 
@@ -108,7 +108,7 @@ def shift(x: torch.Tensor) -> torch.Tensor:
         the previous frame.
     """
     fold = x.shape[1] // 8
-    # Not slices of the channels: their gradients are NCTHW, see `gst.GSTBottleneck`.
+    # Split, not sliced: gradients of slices are NCTHW, see `gst.GSTBottleneck`.
     following, previous, same = x.split((fold, fold, x.shape[1] - 2 * fold), dim=1)
     following = functional.pad(following[:, :, 1:], (0, 0, 0, 0, 0, 1))
     previous = functional.pad(previous[:, :, :-1], (0, 0, 0, 0, 1, 0))

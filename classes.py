@@ -83,7 +83,7 @@ def describe_order(categories: list[str]) -> str:
 def check_name(name: str) -> str:
     """Check that the name of a class or video is unchanged after it is written as a line and read back.
 
-    If not, a ValueError has the reason.
+    Otherwise raise a ValueError with the reason.
     """
     has_odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
     if not name or name != name.strip() or has_odd or name.startswith("\ufeff"):

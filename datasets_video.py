@@ -58,7 +58,7 @@ VAL_LISTS = ("val_videofolder.txt", "valid.txt")
 # A file next to the lists with the names of the frames, if they are not those of `Layout`.
 FRAME_NAMES = "dataset.json"
 
-# A file of tools/make_motion_dataset.py: the settings of the data set, and which classes are pairs.
+# Written by tools/make_motion_dataset.py: the settings of the data set, and which classes are pairs.
 MOTION_SETTINGS = "motion_dataset.json"
 
 # Shorter videos are left out, as in the published code.
@@ -167,7 +167,7 @@ def find_source(folder: Path, source: str | None = None, preferred: str = "frame
 
 
 def link_videos(videos: Path, folder: Path) -> None:
-    """Make the data set's folder of videos a link to `videos`."""
+    """Link the data set's video folder to `videos`."""
     link = folder / layout(folder.name).videos
     if not os.path.lexists(link):
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def link_videos(videos: Path, folder: Path) -> None:
 def check_folder(name: str) -> str:
     """Check that a list can contain the name of a video, and that it is a path inside the data set's folder.
 
-    If not, a ValueError has the reason.
+    Otherwise raise a ValueError with the reason.
     """
     if any(part in ("", ".", "..") for part in check_name(name).split("/")):
         raise ValueError("the name points outside the data set's folder, or has an empty component")

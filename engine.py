@@ -252,7 +252,7 @@ def evaluate(
 
 
 def to_devices(batch: Batch, world: World) -> Batch:
-    """Copy a batch (clips, perhaps labels) to the GPU, without waiting for it.
+    """Copy a batch (clips, optionally labels) to the GPU, without waiting for it.
 
     With several devices, DataParallel copies each device's share of the clips itself.
     """

@@ -89,7 +89,7 @@ def temporal_model(
     Returns:
         `TemporalModel`: batch x num_segments x 3 x height x width -> batch x num_class logits, or features of
         clips (2048). Frames are RGB, from 0 to 1, normalised by its `input_mean` and `input_std`.
-        `categories` are the class names.
+        `categories` are the class names, or None.
 
     Raises:
         ValueError: an argument is invalid or contradicts the checkpoint, or the file cannot be loaded.

@@ -30,7 +30,7 @@ FROM_CHECKPOINT = "The model configuration is read from the checkpoint; conflict
 # Backbones without ImageNet weights.
 ARCHS_WITHOUT_WEIGHTS = ("resnet14", "resnet26")
 PUBLISHED_BATCH_SIZE = 24
-# Published recipes, as changes of the defaults. docs/TRAINING.md names the sources.
+# Published recipes, as changes to the defaults. docs/TRAINING.md names the sources.
 RECIPES: dict[str, dict[str, Any]] = {
     "somethingv1": {},
     "somethingv2": {},
@@ -272,7 +272,7 @@ def parse_training_options(words: Sequence[str] | None = None) -> argparse.Names
 
 
 def describe_recipe(args: argparse.Namespace) -> list[str]:
-    """Describe for the log the clips per step, the learning rate, and what the published recipe has."""
+    """Describe for the log the clips per step, the learning rate, and how the published recipe differs."""
     published = {name: parser.get_default(name) for name in ("batch_size", *RECIPE_OPTIONS)}
     published |= RECIPES.get(args.dataset, {})
     clips = args.batch_size * args.accumulate
@@ -380,7 +380,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argume
 
 
 def add_unstored_options(group: argparse._ActionsContainer, default_frames: str = "8") -> None:
-    """Add to a parser with `--weights` the options for values that a checkpoint may lack."""
+    """Add the options for values that a checkpoint may lack to a parser with `--weights`."""
     ambiguous = "; use it if the file's tensors fit several types"
     group.add_argument("--type", **TYPE | {"help": TYPE["help"] + ambiguous})
     group.add_argument(
@@ -414,5 +414,5 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluation_batch_size(option: int | None, training_batch_size: int | None, num_devices: int) -> int:
-    """The batch size of a process. It is the same in all programs, since the last digits may depend on it."""
+    """The batch size of a process. It is the same in all programs: scores may depend on it slightly."""
     return option or min(training_batch_size or PUBLISHED_BATCH_SIZE, PUBLISHED_BATCH_SIZE) * num_devices

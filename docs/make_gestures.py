@@ -104,7 +104,7 @@ def write_video(path: Path, frames: list[np.ndarray]) -> None:
 def main() -> None:
     parser = Parser(*__doc__.split("\n\n", 1))
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--people", type=positive_int, default=20, help="number of people in videos")
+    parser.add_argument("--people", type=positive_int, default=20, help="number of people in videos/")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed")
     args = parser.parse_args()
     labels = {name: label for label, name in enumerate(GESTURES)}

@@ -80,7 +80,7 @@ def read_frame(path: str) -> SourceFrame:
     except OSError as error:
         raise _unreadable(path, error.strerror) from None
     if data.startswith(b"\xff\xd8"):
-        # Other JPEGs are decoded by Pillow, which refuses damage, limits the size and inverts Adobe's CMYK.
+        # Pillow decodes other JPEGs: it refuses damaged files, limits the size and inverts Adobe's CMYK.
         with suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours in ("Gray", "YCbCr", "RGB") and width * height <= Image.MAX_IMAGE_PIXELS:

@@ -190,30 +190,30 @@ def resize_clips(clips: DecodedClips) -> torch.Tensor:
     # The taps of each view of each video, and the start of each row of its frames in `pixels`.
     all_columns: list[_Taps] = []
     all_rows: list[_Taps] = []
-    all_begins: list[np.ndarray] = []
+    all_starts: list[np.ndarray] = []
     for (start, _, height, width), order, views in zip(clips.shapes, clips.order, clips.views, strict=True):
         for view in (View(*map(int, values)) for values in views):
             columns = _taps(view.right - view.left, view.width, view.x, clips.size, bool(view.mirrored))
             rows = _taps(view.bottom - view.top, view.height, view.y, clips.size, False)
             in_frame = (view.top + np.arange(rows.low, rows.high)) * width + view.left
-            all_begins.append(start // 3 + order[:, None] * height * width + in_frame)
+            all_starts.append(start // 3 + order[:, None] * height * width + in_frame)
             all_columns.append(columns)
             all_rows.append(rows)
     # Pad all views to the same shape, with unused rows and with taps of weight 0.
-    num_rows = max(begins.shape[1] for begins in all_begins)
-    begins = np.stack([np.pad(b, ((0, 0), (0, num_rows - b.shape[1])), "edge") for b in all_begins])
+    num_rows = max(starts.shape[1] for starts in all_starts)
+    starts = np.stack([np.pad(b, ((0, 0), (0, num_rows - b.shape[1])), "edge") for b in all_starts])
     x_first = np.stack([taps.first for taps in all_columns])
     y_first = np.stack([taps.first - taps.low for taps in all_rows])
     x_weights, y_weights = _stack_weights(all_columns), _stack_weights(all_rows)
 
     # Copy all arrays to the device at once.
-    arrays = (begins, x_first, x_weights, y_first, y_weights)
+    arrays = (starts, x_first, x_weights, y_first, y_weights)
     flat = torch.from_numpy(np.concatenate([values.astype(np.int32).ravel() for values in arrays]))
     parts = flat.to(clips.pixels.device).split([values.size for values in arrays])
     tensors = [part.view(values.shape) for part, values in zip(parts, arrays, strict=True)]
     num_taps = max(x_weights.shape[-1], y_weights.shape[-1])
-    step = max(1, _MAX_BYTES[clips.pixels.device.type] // (begins[0].size * clips.size * 3 * 4 * num_taps))
-    end = 3 * (int(begins.max() + x_first.max()) + x_weights.shape[-1])
+    step = max(1, _MAX_BYTES[clips.pixels.device.type] // (starts[0].size * clips.size * 3 * 4 * num_taps))
+    end = 3 * (int(starts.max() + x_first.max()) + x_weights.shape[-1])
     pixels = functional.pad(clips.pixels, (0, max(0, end - len(clips.pixels))))
     resized = [_resize_views(pixels, *part) for part in zip(*(t.split(step) for t in tensors), strict=True)]
 
@@ -224,7 +224,7 @@ def resize_clips(clips: DecodedClips) -> torch.Tensor:
 
 def _resize_views(
     pixels: torch.Tensor,
-    begins: torch.Tensor,
+    starts: torch.Tensor,
     x_first: torch.Tensor,
     x_weights: torch.Tensor,
     y_first: torch.Tensor,
@@ -234,7 +234,7 @@ def _resize_views(
 
     Args:
         pixels: uint8, height x width x RGB of all frames in sequence.
-        begins: views x frames x rows: index of the first pixel of each row.
+        starts: views x frames x rows: index of the first pixel of each row.
         x_first: views x size: the first pixel of each column's taps, relative to the start of the row.
         x_weights: views x size x taps.
         y_first: views x size: the first row of each output row's taps.
@@ -243,14 +243,14 @@ def _resize_views(
     Returns:
         uint8, views x frames x size x size x 3.
     """
-    views, frames, num_rows = begins.shape
+    views, frames, num_rows = starts.shape
     size = x_first.shape[1]
-    indices = begins[..., None] + x_first[:, None, None]
+    indices = starts[..., None] + x_first[:, None, None]
     windows = _windows(pixels, 3, x_weights.shape[2]).index_select(0, indices.view(-1))
     rows = _weigh(windows.view(views, frames * num_rows, size, -1, 3), x_weights[:, None, ..., None])
 
-    begins = torch.arange(0, views * frames * num_rows, num_rows, dtype=torch.int32, device=pixels.device)
-    indices = begins.view(views, frames, 1) + y_first[:, None]
+    starts = torch.arange(0, views * frames * num_rows, num_rows, dtype=torch.int32, device=pixels.device)
+    indices = starts.view(views, frames, 1) + y_first[:, None]
     taps = y_weights.shape[2]
     rows = functional.pad(rows.flatten(), (0, taps * size * 3))
     windows = _windows(rows, size * 3, taps).index_select(0, indices.view(-1))
@@ -265,7 +265,7 @@ def _windows(values: torch.Tensor, step: int, taps: int) -> torch.Tensor:
 
 
 def _weigh(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over the taps (the second last dimension) in fixed point, and round to uint8."""
+    """Sum over the taps (the second-to-last dimension) in fixed point, and round to uint8."""
     # Unlike in Pillow, no clipping is needed: the weights are not negative and their sum is 1.
     sums = windows[..., 0, :] * weights[..., 0, :]
     for tap in range(1, windows.shape[-2]):

@@ -74,11 +74,7 @@ class FrameFolders:
 
 
 class VideoFiles:
-    """Videos that are files; lists have their names without the suffix.
-
-    Args:
-        root: the folder of the files.
-    """
+    """Videos that are files below `root`; lists have their names without the suffix."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -90,7 +86,7 @@ class VideoFiles:
             UserError: it is missing or ambiguous.
         """
         suffixes = [suffix for suffix in FILE_SUFFIXES if exists(f"{self.root}/{name}{suffix}")]
-        if len({suffix.lower() for suffix in suffixes}) == 1:  # macOS ignores capitals
+        if len({suffix.lower() for suffix in suffixes}) == 1:  # macOS ignores case
             return f"{self.root}/{name}{suffixes[0]}"
         missing = f"no such video ({', '.join(VIDEO_SUFFIXES)})"
         reason = f"ambiguous, found {' and '.join(suffixes)}" if suffixes else missing
@@ -155,7 +151,7 @@ FILE_SUFFIXES = [spell(suffix) for suffix in VIDEO_SUFFIXES for spell in (str.lo
 
 def _names_in(folder: str) -> frozenset[str]:
     try:
-        return frozenset(os.listdir(folder))  # noqa: PTH208 - names, in a folder with 220,000
+        return frozenset(os.listdir(folder))  # noqa: PTH208 - names only; there may be 220,000
     except OSError:
         return frozenset()
 
@@ -212,7 +208,7 @@ class FrameFolder(Video):
         except OSError as error:
             raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
         if len({match.group(1, 3) for match in matches}) != 1:
-            raise UserError(f"{printable(path)}: must contain images of one name, such as img_00001.jpg")
+            raise UserError(f"{printable(path)}: must contain one numbered sequence, such as img_00001.jpg")
         first = min(matches, key=lambda match: int(match[2]))
         prefix = first[1].replace("{", "{{").replace("}", "}}")
         self.template = f"{prefix}{{:0{len(first[2])}d}}{first[3]}"

@@ -135,7 +135,7 @@ class LiveStream:
             self._changed.notify_all()
 
     def _decode(self) -> None:
-        to_image, began, offset = None, None, 0.0
+        to_image, start, offset = None, None, 0.0
         for packet in self._container.demux(self._stream):
             try:
                 frames = packet.decode()
@@ -143,15 +143,15 @@ class LiveStream:
                 continue  # lost packets are common in streams
             for frame in frames:
                 now = time.monotonic()
-                began = began or now
-                moment = self.first_time + now - began if frame.time is None else frame.time
+                start = start or now
+                moment = self.first_time + now - start if frame.time is None else frame.time
                 if to_image is None:
                     frame.opaque = self._stream.sample_aspect_ratio
                     to_image, offset = FrameConverter(display_size(frame)), moment - self.first_time
                 elif not self.newest < moment - offset <= self.newest + MAX_GAP:
                     offset = moment - self.newest - self._step  # the clock of the stream has jumped
                 moment -= offset
-                if self.is_recording and self._stop.wait(max(0.0, moment - self.first_time - now + began)):
+                if self.is_recording and self._stop.wait(max(0.0, moment - self.first_time - now + start)):
                     return
                 image = to_image(frame).convert("RGB")
                 if self._record:

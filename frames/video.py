@@ -159,7 +159,6 @@ def decode_frames(
     return a frame with the expected time, all frames are decoded in sequence.
 
     Args:
-        video: the file.
         index: from `index_frames`.
         numbers: frame numbers in display order, from 1.
 

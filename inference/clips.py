@@ -37,8 +37,7 @@ class Clip(NamedTuple):
     """The frames of a window.
 
     Attributes:
-        index: number of the video in the command line, from 0.
-        video: the video.
+        index: number of the video in the list of paths, from 0.
         window: the part of the video.
         times: time of each frame of the window, in seconds.
         pixels: uint8, views x frames x height x width x RGB, the views in the order of `VideoDataSet`.
@@ -52,7 +51,7 @@ class Clip(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The error of a video, or of the rest of it. `index` is its number in the command line."""
+    """The error of a video, or of the rest of it. `index` is its number in the list of paths."""
 
     index: int
     error: UserError
@@ -94,7 +93,6 @@ def load_clips(
     """Load one clip of each video, in batches. Threads load the next batch while the model computes one.
 
     Args:
-        paths: the videos.
         clip_format: sampling and crops.
         batch_size: videos in a batch.
     """
@@ -114,12 +112,11 @@ def load_clips(
 def load_windows(
     paths: Sequence[Path], clip_format: ClipFormat, batch_size: int, seconds: float, stride: float
 ) -> Iterator[list[Clip | Failure]]:
-    """Load windows over the time of each video, in batches. A thread loads the next batch.
+    """Load the windows of each video, in batches. A thread loads the next batch.
 
     Every sampled frame is decoded once, and stays in memory until no window needs it.
 
     Args:
-        paths: the videos.
         clip_format: sampling and crops.
         batch_size: windows in a batch.
         seconds: length of a window.

@@ -28,7 +28,7 @@ def draw_answers(
     over_time: bool,
     threshold: float | None,
 ) -> None:
-    """Write the file of `--rendered_output` of a video.
+    """Write a video's `--rendered_output` file.
 
     Args:
         file: file to write. Its suffix selects the kind of picture or video.
@@ -67,7 +67,7 @@ def draw_activation(
     model: TemporalModel,
     predict: Callable[[torch.Tensor], object],
 ) -> None:
-    """Write the file of `--cam` for the class `best` of a clip of one view; see `class_activation`."""
+    """Write the `--cam` file for the class `best` of a single-view clip; see `class_activation`."""
     maps = class_activation(model, predict, torch.from_numpy(clip.pixels), best["label"])
     title = f"{clip.video.path.name}: {best['probability']:.2f} {best['class']}"
     write_activation(file, title, clip.pixels[0], maps.numpy(), clip.window.numbers, clip.times)
@@ -83,10 +83,8 @@ def class_activation(
     map is exact: the logit is the mean of the map plus the classifier's bias.
 
     Args:
-        model: the model.
         predict: a function that runs the model, such as `engine.Predictor`.
         clip: the input, a single view of a clip.
-        label: the class.
 
     Returns:
         Frames x height x width of the last stage, float32, on the CPU.

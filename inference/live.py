@@ -48,12 +48,12 @@ def watch(
     with recording(Path(file), names) if file else nullcontext() as recorder:
         windows: list[dict[str, Any]] = []
         streams: list[LiveStream] = []  # one for each connection
-        count, error, began = 0, "", time.monotonic()
+        count, error, start = 0, "", time.monotonic()
         try:
             while True:
                 try:
                     num_frames = sum(stream.num_frames for stream in streams)
-                    moment = time.monotonic() - began if streams else 0.0
+                    moment = time.monotonic() - start if streams else 0.0
                     kept_seconds = args.window + args.stride
                     record = recorder.add if recorder else None
                     first = (num_frames + 1, moment)
@@ -89,7 +89,7 @@ def watch(
         num_dropped = sum(stream.num_dropped for stream in streams)
         log.info(
             f"{pluralize(count, 'answer')}, {pluralize(num_frames, 'frame')} in "
-            f"{time.monotonic() - began:.1f} s, {num_dropped} dropped"
+            f"{time.monotonic() - start:.1f} s, {num_dropped} dropped"
         )
         video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
         if args.threshold is not None:
@@ -103,7 +103,6 @@ class Recorder:
     Frames are encoded in the thread that decodes them, so a recording misses no frame.
 
     Args:
-        part: the file.
         names: class names; all pictures have room for the longest one.
     """
 

@@ -27,8 +27,7 @@ class LoadedModel(NamedTuple):
         model: in evaluation mode; on the CPU in float32, except after `load_fused`.
         spec: the model configuration.
         checkpoint: the content of the file, see `load_checkpoint`.
-        path: the file.
-        is_type_guessed: whether the tensors fit several types of block and neither file nor user specify one.
+        is_type_guessed: whether the tensors fit several types of block, and neither file nor user names one.
     """
 
     model: TemporalModel | OnnxModel
@@ -66,7 +65,7 @@ def load_model(
     """Load a model in evaluation mode on the CPU.
 
     Args:
-        path: a checkpoint (see `load_checkpoint`) or an ONNX file of tools/export.py.
+        path: a checkpoint (see `load_checkpoint`) or an ONNX file from tools/export.py.
         options: the user's options, which must not contradict the file; see `NO_OPTIONS`. Without sizes in
             either, the model has the published 8 frames of 224 x 224.
         allow_onnx: whether an ONNX file is accepted.
@@ -93,7 +92,7 @@ def load_model(
                 input_size=input_size,
                 consensus=spec.consensus,
             )
-    except ValueError as error:  # for example a consensus of other code
+    except ValueError as error:  # for example a consensus from other code
         raise UserError(f"{path}: {error}") from None
     load_weights(model, checkpoint["state_dict"], path)
     return LoadedModel(model.eval(), spec, checkpoint, path, is_type_guessed)

@@ -17,7 +17,6 @@ class Curves:
     forever. This class writes in the calling thread, with other classes of tensorboardX.
 
     Args:
-        folder: the folder of the file.
         purge_step: TensorBoard ignores the values in older files from this step on.
     """
 

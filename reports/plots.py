@@ -105,7 +105,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         panels[2].set_yscale("log")
     else:
         panels[2].set_ylim(0, 1.1 * max(rates) or 1)
-    # Below the figure; the file becomes larger.
+    # Below the figure; savefig's 'tight' includes it.
     figure.legend(
         *panels[2].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9
     )

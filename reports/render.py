@@ -158,11 +158,7 @@ def model_sheet(row: SheetRow) -> Image.Image:
 
 
 class Movie:
-    """Writes an MP4 file (H.264).
-
-    Args:
-        part: the file.
-    """
+    """Writes an MP4 file (H.264)."""
 
     TIME_BASE = Fraction(1, 90_000)  # the common unit of the usual frame rates
 

@@ -28,7 +28,6 @@ def draw_timeline(
     """Plot the probabilities of the most probable classes over time, below frames of the video.
 
     Args:
-        video: the video.
         spans: start and end of each window, in seconds.
         probabilities: windows x classes.
         names: class names.
@@ -115,7 +114,7 @@ def heat(frames: np.ndarray, maps: np.ndarray) -> list[Image.Image]:
 
 
 def _with_bars(image: Image.Image, evidence: np.ndarray, index: int) -> Image.Image:
-    """Enlarge a frame, and draw the evidence of all frames as bars below it. Its own bar is dark."""
+    """Enlarge a frame, and draw the evidence of all frames as bars below it. The frame's bar is dark."""
     height = round(MOVIE_WIDTH * image.height / image.width) // 2 * 2
     canvas = Image.new("RGB", (MOVIE_WIDTH, height + BAR_HEIGHT), "white")
     canvas.paste(image.resize((MOVIE_WIDTH, height), Image.Resampling.BICUBIC), (0, 0))

@@ -24,7 +24,7 @@ from utils.cli import Parser, UserError, run_program
 
 def main() -> None:
     parser = Parser(*__doc__.split("\n\n", 1))
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint of GST")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="a GST checkpoint")
     args = parser.parse_args()
     model, spec, *_ = load_model(args.weights)
     if spec.type != "GST":

@@ -22,7 +22,7 @@ from utils.metrics import summarise
 
 
 class Scores(NamedTuple):
-    """The arrays of a file of `test_models.py --save_scores`; all labels are -1 if they are unknown."""
+    """The arrays in a file from `test_models.py --save_scores`; all labels are -1 if they are unknown."""
 
     scores: np.ndarray
     labels: np.ndarray
@@ -62,14 +62,14 @@ def main() -> None:
 
 
 def read_scores(path: str) -> Scores:
-    """Read a file of `test_models.py --save_scores`."""
+    """Read a file from `test_models.py --save_scores`."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return Scores(**{name: content[name] for name in Scores._fields})
     except OSError:
         raise
-    except Exception:  # np.load has many types of exceptions for a damaged file
-        raise UserError(f"{path}: is not a file of test_models.py --save_scores, or is damaged") from None
+    except Exception:  # np.load raises many kinds of errors for a damaged file
+        raise UserError(f"{path}: was not written by test_models.py --save_scores, or is damaged") from None
 
 
 def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> Scores:

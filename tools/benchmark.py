@@ -73,7 +73,7 @@ def main() -> None:
     add = parser.add_argument
     add("--only", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS), help="sections to measure")
     add("--frames", nargs="+", type=positive_int, default=[8], metavar="N", help="frames of a clip")
-    add("--rounds", type=positive_int, default=7, metavar="N", help="calls of each form")
+    add("--rounds", type=positive_int, default=7, metavar="N", help="calls of each variant")
     add("-b", "--batch_size", type=positive_int, default=BATCH_SIZE, metavar="N", help="clips in a batch")
     add("--arch", choices=tuple(DEPTHS), default="resnet50", help="backbone")
     add("--input_size", type=positive_int, default=224, metavar="PIXELS", help="height and width of a clip")

@@ -137,7 +137,7 @@ def train_and_score(kind: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def run(name: str, program: str, *words: object) -> None:
-    """Run a program of the repository. Ctrl-C reaches it, too: a run saves, and continues from there."""
+    """Run a program of the repository. Ctrl-C also stops it: training saves and can be resumed."""
     print(f"{name}: {program}", flush=True)
     command = [sys.executable, str(REPOSITORY / program), *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:

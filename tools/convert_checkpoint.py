@@ -34,7 +34,6 @@ KEPT_OPTIONS = ("amp", "batch_size", "consensus", "source")
 
 
 def main() -> None:
-    """Convert a checkpoint."""
     args = parse_args()
     loaded = load_model(args.weights, args, allow_guess=False)
     if args.num_segments is None and "num_segments" not in loaded.options:

@@ -2,7 +2,7 @@
 
 Each video becomes a folder of the same name with a JPEG for every frame, numbered from 1. Subfolders, such as
 one for each class, are kept. A folder is filled under another name and renamed when it is complete. So the
-program may be killed at any time; a new start skips the finished videos.
+program may be killed at any time; a rerun skips the finished videos.
 
 The frames are those of TRN-pytorch's script, `ffmpeg -vf scale=256:256 -q:v 0`: bicubic scaling, and 4:2:0
 JPEGs with the same quantisation tables. There is one intended difference: every frame of the video appears
@@ -104,15 +104,15 @@ def main() -> int:
     except OSError as error:  # of the output folder: errors of single videos are in the report
         culprit = printable(error.filename or "writing")
         raise UserError(
-            f"{out}: stopped, {error.strerror}: {culprit}; rerun to continue (only one run at a time)"
+            f"{out}: stopped ({culprit}: {error.strerror}); rerun to continue (only one run at a time)"
         ) from None
     for name in sorted(failures):
         print(f"{printable(name)}: {failures[name]}", file=sys.stderr)
-    before = len(usable) - len(todo)
-    now = len(videos) - before - len(failures)
+    num_before = len(usable) - len(todo)
+    num_now = len(videos) - num_before - len(failures)
     print(
-        f"{out}: {pluralize(len(videos), 'video')}, {now} extracted now, "
-        f"{before} before, {len(failures)} failed" + (f", see {report}" if failures else "")
+        f"{out}: {pluralize(len(videos), 'video')}, {num_now} extracted now, "
+        f"{num_before} before, {len(failures)} failed" + (f", see {report}" if failures else "")
     )
     return 1 if failures else 0
 
@@ -167,14 +167,16 @@ def frame_folder(video: str) -> Path:
 def prepare_folder(out: Path, settings: Settings) -> None:
     """Make the output folder. Refuse an existing one with other settings, or from another program."""
     out.mkdir(parents=True, exist_ok=True)
-    file, now = out / SETTINGS_FILE, settings._asdict()
+    file, current = out / SETTINGS_FILE, settings._asdict()
     if not file.exists():
         if any(path.is_dir() for path in out.glob("[!.]*")):
             raise UserError(f"{out}: contains folders from another program; use a new folder")
-        write_files({file: json.dumps(now, indent=2) + "\n"})
+        write_files({file: json.dumps(current, indent=2) + "\n"})
         return
-    before = json.loads(read_text(file))
-    changes = [f"--{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
+    previous = dict.fromkeys(current) | json.loads(read_text(file))
+    changes = [
+        f"--{key} {previous[key]} (now {current[key]})" for key in current if previous[key] != current[key]
+    ]
     if changes:
         raise UserError(
             f"{out}: its frames were made with {', '.join(changes)}; use the same options or a new folder"

@@ -8,9 +8,9 @@ In the demo, a textured shape moves left, right, up, down, nearer or farther in 
 Levels 1 to 3 add shapes that enter and leave at the sides, other shapes, a moving camera, changing light
 and uneven speed. Noise and compression grow with the level.
 
-Clips of one class are drawn like those of its partner, then played backwards. A single frame cannot
-distinguish the two: a model must use the order of the frames. At levels 1 to 3, some classes are mirror
-images of each other, and two (a cross and a ring) need no motion. motion_dataset.json lists the pairs.
+Most classes are pairs: clips of one are clips of the other, played backwards. A single frame cannot
+distinguish the two: a model must use the order of the frames. Some classes are also mirror
+images of each other. At levels 1 to 3, cross and ring need no motion. motion_dataset.json lists the pairs.
 
 The same seed gives the same pixels as long as NumPy's random numbers stay the same.
 """
@@ -68,7 +68,7 @@ class Level(NamedTuple):
     contrast: int  # of the background's texture, in grey levels
     noise: int  # of the camera, in grey levels
     quality: int  # of the JPEG files
-    # Of the cross and the ring, if not random. Under much noise, a short training run learns only a colour.
+    # Of the cross and the ring, if not random. With strong noise, a short training run learns only colours.
     colours: Mapping[str, tuple[int, int, int]]
 
 
@@ -152,7 +152,7 @@ def draw_clip(
 
 
 def draw_motion(rng: np.random.Generator, changes: str, frames: int, pace: float) -> np.ndarray:
-    """Draw an object's path, always forwards.
+    """Sample an object's path, always forwards.
 
     Returns:
         frames x 4: x and y relative to the frame's centre, the radius, and the rotation in radians. Lengths
@@ -246,7 +246,7 @@ def main() -> int:
     parser = Parser(*__doc__.split("\n\n", 1))
     parser.add_argument("dir", metavar="DIR", help="the folder of all data sets: main.py's --root_path")
     parser.add_argument(
-        "--dataset", type=dataset_name, default="somethingv1", metavar="NAME", help="its name"
+        "--dataset", type=dataset_name, default="somethingv1", metavar="NAME", help="name of the data set"
     )
     parser.add_argument("--level", choices=LEVELS, default="demo", help="difficulty")
     parser.add_argument(

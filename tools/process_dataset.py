@@ -14,7 +14,7 @@ Before a long training run, decode every frame, and list the videos to leave out
 
 Files in <root_path>/<dataset>:
   category.txt                  a class name per line: v2 and Diving48 in the official order, others sorted
-                                (own data: as in an existing category.txt)
+                                (your own: as in an existing category.txt)
   {train,val}_videofolder.txt   name  frames  label
   test_videofolder.txt          name  frames  (the official labels are not public)
   dataset.json                  the names of the frames, if they are unusual
@@ -128,7 +128,7 @@ def parse_args() -> argparse.Namespace:
         help="your own data without a split: share of each class to draw for validation",
     )
     data.add_argument(
-        "--group_column", metavar="NAME", help="CSV: column of groups, each in one list (default: group)"
+        "--group_column", metavar="NAME", help="CSV: column of groups to keep together (default: group)"
     )
     data.add_argument(
         "--group",
@@ -137,7 +137,7 @@ def parse_args() -> argparse.Namespace:
         help="take the group of a video from its name: the match of REGEX, or of its first capture group",
     )
     data.add_argument(
-        "--seed", metavar="N", type=non_negative_int, default=0, help="your own data without a split: seed"
+        "--seed", metavar="N", type=non_negative_int, default=0, help="seed for splitting your own data"
     )
     run = parser.add_argument_group("run")
     run.add_argument(
@@ -198,8 +198,8 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
         print(note)
 
     frame_names = find_frame_names(folder, place, annotated) if source == "frames" else ("", 1)
-    lists, found = examine(args, annotated, source, place, *frame_names)
-    findings += found
+    lists, more = examine(args, annotated, source, place, *frame_names)
+    findings += more
     problems = [finding for finding in findings if finding.kind == "problem"]
     texts = {folder / REPORT_FILE: "".join(f"{finding}\n" for finding in findings)}
     if problems and not args.skip_missing:
@@ -231,7 +231,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
 
 
 def read_own_data(args: argparse.Namespace, folder: Path, source: str, place: Path) -> OwnData:
-    """Read the class folders or the CSV of own data."""
+    """Read the class folders or the CSV of custom data."""
     category_file = folder / "category.txt"
     top = Path(args.videos or place)
     if args.annotations:
@@ -277,7 +277,7 @@ def find_frame_names(folder: Path, place: Path, lists: Lists) -> tuple[str, int]
 
 
 def print_counts(categories: list[str], lists: Lists) -> None:
-    """Print the numbers of clips of each class, or only of the largest and the smallest classes."""
+    """Print the number of clips of each class, or only of the largest and the smallest classes."""
     train, val = (Counter(record.label for record in lists.get(name, [])) for name in (TRAIN_LIST, VAL_LIST))
     order = sorted(range(len(categories)), key=lambda label: -train[label])
     print("clips per class (training, validation):")

@@ -49,7 +49,6 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     """Save a checkpoint of tensors and plain values atomically, see `utils.files.staged`.
 
     Args:
-        path: the file.
         content: what `load_checkpoint` returns.
         keep: number of files to keep; older ones become `path`.1, `path`.2 and so on.
         best: also save the checkpoint under this name. This file is written first: a run that is
@@ -189,7 +188,7 @@ def _from_other_code(content: dict[str, Any], path: str | Path) -> dict[str, Any
     has_usual_names = name in (None, "state_dict") and re.fullmatch(r"(module\.|_orig_mod\.)*", prefix)
     if num_ignored or not has_usual_names:
         checkpoint["origin"] = (
-            f"took {len(state_dict)} tensors of '{printable(name or 'the file')}' with the prefix "
+            f"took {len(state_dict)} tensors from '{printable(name or 'the file')}' with the prefix "
             f"'{printable(prefix)}', ignored {num_ignored} others"
         )
     return checkpoint
@@ -252,21 +251,21 @@ def load_weights(model: TemporalModel, state_dict: dict[str, torch.Tensor], path
         raise UserError(f"{path}: its tensors do not match the model: {reason}") from None
 
 
-def load_start(
+def load_from_checkpoint(
     model: TemporalModel, checkpoint: dict[str, Any], class_permutation: list[int] | None, path: str | Path
 ) -> None:
     """Initialise a model from a checkpoint: its backbone, and its classifier if the classes are the same.
 
-    `class_permutation` has for each class of the model its index in the checkpoint's classifier; None keeps
-    the model's classifier. The two may differ in dropout.
+    `class_permutation` maps each class of the model to its index in the checkpoint's classifier; None keeps
+    the model's classifier. Model and checkpoint may differ in dropout.
     """
     head = f"{find_classifier(checkpoint['state_dict'], path)[0]}."
-    own_head = "base_model.fc." if model.new_fc is None else "new_fc."
+    model_head = "base_model.fc." if model.new_fc is None else "new_fc."
     state_dict = {
         name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(head)
     }
     for name, value in model.classifier.state_dict().items():
         if class_permutation is not None:
             value = checkpoint["state_dict"][head + name][class_permutation]
-        state_dict[own_head + name] = value
+        state_dict[model_head + name] = value
     load_weights(model, state_dict, path)

@@ -10,7 +10,7 @@ import torch
 from classes import match_categories
 from models import TemporalModel
 from resnet_gst import load_2d_weights, start_tensors
-from training.checkpoint import load_start, load_weights, read_pretrained
+from training.checkpoint import load_from_checkpoint, load_weights, read_pretrained
 from training.describe import class_names, describe_model
 from utils.cli import UserError, log
 from utils.distributed import World
@@ -64,7 +64,7 @@ def load_pretrained(model: TemporalModel, args: Namespace, categories: list[str]
         log.info(f"{source}: type {spec.type}, not {args.type}; {line}")
     names = class_names(start, source)
     permutation = match_categories(categories, names) if names else None
-    load_start(model, start, permutation, source)
+    load_from_checkpoint(model, start, permutation, source)
     if permutation is None:
         reason = "its classes differ from category.txt" if names else "the file has no class names"
         log.info(f"{source}: backbone loaded; the classifier starts from scratch ({reason})")
@@ -94,7 +94,7 @@ def fit_backbone(
     unused = _count_tensors(name.partition(".")[2] for name in state_dict.keys() - matches.keys())
     num_loaded = len(own.keys() & matches.keys())
     description = f"{num_loaded} tensors loaded; new: {', '.join(new) or 'none'}"
-    return own | matches, f"{description}; in the file only: {', '.join(unused) or 'none'}"
+    return own | matches, f"{description}; only in the file: {', '.join(unused) or 'none'}"
 
 
 def _count_tensors(names: Iterable[str]) -> list[str]:

@@ -30,11 +30,10 @@ from utils.files import write_files
 from utils.metrics import Result, averages, format_result
 
 # Options that must be the same in a checkpoint and the run that continues it.
-RECIPE = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout", "batch_size")
-RECIPE += ("accumulate", "sync_bn", "freeze_bn", "momentum", "weight_decay", "clip_gradient", "seed", "amp")
-RECIPE += ("lr", "lr_schedule", "lr_steps", "warmup_epochs", "lr_mult_new")
-RECIPE += ("consensus", "freeze", "label_smoothing", "mixup", "best")
-
+RUN_OPTIONS = ("dataset", "type", "arch", "alpha", "beta", "num_segments", "input_size", "dropout")
+RUN_OPTIONS += ("batch_size", "accumulate", "sync_bn", "freeze_bn", "freeze", "seed", "amp", "mixup", "best")
+RUN_OPTIONS += ("lr", "lr_schedule", "lr_steps", "warmup_epochs", "lr_mult_new", "consensus")
+RUN_OPTIONS += ("momentum", "weight_decay", "clip_gradient", "label_smoothing")
 
 LOCK_SECONDS = 8  # loader processes of a killed run may hold its lock for some seconds
 
@@ -282,11 +281,11 @@ class Run:
 
 
 def check_recipe(args: Namespace, checkpoint: dict[str, Any], path: Path) -> None:
-    """Check that the options have the model and recipe of the checkpoint."""
+    """Check that the options match the checkpoint's model and recipe."""
     spec = describe_model(checkpoint, path, args.type)
     expected = {"type": spec.type, "arch": spec.arch, "alpha": spec.alpha, "beta": spec.beta}
     options = checkpoint.get("options", {})
-    expected |= {name: options[name] for name in RECIPE if name in options}
+    expected |= {name: options[name] for name in RUN_OPTIONS if name in options}
     if args.amp in (None, "auto"):  # the run keeps the checkpoint's
         expected.pop("amp", None)
     changed = [name for name, value in expected.items() if getattr(args, name) != value]

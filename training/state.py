@@ -106,7 +106,7 @@ class TrainState:
         }
 
     def resume(self, checkpoint: dict[str, Any], path: str | Path) -> None:
-        """Load everything except the weights, which the model has already, from a checkpoint.
+        """Load everything from a checkpoint except the weights, which the model already has.
 
         A released checkpoint has only epoch and best accuracy.
         """

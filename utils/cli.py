@@ -81,7 +81,7 @@ at_end = ExitStack()
 def run_program(
     main: Callable[..., int | None], parse: Callable[[], argparse.Namespace] | None = None
 ) -> None:
-    """Run a program with the options of `parse`, and end the process. An expected error is one line.
+    """Run a program with the options of `parse`, and end the process. Expected errors take one line.
 
     `main` may return an exit status.
     """
@@ -145,11 +145,11 @@ def discard_lost_output() -> None:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Delay Ctrl-C and SIGTERM until the end of the body. Processes started in the body inherit this."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def number_type(

@@ -213,7 +213,7 @@ def init_distributed(gpus: list[int] | None, sync_bn: bool = False, compiled: bo
 def share_cores(processes: int) -> None:
     """Use this process's share of the cores, unless the user has set OMP_NUM_THREADS.
 
-    torchrun sets it to 1 for its processes, so the variables of torchrun itself decide.
+    torchrun sets it to 1 for its processes, so this reads the environment of torchrun itself.
     """
     try:
         environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()

@@ -70,7 +70,7 @@ class ProgressLog:
         self.num_steps = num_steps
         self.num_clips = 0
         self.waited = 0.0
-        self.began = self.end = time.perf_counter()
+        self.start = self.end = time.perf_counter()
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.bar)
@@ -93,7 +93,7 @@ class ProgressLog:
 
     def log(self, title: str, averages: str, epochs_left: int) -> dict[str, float]:
         """Log a line about the last step, and return times (s) and speed for TensorBoard."""
-        speed = self.num_clips / (time.perf_counter() - self.began)
+        speed = self.num_clips / (time.perf_counter() - self.start)
         steps_in_run = self.steps_left + epochs_left * self.num_steps
         left, left_in_run = (
             timedelta(seconds=round(steps * self.batch_time.avg)) for steps in (self.steps_left, steps_in_run)
