@@ -61,7 +61,7 @@ FAST = "the precision that is fastest on this device: --amp auto, unless --amp i
 EVALUATION_BATCH: dict[str, Any] = {
     "type": positive_int,
     "help": "clips per batch of each process (default: as in validation, the checkpoint's training batch, "
-    f"but at most {PUBLISHED_BATCH_SIZE} per GPU)",
+    f"at most {PUBLISHED_BATCH_SIZE}, per GPU)",
 }
 COMPILE = "with torch.compile; the first batch may take minutes; needs a C++ compiler"
 
@@ -381,7 +381,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argume
 
 def add_unstored_options(group: argparse._ActionsContainer, default_frames: str = "8") -> None:
     """Add the options for values that a checkpoint may lack to a parser with `--weights`."""
-    ambiguous = "; use it if the file's tensors fit several types"
+    ambiguous = "; for files whose tensors fit several types"
     group.add_argument("--type", **TYPE | {"help": TYPE["help"] + ambiguous})
     group.add_argument(
         "--num_segments", help=f"frames per clip; {default_frames} if not in the checkpoint", **NUM_SEGMENTS

@@ -80,7 +80,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         runs: `{name: rows of its CSV file}`; values of the validation may be missing.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogFormatter, MaxNLocator
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -103,6 +103,9 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     rates = [row["lr"] for rows in runs.values() for row in rows]
     if max(rates) >= 10 * min(rates) > 0:
         panels[2].set_yscale("log")
+        # The default labels are formulas, which STYLE shows as plain text.
+        panels[2].yaxis.set_major_formatter(LogFormatter())
+        panels[2].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     else:
         panels[2].set_ylim(0, 1.1 * max(rates) or 1)
     # Below the figure; savefig's 'tight' includes it.

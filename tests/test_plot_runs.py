@@ -63,6 +63,9 @@ def test_names_of_runs_are_complete_and_apart():
         figure.draw_without_rendering()
         texts = figure.legends[0].get_texts()
         boxes = [text.get_window_extent() for text in texts]
+        rates = "".join(label.get_text() for label in figure.axes[2].get_yticklabels(which="both"))
+    assert rates
+    assert "$" not in rates
     assert [text.get_text().replace("\n", "").strip() for text in texts] == names
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     looks = {(line.get_color(), line.get_marker()) for line in figure.axes[2].get_lines()}

@@ -5,7 +5,7 @@
     python tools/export.py --weights FILE --format pt2 --out model.pt2
 
 The file contains the fused model (batch norm folded into the convolutions) in float32, the class names and a
-description of the model. It accepts any number of clips of 32 pixels or more, with a fixed number of frames.
+description of the model. It accepts any number of clips larger than 32 x 32, with a fixed number of frames.
 It is written only if its scores agree with those of the model. docs/DEPLOYMENT.md shows how to run it.
 """
 

@@ -5,8 +5,8 @@
     python main.py --root_path DIR --dataset motion3 ...
 
 In the demo, a textured shape moves left, right, up, down, nearer or farther in front of a random background.
-Levels 1 to 3 add shapes that enter and leave at the sides, other shapes, a moving camera, changing light
-and uneven speed. Noise and compression grow with the level.
+Levels 1 to 3 add shapes that enter and leave at the sides, other shapes, a moving camera and changing light.
+Noise, compression and uneven speed grow with the level.
 
 Most classes are pairs: clips of one are clips of the other, played backwards. A single frame cannot
 distinguish the two: a model must use the order of the frames. Some classes are also mirror
