@@ -202,7 +202,7 @@ def read_csv(
 
     Args:
         path: the CSV. Commas, semicolons or tabs separate its columns.
-        top: the folder of the videos; the CSV's paths may begin with it.
+        top: the folder of the videos; the CSV's paths may be absolute.
         suffixes: suffixes of video files, which are removed from the names.
         category_file: see `read_class_folders`.
         group_column: the column of the groups (default: `group`, if it exists).
@@ -259,11 +259,14 @@ def _read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     if not {"video", "label"}.issubset(reader.fieldnames):
         raise UserError(f"{path}, line 1: must name the columns, such as video,label or video,label,split")
     rows = []
-    for row in reader:
-        where = f"{path}, line {reader.line_num}"
-        if None in row:
-            raise UserError(f"{where}: has more fields than the header")
-        rows.append((where, {column: value.strip() for column, value in row.items()}))
+    try:
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise UserError(f"{where}: has more fields than the header")
+            rows.append((where, {column: value.strip() for column, value in row.items()}))
+    except csv.Error as error:  # for example after a quote that is never closed
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
     if not rows:
         raise UserError(f"{path}: is empty (expected the header video,label and a line for each video)")
     return rows

@@ -1,6 +1,6 @@
 """The baselines of the paper's comparison, and TSM: bottlenecks that model time in other ways than GST.
 
-The others change one step of C2D. Input, output and arguments are those of `gst.GSTBottleneck`, without alpha
+All but C2D change one step of it. Input, output and arguments are those of `gst.GSTBottleneck`, without alpha
 and beta.
 """
 

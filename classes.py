@@ -195,3 +195,11 @@ def _with_directions(name: str, mirrored: bool = False) -> str:
         return direction.capitalize() if word[0].isupper() else direction
 
     return _DIRECTION.sub(spell, name)
+
+
+def remap_labels(labels: np.ndarray, permutation: np.ndarray) -> np.ndarray:
+    """Map each label to `permutation[label]`, for example a checkpoint's class order; -1 does not change.
+
+    Changing the labels instead of the model keeps the scores of the model bit for bit.
+    """
+    return np.where(labels < 0, labels, permutation[labels])

@@ -348,12 +348,12 @@ def read_excluded(path: str | Path) -> list[str]:
 
 
 def check_excluded(names: Collection[str], videos: Sequence[VideoDataSet]) -> None:
-    """Warn about excluded names that are in no list, such as misspelled ones."""
+    """Warn about names that exclude no clip, such as misspelled ones."""
     excluded = np.concatenate([dataset.paths[dataset.is_excluded] for dataset in videos])
     unknown = sorted(set(names) - {path.decode() for path in excluded})
     if unknown:
         names = first_ten([printable(name) for name in unknown])
-        log.warning(f"warning: --exclude: {pluralize(len(unknown), 'name')} not in any list: {names}")
+        log.warning(f"warning: --exclude: {pluralize(len(unknown), 'name')} unused: {names}")
 
 
 def check_videos(dataset: VideoDataSet, skip_missing: bool) -> None:
@@ -382,11 +382,3 @@ def check_same_list(dataset: VideoDataSet, fingerprint: int | None, path: str | 
             f"{dataset.list_file}: is not the list that {path} was {use} on; videos, numbers of frames, "
             "labels or their order differ"
         )
-
-
-def remap_labels(labels: np.ndarray, permutation: np.ndarray) -> np.ndarray:
-    """Map each label to `permutation[label]`, for example a checkpoint's class order; -1 does not change.
-
-    Changing the labels instead of the model keeps the scores of the model bit for bit.
-    """
-    return np.where(labels < 0, labels, permutation[labels])

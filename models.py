@@ -1,4 +1,4 @@
-"""`TemporalModel`: a backbone of any type of block under TSN's segments and consensus."""
+"""`TemporalModel`: a backbone of any type of block with TSN's segments and consensus."""
 
 import copy
 import inspect

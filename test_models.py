@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classes import NEVER
-from dataset import remap_labels
+from classes import NEVER, remap_labels
 from engine import Predictor, evaluate
 from frames.resize import decodes_only
 from inference.load import load_fused

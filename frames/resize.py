@@ -187,6 +187,8 @@ def resize_clips(clips: DecodedClips) -> torch.Tensor:
         uint8, videos x (views x) frames x height x width x 3. The pixels are those of the transforms with
         Pillow, bit for bit. All clips of the first crop come before those of the next.
     """
+    if clips.pixels.numel() > 3 * 2**31:  # the indices below have 32 bits
+        raise UserError("--resize device: a batch has over 2 billion pixels; use --resize workers")
     # The taps of each view of each video, and the start of each row of its frames in `pixels`.
     all_columns: list[_Taps] = []
     all_rows: list[_Taps] = []

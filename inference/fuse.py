@@ -56,7 +56,9 @@ def to_channels_last(model: TemporalModel, device: torch.device, for_training: b
     is_cpu_training = for_training and device.type == "cpu"
     if is_cpu_training and torch.get_num_threads() == 1:
         _replace_convolutions(model, PointwiseConv3d.can_replace, PointwiseConv3d)
-    if device.type == "cuda" or (is_cpu_training and has_avx2_at_most()):
+    # With 2 frames, the bf16 gradients of oneDNN's 3D kernels contain uninitialised memory (torch 2.14).
+    needs_2d = has_avx2_at_most() or model.num_segments == 2
+    if device.type == "cuda" or (is_cpu_training and needs_2d):
         use_2d_kernels(model)
 
 

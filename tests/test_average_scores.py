@@ -78,7 +78,12 @@ def test_files_that_do_not_match(write, tmp_path, changes, culprit):
 
 
 @pytest.mark.parametrize(
-    ("options", "culprit"), [(["--weights", 1], "--weights"), (["--save_scores", "there.npz"], "there.npz")]
+    ("options", "culprit"),
+    [
+        (["--weights", 1], "--weights"),
+        (["--weights", 0, 0], "--weights"),
+        (["--save_scores", "there.npz"], "there.npz"),
+    ],
 )
 def test_wrong_options(write, tmp_path, monkeypatch, options, culprit):
     monkeypatch.chdir(tmp_path)

@@ -214,6 +214,13 @@ def test_frames_are_sent_once_in_shared_memory(root):
     assert len(decoded.pixels) == 64 * 40 * 3 * sum(num_frames)
 
 
+def test_batch_with_too_many_pixels():
+    nothing = np.zeros((0, 4), np.int64)
+    clips = DecodedClips(torch.empty(3 * 2**31 + 3, dtype=torch.uint8, device="meta"), *[nothing] * 3, 32, 8)
+    with pytest.raises(UserError, match="--resize workers"):
+        resize_clips(clips)
+
+
 @pytest.mark.parametrize("decode_only", [False, True])
 def test_lack_of_shared_memory(root, decode_only):
     loader = ClipLoader(open_clips(root, evaluation_transform(32), "{:05d}.jpg"), [[0, 0]], 1, decode_only)

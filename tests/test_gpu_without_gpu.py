@@ -86,6 +86,7 @@ def flatten_weights(model):
 
 def test_threads_train_in_the_requested_precision():
     model, dtypes = small_model(), []
+    to_channels_last(model, CPU, for_training=True)
     model.base_model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     args = Namespace(**OPTIONS)
     scaler = torch.amp.GradScaler("cpu", enabled=False)

@@ -126,8 +126,8 @@ class Shifted(S3DBottleneck):
 @pytest.mark.parametrize(
     ("block", "new", "old"),
     [
-        (Gated, "new: 4 gate;", "file only: none"),
-        (Shifted, "4 conv2_t.weight", "file only: 4 Tconv.weight, 4 conv2"),
+        (Gated, "new: 4 gate;", "only in the file: none"),
+        (Shifted, "4 conv2_t.weight", "only in the file: 4 Tconv.weight, 4 conv2"),
     ],
 )
 def test_new_type_starts_from_gst(tmp_path, monkeypatch, capsys, block, new, old):

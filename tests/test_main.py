@@ -4,6 +4,7 @@
 """
 
 import csv
+import errno
 import re
 import shlex
 import shutil
@@ -20,12 +21,14 @@ from synthetic import CATEGORIES, FRAMES, make_dataset
 from torchvision import transforms
 
 import opts
+import training.run
 from classes import released_categories
 from loader import ClipSampler
 from models import TemporalModel
 from training.pretrained import load_pretrained
 from training.run import check_recipe
 from utils.cli import UserError
+from utils.metrics import Result
 
 NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
@@ -537,6 +540,26 @@ def test_diverged_training_saves_nothing(trn_root, tmp_path):
         assert_one_line_error(process, culprit, "--lr")
         assert list((tmp_path / "checkpoint").iterdir()) == []
     assert "error: epoch 0, step 1" in (tmp_path / "log" / f"{NAME}.log").read_text()
+
+
+def test_best_accuracy_is_that_of_the_best_file(trn_root, tmp_path, monkeypatch):
+    """Also if the best checkpoint could not be saved."""
+    accuracies, saves, averages, save = (40.0, 60.0, 50.0), [], Result.averages, training.run.save_checkpoint
+
+    def save_but_once(*args):
+        saves.append(args)
+        if len(saves) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args)
+
+    monkeypatch.setattr("training.run.save_checkpoint", save_but_once)
+    monkeypatch.setattr(Result, "averages", lambda self: averages(self) | {"prec1": accuracies[len(saves)]})
+    process = call(*small_run(trn_root, tmp_path, "-b", 8, "--epochs", 3, "--lr", 0.001))
+    assert process.returncode == 0
+    assert "Prec@1 50.000 (epoch 2)" in process.stdout
+    (best,) = (tmp_path / "checkpoint").glob("*_best.pth.tar")
+    content = torch.load(best)
+    assert (content["epoch"], content["best_prec1"]) == (3, 50.0)
 
 
 def test_evaluation_every_few_epochs_and_after_the_last(trn_root, tmp_path):

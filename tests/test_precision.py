@@ -14,6 +14,8 @@ import torch
 from helpers import REPOSITORY, assert_one_line_error, call, finish, run, small_run
 from synthetic import make_dataset
 
+from inference.fuse import to_channels_last
+from models import TemporalModel
 from utils.precision import evaluation_precision, has_instructions, training_precision, warn_if_emulated
 
 CPU = torch.device("cpu")
@@ -54,6 +56,25 @@ def test_precision_follows_option_then_checkpoint(caplog):
     )
     warn_if_emulated(training_precision("fp16", None, CPU), CPU)
     assert bool(caplog.messages) != has_instructions(CPU, "fp16")
+
+
+def test_bf16_gradients_over_two_frames():
+    """oneDNN's 3D kernels leave uninitialised memory in them on CPUs with AVX512-BF16."""
+    model = TemporalModel(5, 2, backbone="resnet14")
+    to_channels_last(model, CPU, for_training=True)
+    conv = model.base_model.layer2[0].Tconv
+    clips = torch.randn(2, 64, 2, 28, 28).to(memory_format=torch.channels_last_3d)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        out = conv.to(dtype)(clips.to(dtype))
+        sizes = [size for size in (64, 1000, 5000, 20000, 100000, 300000, 1000000) for _ in range(3)]
+        freed = [torch.full((size,), torch.nan) for size in sizes]
+        del freed
+        (gradient,) = torch.autograd.grad(
+            out, conv.weight, torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype)
+        )
+        gradients.append(gradient.float())
+    assert (gradients[1] - gradients[0]).norm() < 0.01 * gradients[0].norm()
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_problems_prevent_lists_unless_skipped(tmp_path: Path) -> None:
         ("problem", "late"): "begins with 00002.jpg, not with 00001.jpg",
         ("problem", "cut"): "00004.jpg: cannot be read as an image",
         ("problem", "blank"): "00001.jpg: cannot be read as an image",
-        ("problem", "empty"): "must contain images",
+        ("problem", "empty"): "numbered sequence",
         ("problem", "pipe"): "is a named pipe",
     }
     done = process(tmp_path, "somethingv1", *words)
@@ -401,6 +401,7 @@ def test_csv_with_and_without_split(tmp_path: Path) -> None:
         ("", ["line 1"]),
         ("video,label,split\n", ["is empty"]),
         ("up/0,Up\n", ["line 1", "video,label"]),
+        ('video,label\n"up/0,Up\n' + "up/1,Up\n" * 20_000, ["line "]),
         (CSV + "up/3,Up\n", ["line 6", "''"]),
         (CSV + "up/0.mp4,Up,val\n", ["line 6", "up/0"]),
         (CSV + "up/3,Up,dev\n", ["line 6", "dev"]),

@@ -44,8 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.save_scores:
         check_new_file(args.save_scores, "--save_scores", ".npz")
-    if args.weights and len(args.weights) != len(args.files):
-        raise UserError(f"--weights: needs {pluralize(len(args.files), 'number')}, not {len(args.weights)}")
+    if args.weights and (len(args.weights) != len(args.files) or not any(args.weights)):
+        raise UserError(f"--weights: needs {pluralize(len(args.files), 'number')}, not all of them 0")
 
     first = read_scores(args.files[0])
     files = [reorder_videos(read_scores(path), first, path, args.files[0]) for path in args.files]

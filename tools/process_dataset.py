@@ -45,7 +45,7 @@ from annotations import (
     read_class_folders,
     read_csv,
 )
-from classes import describe_order, read_categories
+from classes import describe_order
 from datasets_video import (
     FRAME_NAMES,
     LAYOUTS,
@@ -183,7 +183,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
         source, place = "videos", Path(args.videos)
     else:
         source, place = find_source(find_dataset(args.dataset, args.root_path), args.source)
-    findings = _order_notes(folder / "category.txt")
+    findings: list[Finding] = []
     if args.dataset in LAYOUTS:
         categories, annotated = read_annotations(args.dataset, Path(args.annotations))
     else:
@@ -191,6 +191,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
         categories = data.categories
         annotated = make_lists(data, args.val_fraction, args.seed)
         findings += [Finding("note", "-", "-", what) for what in describe_split(data, annotated)]
+    findings += _order_notes(categories)
     check_writable_folder(folder)
     if args.videos:
         link_videos(Path(args.videos), folder)
@@ -254,7 +255,7 @@ def check_lists(args: argparse.Namespace, folder: Path) -> int:
     if (folder / TEST_LIST).exists():
         lists[TEST_LIST] = read_list(folder / TEST_LIST, len(paths.categories), may_lack_labels=True)
     _, findings = examine(args, lists, source, place, paths.prefix or "", paths.first_frame)
-    findings += _order_notes(folder / "category.txt")
+    findings += _order_notes(paths.categories)
     for finding in findings:
         print(finding)
     print(f"{source}: {place}")
@@ -348,9 +349,9 @@ def look_into(place: Path, first_name: str | None, decode_all: bool, record: Vid
         return 0, str(error)
 
 
-def _order_notes(path: Path) -> list[Finding]:
-    what = describe_order(read_categories(path)) if path.exists() else ""
-    return [Finding("note", path.name, "-", what)] if what else []
+def _order_notes(categories: list[str]) -> list[Finding]:
+    what = describe_order(categories)
+    return [Finding("note", "category.txt", "-", what)] if what else []
 
 
 if __name__ == "__main__":

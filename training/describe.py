@@ -1,21 +1,20 @@
 """Determine from a checkpoint its model configuration and the order of its classes."""
 
 import itertools
-import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from classes import match_categories, mirrored_labels, released_categories, without_brackets
-from dataset import VideoDataSet, remap_labels
+from classes import match_categories, mirrored_labels, released_categories, remap_labels, without_brackets
 from gst import ALPHAS, BETAS
 from models import BLOCKS, PUBLISHED_NAMES, block_kwargs
 from resnet_gst import DEPTHS
-from utils.cli import UserError, printable
+from utils.cli import UserError, log, printable
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # it imports decoders, which torch.hub does not need
+    from dataset import VideoDataSet
 
 
 class ModelSpec(NamedTuple):
@@ -128,7 +127,7 @@ def find_labels(checkpoint: dict[str, Any], categories: list[str], path: str | P
 
 
 def map_labels(
-    dataset: VideoDataSet, checkpoint: dict[str, Any], categories: list[str], path: str | Path
+    dataset: "VideoDataSet", checkpoint: dict[str, Any], categories: list[str], path: str | Path
 ) -> np.ndarray:
     """Change the labels of a data set to those of a checkpoint, and return `find_labels`."""
     permutation = find_labels(checkpoint, categories, path)

@@ -239,7 +239,7 @@ class Run:
             values |= {f"val_{name}": value for name, value in result.averages().items()}
             accuracy = result.averages()[state.metric]
             is_best = accuracy > state.best or not self.files.best.exists()
-            state.best = max(state.best, accuracy)
+            previous, state.best = state.best, max(state.best, accuracy)
         if self.curves:
             curves = {f"epoch/{name}": value for name, value in values.items()}
             for label, prec1 in result.class_prec1.items() if result else ():
@@ -252,6 +252,8 @@ class Run:
                 f"validation took {time.monotonic() - self.last_end:.0f} s"
             )
         self.save(state, is_best, is_last)
+        if is_best and self.has_failed_save:
+            state.best = previous  # of the file that exists
         if self.curves:
             draw = partial(draw_curves, {self.files.name: state.history})
             self._write_picture(self.files.picture, lambda: figure_png(draw))

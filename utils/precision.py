@@ -1,13 +1,12 @@
 """The floating-point precision of a run, from the options, the checkpoint and the hardware."""
 
-import logging
 import os
 import platform
 from typing import NamedTuple
 
 import torch
 
-log = logging.getLogger(__name__)
+from utils.cli import log
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
