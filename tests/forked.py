@@ -157,11 +157,12 @@ def no_fsync(file: int) -> None:
     """Replaces `os.fsync`: a killed process loses nothing that it has written, and disks may be slow."""
 
 
-def without_pictures() -> None:
-    """Training does not draw pictures, which takes longer than an epoch of a few clips."""
+def without_extras() -> None:
+    """Training draws no pictures and checks no fused models; both take longer than a small epoch."""
+    from inference import fuse
     from training.run import Run
 
-    Run._write_picture = lambda *args: None
+    Run._write_picture = fuse._check_fusable_norms = lambda *args: None
 
 
 def _become(
@@ -189,7 +190,7 @@ def _become(
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     os.fsync = no_fsync
     if Path(script).name == "main.py":
-        without_pictures()
+        without_extras()
     if prepare:
         prepare()
     status: object = 0
