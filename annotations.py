@@ -185,7 +185,7 @@ def read_class_folders(top: Path, is_clip: Callable[[Path], bool], category_file
                 "val in between; for your own split, use --annotations FILE.csv)"
             )
         for path in clips:
-            # Two files with the same name become one row; `VideoFiles.path` refuses them.
+            # a.mp4 and a.webm become one row, which `VideoFiles.path` refuses.
             name = f"{folder.name}/{path.name if path.is_dir() else path.stem}"
             rows[name] = printable(path), {"video": name, "label": folder.name}
     return _own_data(list(rows.values()), top, category_file)
@@ -255,11 +255,11 @@ def _read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     text = _read(path)
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), restval="")
-    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-    if not {"video", "label"}.issubset(reader.fieldnames):
-        raise UserError(f"{path}, line 1: must name the columns, such as video,label or video,label,split")
     rows = []
     try:
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+        if not {"video", "label"}.issubset(reader.fieldnames):
+            raise UserError(f"{path}, line 1: must name the columns, such as video,label,split")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row:

@@ -230,8 +230,11 @@ def answer_video(
             for segment in video["segments"]:
                 log_window(segment | {"top": [segment]})
         if rendered and not error:
-            draw_answers(rendered, clip, windows, rows, names, args.window, args.threshold)
-            log.info(f"rendered: {rendered}")
+            try:
+                draw_answers(rendered, clip, windows, rows, names, args.window, args.threshold)
+                log.info(f"rendered: {rendered}")
+            except UserError as failure:  # a frame that the model has not seen
+                error = report(failure)
         if args.cam and not error:
             predictor = Predictor(loaded.model, replace(world, devices=world.devices[:1]))
             draw_activation(Path(args.cam), clip, windows[0]["top"][0], loaded.model, predictor)

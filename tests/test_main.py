@@ -562,6 +562,15 @@ def test_best_accuracy_is_that_of_the_best_file(trn_root, tmp_path, monkeypatch)
     assert (content["epoch"], content["best_prec1"]) == (3, 50.0)
 
 
+def test_resume_from_the_best_checkpoint_alone(trn_root, tmp_path):
+    """As after a kill between the two renames of the first save."""
+    assert call(*small_run(trn_root, tmp_path, "--lr", 0.001)).returncode == 0
+    next((tmp_path / "checkpoint").glob("*_checkpoint.pth.tar")).unlink()
+    process = call(*small_run(trn_root, tmp_path, "--lr", 0.001, "--resume", "auto"))
+    assert process.returncode == 0
+    assert "resumed " in process.stdout
+
+
 def test_evaluation_every_few_epochs_and_after_the_last(trn_root, tmp_path):
     more = ("-b", 8, "--epochs", 3, "-ef", 2, "--lr", 0.001, "--keep", 1)
     assert len(results_of(succeed(*small_run(trn_root, tmp_path, *more)))) == 2

@@ -401,7 +401,8 @@ def test_csv_with_and_without_split(tmp_path: Path) -> None:
         ("", ["line 1"]),
         ("video,label,split\n", ["is empty"]),
         ("up/0,Up\n", ["line 1", "video,label"]),
-        ('video,label\n"up/0,Up\n' + "up/1,Up\n" * 20_000, ["line "]),
+        ('video,label\n"up/0,Up\n' + "up/1,Up\n" * 20_000, ["line "]),  # a quote that is never closed
+        ('"video,label\n' + "up/1,Up\n" * 20_000, ["line "]),
         (CSV + "up/3,Up\n", ["line 6", "''"]),
         (CSV + "up/0.mp4,Up,val\n", ["line 6", "up/0"]),
         (CSV + "up/3,Up,dev\n", ["line 6", "dev"]),

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from models import TemporalModel
 from training.describe import find_classifier
 from utils.cli import UserError, log, printable
-from utils.files import open_regular, staged, write_files
+from utils.files import open_regular, staged
 
 # Names under which training code stores state dicts, in order of preference.
 _STATE_DICTS = (
@@ -51,15 +51,12 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 1, best: Pa
     Args:
         content: what `load_checkpoint` returns.
         keep: number of files to keep; older ones become `path`.1, `path`.2 and so on.
-        best: also save the checkpoint under this name. This file is written first: a run that is
-            killed before the other one is written saves both again after it resumes.
+        best: also save the checkpoint under this name; after an error, neither is saved.
     """
     buffer = io.BytesIO()
     # As CPU tensors, so that any program can open it on a machine without a GPU.
     torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, content), buffer)
-    if best:
-        write_files({best: buffer.getvalue()})
-    with staged({path: buffer.getvalue()}):
+    with staged(dict.fromkeys([best, path] if best else [path], buffer.getvalue())):
         names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep))]
         for newer, older in reversed([*zip(names, names[1:], strict=False)]):
             if newer.exists():

@@ -63,7 +63,8 @@ class Run:
         if self.world.is_main:
             self._acquire_lock()
             if args.resume == "auto":
-                loaded = load_newest(self.files.checkpoint)
+                # Only the best checkpoint exists if the first save was killed between two renames.
+                loaded = load_newest(self.files.checkpoint) or load_newest(self.files.best)
             elif args.resume:
                 loaded = Path(args.resume), load_checkpoint(args.resume)
         self.checkpoint, checkpoint = self.world.broadcast(loaded or (None, None))

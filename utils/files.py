@@ -55,7 +55,7 @@ def to_csv(rows: Iterable[Sequence[object]], delimiter: str = ",") -> bytes:
     """Format rows of cells as the content of a CSV file. None becomes an empty cell."""
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -101,7 +101,7 @@ def staged(contents: Mapping[Path, bytes | str]) -> Iterator[None]:
             part.unlink(missing_ok=True)  # left by a killed process
             content = contents[path]
             with part.open("xb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         yield

@@ -22,7 +22,7 @@ def cores() -> int:
 
 
 def progress_bar(total: int, initial: int = 0) -> tqdm:
-    """Show progress on stderr: often on a terminal, otherwise every half minute.
+    """Show progress on stderr: live on a terminal, otherwise every half minute.
 
     Args:
         total: number of videos.
