@@ -192,7 +192,7 @@ def report_text(
     parts = [
         "# Evaluation",
         _escape(model),
-        _table(("clips", "top-1", "top-5", "mean class accuracy", "loss"), [row]),
+        markdown_table(("clips", "top-1", "top-5", "mean class accuracy", "loss"), [row]),
         "Classes are numbered from 0, as in `category.txt`. Accuracies are in percent. All classes are in "
         "[per_class.csv](per_class.csv), all clips in [predictions.csv](predictions.csv).",
         f"## Classes, worst first (at most {NUM_CLASSES})",
@@ -217,7 +217,7 @@ def _class_table(classes: Sequence[dict[str, Any]]) -> str:
     tested = [row | {"class": f"{row['label']} {row['class']}"} for row in classes if row["clips"]]
     tested.sort(key=lambda row: (float(row["top-1"]), -row["clips"]))
     cells = [[_escape(str(row[column])) for column in columns] for row in tested[:NUM_CLASSES]]
-    return _table(columns, cells)
+    return markdown_table(columns, cells)
 
 
 def _pair_table(pairs: Sequence[tuple[int, int]], confusions: np.ndarray, categories: Sequence[str]) -> str:
@@ -228,14 +228,15 @@ def _pair_table(pairs: Sequence[tuple[int, int]], confusions: np.ndarray, catego
         numbers = ["no clips"] * 2 if np.isnan(accuracy) else [f"{confusion:.1f}", f"{accuracy:.1f}"]
         note = "**labels swapped?**" if confusion > accuracy else ""
         rows.append([*(_escape(f"{label} {categories[label]}") for label in pair), *numbers, note])
-    return _table(("class", "class", "confusion, %", "accuracy, %", ""), rows) if rows else ""
+    return markdown_table(("class", "class", "confusion, %", "accuracy, %", ""), rows) if rows else ""
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     return to_csv([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Format a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 

@@ -31,6 +31,7 @@ from datasets_video import MOTION_SETTINGS, DatasetPaths, dataset_name, layout, 
 from inference.load import load_model
 from models import BLOCKS, multiply_adds
 from reports.plots import MARKERS, figure_png
+from reports.report import markdown_table
 from utils.cli import Parser, UserError, non_negative_int, run_program
 from utils.files import check_writable_folder, read_text, write_files
 
@@ -167,21 +168,18 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, groups: Mapping[str, list])
 
 def table(accuracies: Mapping[str, np.ndarray], costs: Mapping[str, tuple[int, int]]) -> str:
     """Format the accuracies (seeds x `GROUPS`) and the costs (parameters, multiply-adds) in Markdown."""
-    columns = ("type", *GROUPS, "parameters", "multiply-adds")
-    lines = [
-        "Top-1 in percent after the last epoch, mean over the seeds (smallest to largest).",
-        "Within pairs only the scores of the two partners count: chance is 50 %.",
-        "",
-        f"| {' | '.join(columns)} |",
-        f"|{'---|' * len(columns)}",
-    ]
+    rows = []
     for name, values in accuracies.items():
         cells = [name, *(f"{v.mean():.1f} ({v.min():.1f} to {v.max():.1f})" for v in values.T), "", ""]
         if name in costs:
             parameters, macs = costs[name]
             cells[-2:] = f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.3f} G"
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines).replace("nan (nan to nan)", "-") + "\n"
+        rows.append(cells)
+    text = markdown_table(("type", *GROUPS, "parameters", "multiply-adds"), rows)
+    return (
+        "Top-1 in percent after the last epoch, mean over the seeds (smallest to largest).\n"
+        f"Within pairs only the scores of the two partners count: chance is 50 %.\n\n{text}\n"
+    ).replace("nan (nan to nan)", "-")
 
 
 def draw(accuracies: Mapping[str, np.ndarray], costs: Mapping[str, tuple[int, int]]) -> Figure:
