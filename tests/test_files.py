@@ -7,7 +7,7 @@ import pytest
 from helpers import files_limited_to
 
 from utils.cli import UserError
-from utils.files import open_regular, read_text, staged, write_files, write_new
+from utils.files import open_regular, read_text, staged, to_csv, write_files, write_new
 
 
 def files_in(folder: Path) -> dict[str, str]:
@@ -79,3 +79,7 @@ def test_new_file_never_replaces_another(tmp_path):
     with pytest.raises(FileExistsError):
         write_new(path, b"second")
     assert files_in(tmp_path) == {"scores.npz": "first"}
+
+
+def test_csv():
+    assert to_csv([["a,b", 1, None], ["not UTF-8: \udce9"]]) == b'"a,b",1,\nnot UTF-8: \\udce9\n'

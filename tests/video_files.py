@@ -56,8 +56,8 @@ def write_video(
         frames = [numbered_image(number, width, height) for number in range(1, frames + 1)]
     height, width = frames[0].shape[:2]
     codec = codec or ("libvpx-vp9" if path.suffix == ".webm" else "libx264")
-    options = {"movflags": "+faststart"} if path.suffix == ".mp4" and index_first else {}
-    with av.open(str(path), "w", options=options) as container:
+    container_options = {"movflags": "+faststart"} if path.suffix == ".mp4" and index_first else {}
+    with av.open(str(path), "w", options=container_options) as container:
         if title:
             container.metadata["title"] = title
         stream = container.add_stream(codec, rate=12)
