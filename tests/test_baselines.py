@@ -13,7 +13,7 @@ from torch import nn
 import baselines
 import models
 import opts
-from baselines import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck, shift
+from baselines import C2DBottleneck, C3DBottleneck, S3DBottleneck, TSMBottleneck
 from inference.fuse import fuse, use_2d_kernels
 from models import BLOCKS, TemporalModel
 from resnet_gst import DEPTHS, ResNet, load_2d_weights
@@ -80,12 +80,6 @@ def test_output_by_hand(kind, stride):
     block = randomised(BASELINES[kind](256, 64, stride, shortcut))
     x = torch.randn(2, 256, 5, 6, 6)
     torch.testing.assert_close(block(x), compute(kind, block, x, stride), rtol=1e-4, atol=1e-4)
-
-
-def test_shift():
-    frames = torch.arange(1.0, 4).view(1, 1, 3, 1, 1).expand(2, 16, 3, 2, 2)
-    shifted = shift(frames)[0, :, :, 0, 0].tolist()
-    assert shifted == [[2, 3, 0]] * 2 + [[0, 1, 2]] * 2 + [[1, 2, 3]] * 12
 
 
 @pytest.mark.slow

@@ -345,17 +345,9 @@ def test_data_parallel_computes_in_bf16():
 
 @needs_two
 def test_data_parallel_evaluates_like_one_gpu(root, plain, tmp_path):
+    options = ("--test_crops", 3, "--gpus")
     one, two = (
-        scores(
-            root,
-            plain.weights,
-            tmp_path / f"{len(gpus)}.npz",
-            VISIBLE_GPUS,
-            "--test_crops",
-            3,
-            "--gpus",
-            *gpus,
-        )
+        scores(root, plain.weights, tmp_path / f"{len(gpus)}.npz", VISIBLE_GPUS, *options, *gpus)
         for gpus in ((0,), (0, 1))
     )
     assert relative(two, one) < 1e-5

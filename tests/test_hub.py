@@ -151,14 +151,6 @@ def test_features(dropout, tmp_path):
     torch.testing.assert_close(model.classifier(features), model(clips))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "culprit"), [({"type": "R9D"}, "type R9D"), ({"arch": "resnet7"}, "arch resnet7")]
-)
-def test_wrong_argument_is_refused(arguments, culprit):
-    with pytest.raises(ValueError, match=f"^{culprit}"):
-        load("temporal_model", **{"arch": "resnet14"} | arguments)
-
-
 @pytest.mark.slow
 def test_examples_of_the_docs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -327,21 +327,14 @@ def test_resume_refuses_other_options(halves, tmp_path, change):
     assert not (tmp_path / "checkpoint").exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "culprit"),
-    [
-        ("category.txt", "category.txt"),
-        ("train_videofolder.txt", "train_videofolder.txt"),
-        ("val_videofolder.txt", "val_videofolder.txt"),
-    ],
-)
-def test_resume_refuses_other_data(halves, tmp_path, file, culprit):
+@pytest.mark.parametrize("file", ["category.txt", "train_videofolder.txt", "val_videofolder.txt"])
+def test_resume_refuses_other_data(halves, tmp_path, file):
     shutil.copytree(halves.root, tmp_path / "data")
     path = tmp_path / "data" / "somethingv1" / file
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[2], lines[1], lines[0], *lines[3:]]) + "\n")
     process = resume(halves, tmp_path / "out", root=tmp_path / "data")
-    assert_one_line_error(process, halves.half, culprit)
+    assert_one_line_error(process, halves.half, file)
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
