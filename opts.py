@@ -119,7 +119,7 @@ def _add_run_options(parser: argparse.ArgumentParser, amp: str, compiled: str) -
     )
     _add_device_options(group, amp)
     group.add_argument("--compile", action="store_true", help=compiled)
-    group.add_argument("-p", "--print-freq", type=positive_int, default=20, help="batches between log lines")
+    group.add_argument("-p", "--print-freq", type=positive_int, default=20, help="steps between log lines")
     return group
 
 

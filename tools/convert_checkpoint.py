@@ -29,7 +29,7 @@ from utils.files import check_new_file, write_new, writing
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")
 # The values and options of a checkpoint that are copied to a clean file.
-KEPT = ("epoch", "best_prec1", "categories", "mirrored")
+KEPT = ("epoch", "best_prec1", "best_mean_class", "categories", "mirrored")
 KEPT_OPTIONS = ("amp", "batch_size", "consensus", "source")
 
 
