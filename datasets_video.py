@@ -189,7 +189,7 @@ def check_folder(name: str) -> str:
 def check_template(template: str) -> str:
     """Check the file name of a frame, which has one field for the number: `{}`, `{:d}` or `{:05d}`."""
     # Other formats are ambiguous: {:.1g} writes 10 and 11 alike.
-    if not re.fullmatch(r"(?!\.)[^/{}]*\{(:(0[1-9])?d?)?\}[^/{}]*", template):
+    if not re.fullmatch(r"(?!\.)[^/{}]*\{(:(0[1-9][0-9]?)?d?)?\}[^/{}]*", template):
         raise UserError(f"--image_tmpl {template}: must be a file name with one number, such as {{:05d}}.jpg")
     return template
 

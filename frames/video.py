@@ -273,7 +273,8 @@ def check_length(file: BinaryIO) -> None:
     elif start[4:] in _MP4_BOXES:
         end = _mp4_end(file, length)
     elif start[:4] == b"RIFF":
-        end = 8 + int.from_bytes(start[4:], "little")
+        size = int.from_bytes(start[4:], "little")
+        end = 8 + size if size < 2**32 - 1 else length  # unknown if the file was written to a pipe
     else:
         return
     if end > length:

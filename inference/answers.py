@@ -97,7 +97,7 @@ def csv_rows(videos: Sequence[dict[str, Any]]) -> bytes:
 def answers_npz(
     rows: Sequence[Sequence[np.ndarray]], clips: Sequence[tuple[str, float, float]], names: Sequence[str]
 ) -> dict[str, bytes]:
-    """Make the files of `--save_scores` and `--save_features`, in the format of `test_models.py`.
+    """Make the files of `--save_scores` and `--save_features`, as `test_models.py` does, with a row per clip.
 
     Args:
         rows: scores and optionally features of each clip.

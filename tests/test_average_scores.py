@@ -66,6 +66,7 @@ def test_average(write, tmp_path):
     ("changes", "culprit"),
     [
         ({"videos": ["1", "2", "folder/3", "4", "5", "7"]}, "'6'"),
+        ({"videos": ["1", "2", "folder/3", "4", "5", "5"]}, "several rows"),
         ({"labels": [0, 1, 2, 6, 1, 5]}, "'5'"),
         ({"classes": [*CLASSES[:6], "Other\n"]}, "classes"),
         ({"videos": np.array(VIDEOS, dtype=object)}, "b.npz"),

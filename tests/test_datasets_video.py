@@ -60,7 +60,7 @@ def test_missing_folders(tmp_path):
 
 
 def test_templates():
-    for template in ("{:05d}.jpg", "img_{:04d}.png", "{}.jpg", "a b{:03d}"):
+    for template in ("{:05d}.jpg", "img_{:04d}.png", "{}.jpg", "a b{:03d}", "{:010d}.jpg"):
         assert check_template(template) == template
 
 

@@ -132,6 +132,15 @@ def test_counting_refuses_like_decoding(kind, tmp_path):
     assert reasons[0] == reasons[1]
 
 
+def test_avi_that_was_written_to_a_pipe(tmp_path):
+    """Its size is unknown."""
+    path = tmp_path / "a.avi"
+    write_video(path, 6, codec="mpeg4")
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + b"\xff" * 4 + data[8:])
+    assert_all_agree(path, 6)
+
+
 @pytest.mark.parametrize("name", ["a.webm", "a.mp4", "a.mkv"])
 def test_every_truncation_is_noticed(name, tmp_path):
     path = tmp_path / name

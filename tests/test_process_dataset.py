@@ -108,6 +108,17 @@ def test_diving48_lists_stop_at_the_end(tmp_path: Path) -> None:
     succeed(tmp_path, "diving48", "--check")  # here a list may stop before the folder does
 
 
+def test_diving48_lists_have_all_frames_of_a_video(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "rgb", {"longer.mp4": 9, "val.mp4": 5})
+    train, val = (DIVE | {"vid_name": name, "end_frame": 5} for name in ("longer", "val"))
+    folder = annotate(tmp_path, "diving48", V2_train=[train], V2_test=[val])
+    succeed(tmp_path, "diving48", "--videos", videos, "--annotations", folder)
+    home = tmp_path / "diving48"
+    assert texts(home)["train_videofolder.txt"] == "longer 9 0\n"
+    (home / "train_videofolder.txt").write_text("longer 5 0\n")
+    assert "the list says 5 frames, but there are 9" in process(tmp_path, "diving48", "--check").stdout
+
+
 def test_unusual_class_order_is_noted(tmp_path: Path) -> None:
     home = make_frames(tmp_path, "somethingv1", {"7": 3, "8": 3})
     names = released_categories()

@@ -271,6 +271,7 @@ def test_wrong_options(tmp_path, monkeypatch):
         ("a.mp4 --json nowhere/a.json", "--json nowhere/a.json"),
         ("a.mp4 --json there.png", "there.png"),
         ("a.mp4 --csv a.txt", "--csv a.txt"),
+        ("a.mp4 --save_scores -", "--save_scores -"),
         ("a.mp4 --stride 1", "--stride"),
         ("a.mp4 --threshold 0.5", "--threshold"),
         ("a.mp4 --reconnect", "--reconnect"),

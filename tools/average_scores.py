@@ -77,6 +77,8 @@ def reorder_videos(file: Scores, first: Scores, path: str, first_path: str) -> S
     if file.classes.tolist() != first.classes.tolist():
         raise UserError(f"{path}: its classes are not those of {first_path}, or are in a different order")
     rows = {video: row for row, video in enumerate(file.videos.tolist())}
+    if len(rows) < len(file.videos):
+        raise UserError(f"{path}: has several rows for a video, for example from test_video.py --window")
     differences = rows.keys() ^ set(first.videos.tolist())
     if differences:
         video = printable(min(differences))

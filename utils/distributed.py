@@ -150,7 +150,7 @@ class World:
         elif len(self.devices) > 1:
             device = f"{len(self.devices)} x {device}, DataParallel (torchrun is faster)"
         each = -(-batch_size // self.num_devices)
-        more = f", {each} clips on each" if self.num_devices > 1 else ""
+        more = f", {pluralize(each, 'clip')} on each" if self.num_devices > 1 else ""
         return f"device: {device}; batch of {batch_size}{more}"
 
 

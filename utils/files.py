@@ -131,13 +131,13 @@ def check_new_files(args: Namespace, suffixes: dict[str, str]) -> None:
     """Refuse the output files of several options, see `check_new_file`, or a file used by two of them.
 
     Args:
-        args: the options; their values may be None, or '-' for stdout.
+        args: the options; their values may be None, or '-' for stdout without a suffix.
         suffixes: the suffix of each option's file.
     """
     options: dict[Path, str] = {}
     for option, suffix in suffixes.items():
         file = getattr(args, option)
-        if file and file != "-":
+        if file and (file != "-" or suffix):
             check_new_file(file, f"--{option}", suffix)
             other = options.setdefault(Path(file).resolve(), option)
             if other != option:
