@@ -292,6 +292,11 @@ def test_failed_save_keeps_all_checkpoints(tmp_path, keep):
     assert [load_checkpoint(file)["epoch"] for file in all_checkpoints(path)] == [5, 3, 2][:keep]
 
 
+def test_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(OSError, match="is a folder"):
+        load_checkpoint(tmp_path)
+
+
 def test_load_newest_falls_back(tmp_path, capsys):
     path = tmp_path / "a.pth.tar"
     assert load_newest(path) is None

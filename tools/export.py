@@ -41,6 +41,7 @@ def main() -> None:
             model's.
     """
     args = parse_args()
+    args.format = args.format or ("pt2" if str(args.out).endswith(".pt2") else "onnx")
     # The name of a checkpoint without its suffixes.
     stem = re.sub(r"(?<=.)(\.(pth|pt|ckpt|safetensors))?(\.tar)?$", "", Path(args.weights).name)
     out = Path(args.out or Path(args.weights).with_name(f"{stem}.{args.format}"))
@@ -66,7 +67,7 @@ def parse_args() -> Namespace:
     parser.add_argument(
         "--weights", required=True, metavar="FILE", help="a checkpoint of main.py or a released one"
     )
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="format of the exported file")
+    parser.add_argument("--format", choices=FORMATS, help="default: the suffix of --out, or onnx")
     parser.add_argument("--out", metavar="FILE", help="default: the checkpoint's name with another suffix")
     parser.add_argument(
         "--preprocess",

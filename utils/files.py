@@ -22,7 +22,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading, and refuse others, such as a named pipe, which would block."""
     kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 - called for each frame
     if kind != stat.S_IFREG:
-        raise OSError(errno.EINVAL, f"is {_KINDS.get(kind, 'a device')}, not a file", str(path))
+        raise OSError(errno.EISDIR, f"is {_KINDS.get(kind, 'a device')}, not a file", str(path))
     return open(path, "rb")  # noqa: PTH123, SIM115
 
 
