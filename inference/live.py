@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def watch(
     with recording(Path(file), names) if file else nullcontext() as recorder:
         windows: list[dict[str, Any]] = []
         streams: list[LiveStream] = []  # one for each connection
+        windows_before: list[int] = []  # the number of windows before each connection
         count, error, start = 0, "", time.monotonic()
         try:
             while True:
@@ -59,6 +61,7 @@ def watch(
                     first = (num_frames + 1, moment)
                     stream = LiveStream(source, clip_format.crop, kept_seconds, *first, record)
                     streams.append(stream)
+                    windows_before.append(len(windows))
                     for clip, arrival in live_clips(stream, clip_format, args.window, args.stride):
                         logits = predict(torch.from_numpy(clip.pixels[None]))[0][0].cpu()
                         answer = make_answer(clip, logits, names, args.topk, args.weights)
@@ -93,7 +96,8 @@ def watch(
         )
         video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
         if args.threshold is not None:
-            video["segments"] = merge_windows(windows, args.threshold)
+            parts = [windows[a:b] for a, b in pairwise([*windows_before, len(windows)])]
+            video["segments"] = [segment for part in parts for segment in merge_windows(part, args.threshold)]
         return [video | ({"error": error} if error else {})], int(bool(error))
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -150,6 +151,7 @@ def test_lost_stream_is_one_line(weights, film):
 
 def test_reconnect_continues_numbers_and_times(weights, film, tmp_path):
     command = [sys.executable, REPOSITORY / "test_video.py", "--weights", weights, "--window", 0.5]
+    command += ["--threshold", 0]
     with served(film.read_bytes(), share=0.7) as (url, requests):
         command += ["--reconnect", "--camera", url, "--json", tmp_path / "a.json"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -165,6 +167,9 @@ def test_reconnect_continues_numbers_and_times(weights, film, tmp_path):
     assert max(times) > 3.5  # two connections, with two seconds between them
     frames = [window["frames"][0] for window in video["windows"]]
     assert frames == sorted(frames)
+    gaps = [(a["end"], b["start"]) for a, b in pairwise(video["windows"]) if a["end"] < b["start"]]
+    assert gaps
+    assert not any(part["start"] < end < part["end"] for part in video["segments"] for end, _ in gaps)
 
 
 def test_source_that_cannot_be_opened(weights):
