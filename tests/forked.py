@@ -58,17 +58,12 @@ class Program:
         self.pid = self.process.pid
 
     @property
-    def output(self) -> str:
-        """Its standard output so far."""
-        return self.out.read_text(encoding="utf-8")
-
-    @property
     def is_running(self) -> bool:
         return self.process.exitcode is None
 
     def wait_for(self, start: str) -> None:
         """Wait until it has printed a line with this start."""
-        while f"\n{start}" not in f"\n{self.output}":
+        while f"\n{start}" not in f"\n{self.out.read_text(encoding='utf-8')}":
             assert self.is_running, self.err.read_text(encoding="utf-8")
             time.sleep(0.01)
 

@@ -16,11 +16,6 @@ def model() -> TemporalModel:
     return TemporalModel(4, 2, "GST", "resnet14", alpha=4, beta=2, input_size=32)
 
 
-def rows(output: str) -> dict[str, list[float]]:
-    cells = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| layer")]
-    return {name: list(map(float, values)) for name, *values in cells}
-
-
 def test_share_follows_scales_and_kernels(model):
     blocks = [model.base_model.get_submodule(f"layer{stage}.0") for stage in (1, 2, 3, 4)]
     with torch.no_grad():
@@ -41,7 +36,8 @@ def test_table(model, tmp_path: Path):
     torch.save(model.state_dict(), file)
     done = call("tools/analyze.py", "--weights", file)
     assert (done.returncode, done.stderr) == (0, "")
-    found = rows(done.stdout)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| layer")]
+    found = {name: map(float, values) for name, *values in (line.strip("| ").split(" | ") for line in lines)}
     assert list(found) == ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]
     for name, (share, weight, untrained) in found.items():
         assert untrained == pytest.approx(1, abs=0.05)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import call, files_limited_to, small_run
-from PIL import Image, ImageEnhance
+from PIL import Image
 from synthetic import make_dataset
 from video_files import cut, write_video
 from video_model import save_model
@@ -103,11 +103,6 @@ def test_outlines_record_training():
         np.testing.assert_array_equal(cut_on_device(frames, [outline.view], 48), expected)
         seen.add(outline.view)
     assert len(seen) > 20
-
-
-def test_colour_transform_needs_workers():
-    with pytest.raises(AttributeError, match="--resize workers"):
-        ImageEnhance.Brightness(Outline.of(20, 10)).enhance(2)
 
 
 # Decoders.

@@ -77,13 +77,6 @@ class OneThread(nn.Module):
         return outputs[0]
 
 
-def flatten_weights(model):
-    """Give a model the weights of a replica: broadcast_coalesced loses their layout."""
-    for weight in model.parameters():
-        flat = torch._C._nn.flatten_dense_tensors([weight.data])
-        weight.data = torch._C._nn.unflatten_dense_tensors(flat, [weight.data])[0]
-
-
 def test_threads_train_in_the_requested_precision():
     model, dtypes = small_model(), []
     to_channels_last(model, CPU, for_training=True)
@@ -123,7 +116,9 @@ def test_single_process_selects_its_gpu(two_gpus):
 def test_replica_computes_in_channels_last():
     model = fuse(small_model().eval(), CUDA)
     expected = model(torch.ones(2, 2, 3, 64, 64))
-    flatten_weights(model)
+    for weight in model.parameters():  # as in a replica: broadcast_coalesced loses the layout
+        flat = torch._C._nn.flatten_dense_tensors([weight.data])
+        weight.data = torch._C._nn.unflatten_dense_tensors(flat, [weight.data])[0]
     layouts = []
     model.base_model.layer1.register_forward_pre_hook(
         lambda module, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last_3d))
