@@ -4,7 +4,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -43,15 +43,16 @@ def watch(
         The stream in the format of the JSON output, and the exit status: 1 if the stream was lost.
 
     Raises:
-        UserError: the stream cannot be opened, or the file of `--rendered_output` cannot be written.
+        UserError: the stream cannot be opened, or, before any answer, `--rendered_output` not be written.
     """
     file = args.rendered_output
-    with recording(Path(file), names) if file else nullcontext() as recorder:
-        windows: list[dict[str, Any]] = []
-        streams: list[LiveStream] = []  # one for each connection
-        windows_before: list[int] = []  # the number of windows before each connection
-        count, error, start = 0, "", time.monotonic()
-        try:
+    windows: list[dict[str, Any]] = []
+    streams: list[LiveStream] = []  # one for each connection
+    windows_before: list[int] = []  # the number of windows before each connection
+    count, error, start = 0, "", time.monotonic()
+    try:
+        recorded = recording(Path(file), names) if file else nullcontext()
+        with recorded as recorder, suppress(KeyboardInterrupt):
             while True:
                 try:
                     num_frames = sum(stream.num_frames for stream in streams)
@@ -75,30 +76,34 @@ def watch(
                         if args.json or args.csv:
                             windows.append(answer)
                     stream.close()
-                    error = f"{printable(source)}: lost ({stream.error})" if stream.error else ""
+                    lost = f"{printable(source)}: lost ({stream.error})" if stream.error else ""
                 except UserError as failure:
                     if not streams:
                         raise
-                    error = str(failure)
-                if error:
-                    log.error(f"error: {error}")
-                is_over = streams[-1].is_recording and not error
+                    lost = str(failure)
+                if lost:
+                    log.error(f"error: {lost}")
+                is_over = streams[-1].is_recording and not lost
                 if is_over or not args.reconnect or source == "-":
+                    error = lost
                     break
                 time.sleep(RECONNECT_SECONDS)
-        except KeyboardInterrupt:
-            error = ""
-        num_frames = sum(stream.num_frames for stream in streams)
-        num_dropped = sum(stream.num_dropped for stream in streams)
-        log.info(
-            f"{pluralize(count, 'answer')}, {pluralize(num_frames, 'frame')} in "
-            f"{time.monotonic() - start:.1f} s, {num_dropped} dropped"
-        )
-        video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
-        if args.threshold is not None:
-            parts = [windows[a:b] for a, b in pairwise([*windows_before, len(windows)])]
-            video["segments"] = [segment for part in parts for segment in merge_windows(part, args.threshold)]
-        return [video | ({"error": error} if error else {})], int(bool(error))
+    except UserError as failure:  # the recording failed; the answers so far are kept
+        if not windows:
+            raise
+        error = str(failure)
+        log.error(f"error: {error}")
+    num_frames = sum(stream.num_frames for stream in streams)
+    num_dropped = sum(stream.num_dropped for stream in streams)
+    log.info(
+        f"{pluralize(count, 'answer')}, {pluralize(num_frames, 'frame')} in "
+        f"{time.monotonic() - start:.1f} s, {num_dropped} dropped"
+    )
+    video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
+    if args.threshold is not None:
+        parts = [windows[a:b] for a, b in pairwise([*windows_before, len(windows)])]
+        video["segments"] = [segment for part in parts for segment in merge_windows(part, args.threshold)]
+    return [video | ({"error": error} if error else {})], int(bool(error))
 
 
 class Recorder:

@@ -13,11 +13,9 @@ import pytest
 import torch
 from forked import start_ranks
 from helpers import REPOSITORY, VISIBLE_GPUS, assert_one_line_error, run
-from resume_harness import differences
+from resume_harness import NAME, differences
 from synthetic import make_dataset
 from video_files import write_video
-
-NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 
 
 def count_gpus() -> int:

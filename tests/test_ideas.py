@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY, assert_one_line_error, run, small_run
-from resume_harness import differences
+from resume_harness import NAME, differences
 from synthetic import make_dataset
 
 import engine
@@ -28,7 +28,6 @@ from training.pretrained import load_pretrained
 from utils.cli import UserError
 from utils.metrics import Result
 
-NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 ALL = ("--label_smoothing", 0.1, "--mixup", 0.4, "--class_weights", "balanced", "--freeze", "stem,layer1")
 ALL += ("--consensus", "max", "--best", "mean_class")
 

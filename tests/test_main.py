@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers import ON_CPU, assert_one_line_error, read_events, run, small_run
 from PIL import Image
-from resume_harness import differences
+from resume_harness import NAME, differences
 from synthetic import CATEGORIES, FRAMES, make_dataset
 from torchvision import transforms
 
@@ -30,7 +30,6 @@ from training.run import check_recipe
 from utils.cli import UserError
 from utils.metrics import Result
 
-NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 NUMBER = r"\d+\.\d{3} \(\d+\.\d{3}\)"
 TRAIN_LINE = re.compile(
     rf"Epoch: \[(\d+)\]\[(\d+)/(\d+)\], lr: (\d+\.\d{{5}})\tTime {NUMBER}\tData {NUMBER}\t"
@@ -50,12 +49,8 @@ def succeed(*args):
     return process.stdout.splitlines()
 
 
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
 def load_newest(out, name=NAME):
-    return load(out / "checkpoint" / f"{name}_checkpoint.pth.tar")
+    return torch.load(out / "checkpoint" / f"{name}_checkpoint.pth.tar")
 
 
 def read_rows(out, name=NAME):
@@ -160,7 +155,7 @@ def score_clip_by_clip(root, checkpoint):
     """Score the validation clips with torchvision's transforms; return losses and hits."""
     folder, template = FRAMES["somethingv1"]
     model = TemporalModel(4, 4, backbone="resnet14").eval()
-    model.load_state_dict(load(checkpoint)["state_dict"])
+    model.load_state_dict(torch.load(checkpoint)["state_dict"])
     prepare = transforms.Compose(
         [
             transforms.Resize(32 * 256 // 224),
@@ -214,7 +209,7 @@ def test_tensorboard_curves(finished):
 
 
 def test_checkpoint_content(finished):
-    checkpoint = load(finished.last)
+    checkpoint = torch.load(finished.last)
     assert (checkpoint["epoch"], checkpoint["arch"]) == (2, "resnet14")
     model = TemporalModel(4, 4, backbone="resnet14")
     shapes = {name: value.shape for name, value in checkpoint["state_dict"].items()}
@@ -224,9 +219,9 @@ def test_checkpoint_content(finished):
     assert checkpoint["best_prec1"] == max(accuracies)
     assert checkpoint["categories"] == list(CATEGORIES)
     assert checkpoint["mirrored"] == [2, 1, 0, 3]
-    best = load(finished.best)
+    best = torch.load(finished.best)
     assert best["epoch"] == accuracies.index(best["best_prec1"]) + 1
-    assert load(f"{finished.last}.1")["epoch"] == 1
+    assert torch.load(f"{finished.last}.1")["epoch"] == 1
 
 
 def test_evaluate_repeats_the_validation(finished):
@@ -284,7 +279,7 @@ def halves(trn_root, tmp_path_factory):
 def test_resume_is_bit_exact(halves):
     for name in ("checkpoint", "best"):
         files = [out / "checkpoint" / f"{NAME}_{name}.pth.tar" for out in (halves.whole, halves.parts)]
-        assert_same_result(*map(load, files))
+        assert_same_result(*map(torch.load, files))
     one, other = read_rows(halves.whole), read_rows(halves.parts)
     assert len(one) == 2
     assert one == other
@@ -341,7 +336,7 @@ def test_resume_refuses_other_data(halves, tmp_path, file):
 @pytest.mark.slow
 def test_released_checkpoint_evaluates_and_trains_further(halves, tmp_path):
     # As saved by the authors' code under DataParallel: keys, a tensor for the accuracy, torch's old format.
-    state = {f"module.{name}": value for name, value in load(halves.half)["state_dict"].items()}
+    state = {f"module.{name}": value for name, value in torch.load(halves.half)["state_dict"].items()}
     released = {"epoch": 1, "arch": "resnet14", "state_dict": state, "best_prec1": torch.tensor(99.0)}
     path = tmp_path / "released.pth.tar"
     torch.save(released, path, _use_new_zipfile_serialization=False)

@@ -188,8 +188,6 @@ def test_freeze(parts, frozen):
     [
         {"model": "TPN"},
         {"backbone": "resnet18"},
-        {"alpha": 3},
-        {"beta": 4},
         {"dropout": 1},
         {"input_size": 31},
         {"num_class": 0},

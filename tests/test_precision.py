@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import REPOSITORY, assert_one_line_error, call, finish, run, small_run
+from resume_harness import NAME
 from synthetic import make_dataset
 
 from inference.fuse import to_channels_last
@@ -20,7 +21,6 @@ from utils.precision import evaluation_precision, has_instructions, training_pre
 
 CPU = torch.device("cpu")
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are for x86 CPUs")
 
 

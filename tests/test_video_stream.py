@@ -1,5 +1,6 @@
 """`test_video.py` on live streams: HTTP, named pipes, stdin, lost connections, a slow model, Ctrl-C."""
 
+import errno
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from video_files import write_video
 from frames.sources import open_video
 from frames.stream import LiveStream, is_live
 from inference.clips import ClipFormat
-from inference.live import live_clips
+from inference.live import Recorder, live_clips
 from transforms import evaluation_transform
 from utils.cli import UserError
 
@@ -184,3 +185,21 @@ def test_full_disk_ends_a_recording(weights, film, tmp_path):
         process = call("test_video.py", url, *options)
     assert_one_line_error(process, f"--rendered_output {tmp_path / 'live.mp4'}")
     assert not list(tmp_path.iterdir())
+
+
+def test_failed_recording_keeps_the_answers(weights, film, tmp_path, monkeypatch):
+    answers = []
+
+    def show(self, answer):
+        answers.append(answer)
+        if len(answers) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Recorder, "show", show)
+    options = ("--window", 1, "--weights", weights, "--rendered_output", tmp_path / "a.mp4")
+    with served(film.read_bytes()) as (url, _):
+        process = call("test_video.py", url, *options, "--json", tmp_path / "a.json")
+    assert_one_line_error(process, f"--rendered_output {tmp_path / 'a.mp4'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    (video,) = json.loads((tmp_path / "a.json").read_text())["videos"]
+    assert len(video["windows"]) == 2

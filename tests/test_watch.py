@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import call, small_run
 from PIL import Image
+from resume_harness import NAME
 from synthetic import CATEGORIES, make_dataset
 
 from dataset import VideoDataSet, open_videos
@@ -16,7 +17,6 @@ from loader import ClipSampler
 from reports.plots import MAX_CLIPS, draw_batch
 from transforms import Compose, GroupRandomHorizontalFlip, training_transform
 
-NAME = "GST_somethingv1_resnet14_alpha4_beta2_segment4"
 MIRRORED = [2, 1, 0, 3]
 
 
