@@ -65,7 +65,7 @@ class HalfBuilt:
         raise AttributeError("noise of a destructor")
 
 def main():
-    for number in range(1000):
+    for number in range(10_000):  # more than a pipe holds
         log.info("logged")
         print("printed")
     log.info("clip \\u00fc a\\nb\\x1b[2J\\tc")
