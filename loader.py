@@ -168,7 +168,8 @@ class ClipLoader(DataLoader):
             yield
         except (RuntimeError, OSError, EOFError) as error:
             text = f"{error} {_pin_errors}"
-            if "Too many open files" in text:
+            # The second means that no descriptor was free for a file from a worker.
+            if "Too many open files" in text or "received 0 items of ancdata" in text:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
             if "</torch_" in text:  # torch's name of a piece of shared memory
                 raise UserError(

@@ -240,11 +240,11 @@ def main():
     assert loader.pin_memory
     batches = iter(loader)
     next(batches)
-    if sys.argv[1] == "files":
-        free = os.dup(0)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
-    else:
+    if sys.argv[1] == "kill":
         loader._iterator._workers[0].kill()
+    else:
+        limit = os.dup(0) + int(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     for _ in batches:
         pass
 
@@ -253,7 +253,11 @@ run_program(main)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("word", "culprit"), [("files", "Too many open files"), ("kill", "was killed")])
+@pytest.mark.parametrize(
+    ("word", "culprit"),
+    # The connection to a worker fails; a file that the worker sends does not arrive.
+    [("0", "Too many open files"), ("4", "Too many open files"), ("kill", "was killed")],
+)
 def test_error_in_the_thread_that_pins_is_one_line(word, culprit, tmp_path):
     """torch would print its traceback, too."""
     root = make_dataset(tmp_path, train=0, val=4, frames=8) / "somethingv1"
