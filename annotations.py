@@ -1,4 +1,4 @@
-"""Read annotations: the official files of a data set, or class folders or a CSV for custom data.
+"""Read annotations: the official files of a data set, or class folders or a CSV for your own data.
 
 Every reader returns class names in the order of their labels, and the videos as `VideoRecord`s. Only the
 annotations of Diving48 contain frame counts.
@@ -147,7 +147,7 @@ def _read(path: Path) -> str:
 
 
 class OwnData(NamedTuple):
-    """The videos of custom data.
+    """The videos of the user's own data.
 
     Attributes:
         categories: class names in the order of their labels.
@@ -293,7 +293,7 @@ def group_by_name(records: Iterable[VideoRecord], pattern: re.Pattern[str]) -> d
 
 
 def _order_classes(names: set[str], file: Path, source: Path) -> list[str]:
-    """Order custom classes as in `file` if it exists; otherwise sort them."""
+    """Order the user's own classes as in `file` if it exists; otherwise sort them."""
     for name in names:
         _check(check_name, name, source)
     if names and not file.exists():
@@ -308,7 +308,7 @@ def _order_classes(names: set[str], file: Path, source: Path) -> list[str]:
 
 
 def make_lists(data: OwnData, val_fraction: float, seed: int) -> Lists:
-    """Split custom data into lists.
+    """Split the user's own data into lists.
 
     Args:
         data: the videos.
@@ -366,7 +366,7 @@ def _draw(data: OwnData, val_fraction: float, seed: int) -> dict[str, str]:
 
 
 def describe_split(data: OwnData, lists: Lists) -> list[str]:
-    """Make the warnings for custom data: no clips of a class, and videos of one recording in both lists."""
+    """Warnings for the user's own data: no clips of a class, videos of one recording in both lists."""
     notes = ["there is only one class"] if len(data.categories) == 1 else []
     train, val = (lists.get(name, []) for name in (TRAIN_LIST, VAL_LIST))
     for list_name, records in ((TRAIN_LIST, train), (VAL_LIST, val)):

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,11 @@ def watch(
         The stream in the format of the JSON output, and the exit status: 1 if the stream was lost.
 
     Raises:
-        UserError: the stream cannot be opened, or, before any answer, `--rendered_output` not be written.
+        UserError: the stream cannot be opened, or its recording failed and no answers are kept.
     """
     file = args.rendered_output
-    windows: list[dict[str, Any]] = []
     streams: list[LiveStream] = []  # one for each connection
-    windows_before: list[int] = []  # the number of windows before each connection
+    answers: list[list[dict[str, Any]]] = []  # of each connection
     count, error, start = 0, "", time.monotonic()
     try:
         recorded = recording(Path(file), names) if file else nullcontext()
@@ -62,7 +61,7 @@ def watch(
                     first = (num_frames + 1, moment)
                     stream = LiveStream(source, clip_format.crop, kept_seconds, *first, record)
                     streams.append(stream)
-                    windows_before.append(len(windows))
+                    answers.append([])
                     for clip, arrival in live_clips(stream, clip_format, args.window, args.stride):
                         logits = predict(torch.from_numpy(clip.pixels[None]))[0][0].cpu()
                         answer = make_answer(clip, logits, names, args.topk, args.weights)
@@ -74,7 +73,7 @@ def watch(
                         if recorder:
                             recorder.show(best if is_shown else None)
                         if args.json or args.csv:
-                            windows.append(answer)
+                            answers[-1].append(answer)
                     stream.close()
                     lost = f"{printable(source)}: lost ({stream.error})" if stream.error else ""
                 except UserError as failure:
@@ -89,7 +88,7 @@ def watch(
                     break
                 time.sleep(RECONNECT_SECONDS)
     except UserError as failure:  # the recording failed; the answers so far are kept
-        if not windows:
+        if not any(answers):
             raise
         error = str(failure)
         log.error(f"error: {error}")
@@ -99,10 +98,11 @@ def watch(
         f"{pluralize(count, 'answer')}, {pluralize(num_frames, 'frame')} in "
         f"{time.monotonic() - start:.1f} s, {num_dropped} dropped"
     )
-    video = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped, "windows": windows}
+    video: dict[str, Any] = {"video": source, "num_frames": num_frames, "num_dropped": num_dropped}
+    video["windows"] = list(chain.from_iterable(answers))
     if args.threshold is not None:
-        parts = [windows[a:b] for a, b in pairwise([*windows_before, len(windows)])]
-        video["segments"] = [segment for part in parts for segment in merge_windows(part, args.threshold)]
+        segments = (merge_windows(windows, args.threshold) for windows in answers)
+        video["segments"] = list(chain.from_iterable(segments))
     return [video | ({"error": error} if error else {})], int(bool(error))
 
 

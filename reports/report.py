@@ -165,7 +165,7 @@ def find_mistakes(
     mistakes = []
     for clip in wrong[np.argsort(-confidence, kind="stable")[:NUM_MISTAKES]]:
         record = videos.record(videos.included[clip])
-        sampled = videos.sample_indices(record.num_frames, np.random.default_rng(0))  # unused here
+        sampled = videos.sample_indices(record.num_frames, np.random.default_rng(0))  # draws nothing
         numbers = [int(number) for number in sampled[: videos.num_segments]]  # of the first clip
         frames = videos.source.read(record.path, list(dict.fromkeys(numbers)))
         classes = (("predicted", predictions[clip]), ("true", labels[clip]))

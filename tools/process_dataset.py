@@ -232,7 +232,7 @@ def write_lists(args: argparse.Namespace, folder: Path) -> int:
 
 
 def read_own_data(args: argparse.Namespace, folder: Path, source: str, place: Path) -> OwnData:
-    """Read the class folders or the CSV of custom data."""
+    """Read the class folders or the CSV of the user's own data."""
     category_file = folder / "category.txt"
     top = Path(args.videos or place)
     if args.annotations:

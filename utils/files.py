@@ -131,7 +131,7 @@ def check_new_files(args: Namespace, suffixes: dict[str, str]) -> None:
     """Refuse the output files of several options, see `check_new_file`, or a file used by two of them.
 
     Args:
-        args: the options; their values may be None, or '-' for stdout without a suffix.
+        args: the options; their values may be None, or '-' for stdout if there is no suffix.
         suffixes: the suffix of each option's file.
     """
     options: dict[Path, str] = {}
